@@ -1,0 +1,1 @@
+//! Benchmarks: spawn and RPC latency.

@@ -1,0 +1,1 @@
+//! RPC between the services of a host.

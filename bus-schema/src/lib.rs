@@ -1,0 +1,38 @@
+//! The vocabulary of Blackhole: what travels on its bus, how it is named,
+//! how it is configured, and the clients that speak it.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`names`] | validated names: services, instances, components, clients |
+//! | [`envelope`] | the two frames of a message and the fields around every body |
+//! | [`message`] | the traits that tie a `kind` to a body and a command to its reply |
+//! | [`process`], [`limits`], [`resource`], [`supervision`], [`health`], [`registry`], [`component`], [`reply`] | one noun each: the bodies |
+//! | [`topic`] | topics and prefixes |
+//! | [`rpc`] | headers, status codes, tokens and the client of the RPC plane |
+//! | [`config`] | `blackhole.yaml`, its errors, and the effective settings of a service |
+//! | [`dirs`] | run and state directories, locks, incarnations |
+//! | [`transport`] | the only place that knows the ZeroMQ library |
+//! | [`bus`] | a component's own sockets, and connections to others |
+//! | [`daemon`] | what every daemon's `main` does: flags, tracing, notification |
+
+pub mod bus;
+pub mod component;
+pub mod config;
+pub mod daemon;
+pub mod dirs;
+pub mod envelope;
+pub mod health;
+pub mod limits;
+pub mod message;
+pub mod names;
+pub mod process;
+pub mod registry;
+pub mod reply;
+pub mod resource;
+pub mod rpc;
+pub mod supervision;
+pub mod topic;
+pub mod transport;
+
+/// Version of this build, as shown by `blackhole status` and in each hello.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,114 @@
+//! Replies: what became of a command. They travel on `rep.<client>.` of the
+//! component that was asked.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::message::Message;
+
+/// Status codes: gRPC's canonical ones (github.com/grpc/grpc/blob/master/doc/statuscodes.md),
+/// for commands on the bus and for calls between services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Code {
+    /// Done.
+    Ok,
+    /// The caller gave up.
+    Cancelled,
+    /// No better code fits.
+    Unknown,
+    /// The request itself is wrong.
+    InvalidArgument,
+    /// The budget was spent.
+    DeadlineExceeded,
+    /// No such thing.
+    NotFound,
+    /// It is there already.
+    AlreadyExists,
+    /// Not allowed.
+    PermissionDenied,
+    /// Refused for want of a resource; the message has the numbers.
+    ResourceExhausted,
+    /// The state of things does not allow it now.
+    FailedPrecondition,
+    /// Given up half-way, safe to try again from the start.
+    Aborted,
+    /// Past the end.
+    OutOfRange,
+    /// Not known here.
+    Unimplemented,
+    /// A fault of this program.
+    Internal,
+    /// Not there now; try again later.
+    Unavailable,
+    /// Lost for good.
+    DataLoss,
+    /// The caller is not who it says.
+    Unauthenticated,
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let debug = format!("{self:?}");
+        let mut out = String::with_capacity(debug.len() + 4);
+        for (index, character) in debug.chars().enumerate() {
+            if character.is_ascii_uppercase() && index > 0 {
+                out.push('_');
+            }
+            out.push(character.to_ascii_uppercase());
+        }
+        formatter.pad(&out)
+    }
+}
+
+/// A refusal or failure, with what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Status {
+    /// Which kind.
+    pub code: Code,
+    /// For a person.
+    pub message: String,
+}
+
+impl Status {
+    /// A status with this code and text.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+/// What became of a command.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub enum Verdict {
+    /// Received, being worked on; another reply follows.
+    Accepted {},
+    /// Done.
+    Done {
+        /// The command's own result.
+        result: rmpv::Value,
+    },
+    /// Refused or failed.
+    Failed {
+        /// Why.
+        #[serde(flatten)]
+        error: Status,
+    },
+}
+
+/// A reply.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Reply {
+    /// The `id` of the command.
+    pub to: Uuid,
+    /// What became of it.
+    #[serde(flatten)]
+    pub verdict: Verdict,
+}
+
+impl Message for Reply {
+    const KIND: &'static str = "reply";
+}

@@ -1,0 +1,1 @@
+//! Small services for the examples and the tests.

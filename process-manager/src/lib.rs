@@ -1,0 +1,1 @@
+//! Spawns, adopts, probes and stops the services of a host.

@@ -1,0 +1,1 @@
+//! Admission, cgroups, limits and usage of the services of a host.

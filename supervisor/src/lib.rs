@@ -1,0 +1,1 @@
+//! Decides what runs: desired state, order, health, restarts.

@@ -1,0 +1,1 @@
+//! Tests of the real daemons, end to end.
