@@ -1,1 +1,169 @@
-//! To be written.
+//! A message on the bus is two frames: `[topic][envelope]`. The envelope is a
+//! MessagePack map with named fields around a body of some `kind`.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::message::Message;
+use crate::names::ClientName;
+
+/// Version of the envelope. Fields may be added without raising it.
+pub const VERSION: u16 = 1;
+
+/// Why bytes are not a message, or not the one asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum EnvelopeError {
+    /// Not a MessagePack map with the fields of an envelope.
+    #[error("not an envelope")]
+    Decode(#[source] rmp_serde::decode::Error),
+    /// The envelope is of another version.
+    #[error("envelope version {found} is not spoken here, only {VERSION}: update the older side")]
+    Version {
+        /// What it said.
+        found: u16,
+    },
+    /// A body of another kind was asked for.
+    #[error("a message of kind {found:?} is not a {expected:?}")]
+    Kind {
+        /// What it is.
+        found: String,
+        /// What was asked for.
+        expected: &'static str,
+    },
+    /// The body does not fit its kind.
+    #[error("the body of a {kind:?} message is not understood")]
+    Body {
+        /// The kind.
+        kind: String,
+        /// What does not fit.
+        #[source]
+        source: rmpv::ext::Error,
+    },
+}
+
+/// Who published a message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// `supervisor`, `process-manager.gpu`, or a client's name.
+    pub component: String,
+    /// Which of several of that name: the process id.
+    pub instance: String,
+    /// Raised with each start of that component; 0 for clients.
+    pub incarnation: u64,
+}
+
+/// A received envelope. Fields it does not know are ignored.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Envelope {
+    /// [`VERSION`].
+    pub v: u16,
+    /// Unique; a command repeated with the same id is carried out once. UUIDv7 (RFC 9562).
+    pub id: Uuid,
+    /// When it was published, Unix time in nanoseconds; for people, not for decisions.
+    pub at: u64,
+    /// Who published it.
+    pub source: Source,
+    /// Counts the messages of this source on this topic, from 1; 0 on topics
+    /// that are not counted (commands, replies, logs).
+    #[serde(default)]
+    pub seq: u64,
+    /// The message that led to this one.
+    #[serde(default)]
+    pub cause: Option<Uuid>,
+    /// Who is answered.
+    #[serde(default)]
+    pub reply_to: Option<ClientName>,
+    /// Time left for a command, in milliseconds, counted from its arrival on the receiver's clock.
+    #[serde(default)]
+    pub budget_ms: Option<u64>,
+    /// Which body.
+    pub kind: String,
+    /// The body.
+    #[serde(default = "nil")]
+    pub body: rmpv::Value,
+}
+
+fn nil() -> rmpv::Value {
+    rmpv::Value::Nil
+}
+
+impl Envelope {
+    /// Decodes the second frame of a message.
+    ///
+    /// # Errors
+    /// For anything but an envelope of this version. Never panics.
+    pub fn decode(bytes: &[u8]) -> Result<Self, EnvelopeError> {
+        #[derive(Deserialize)]
+        struct Head {
+            v: u16,
+        }
+        match rmp_serde::from_slice::<Self>(bytes) {
+            Ok(envelope) if envelope.v == VERSION => Ok(envelope),
+            Ok(envelope) => Err(EnvelopeError::Version { found: envelope.v }),
+            Err(error) => match rmp_serde::from_slice::<Head>(bytes) {
+                Ok(head) if head.v != VERSION => Err(EnvelopeError::Version { found: head.v }),
+                _ => Err(EnvelopeError::Decode(error)),
+            },
+        }
+    }
+
+    /// The body as the type of its kind.
+    ///
+    /// # Errors
+    /// When the kind is another, or the body does not fit.
+    pub fn parse<M: Message>(&self) -> Result<M, EnvelopeError> {
+        if self.kind != M::KIND {
+            return Err(EnvelopeError::Kind {
+                found: self.kind.clone(),
+                expected: M::KIND,
+            });
+        }
+        rmpv::ext::from_value(self.body.clone()).map_err(|source| EnvelopeError::Body {
+            kind: self.kind.clone(),
+            source,
+        })
+    }
+}
+
+/// An envelope to be sent, with its typed body.
+#[derive(Debug, Serialize)]
+pub struct Outgoing<'a, M> {
+    /// See [`Envelope`].
+    pub v: u16,
+    /// See [`Envelope`].
+    pub id: Uuid,
+    /// See [`Envelope`].
+    pub at: u64,
+    /// See [`Envelope`].
+    pub source: &'a Source,
+    /// See [`Envelope`].
+    pub seq: u64,
+    /// See [`Envelope`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<Uuid>,
+    /// See [`Envelope`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reply_to: Option<&'a ClientName>,
+    /// See [`Envelope`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget_ms: Option<u64>,
+    /// See [`Envelope`].
+    pub kind: &'a str,
+    /// The body.
+    pub body: &'a M,
+}
+
+impl<M: Serialize> Outgoing<'_, M> {
+    /// The second frame.
+    ///
+    /// # Errors
+    /// When the body cannot be written as MessagePack, which no body of this crate does.
+    pub fn encode(&self) -> Result<Vec<u8>, rmp_serde::encode::Error> {
+        rmp_serde::to_vec_named(self)
+    }
+}
+
+/// A fresh message id (UUIDv7).
+pub fn fresh_id() -> Uuid {
+    Uuid::now_v7()
+}

@@ -156,7 +156,11 @@ impl ClientName {
     /// A fresh name `<prefix>-<8 hex digits>`; `prefix` is a program's short name.
     pub fn fresh(prefix: &str) -> Self {
         let id = uuid::Uuid::now_v7().simple().to_string();
-        let prefix = if validate(prefix).is_ok() && prefix.len() <= 32 { prefix } else { "client" };
+        let prefix = if validate(prefix).is_ok() && prefix.len() <= 32 {
+            prefix
+        } else {
+            "client"
+        };
         Self(format!("{prefix}-{}", &id[id.len() - 8..]))
     }
 }

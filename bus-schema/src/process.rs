@@ -28,7 +28,10 @@ pub struct StopSpec {
 
 impl Default for StopSpec {
     fn default() -> Self {
-        Self { signal: 15, grace_ms: DEFAULT_GRACE_MS }
+        Self {
+            signal: 15,
+            grace_ms: DEFAULT_GRACE_MS,
+        }
     }
 }
 
@@ -44,7 +47,10 @@ pub struct LogSpec {
 
 impl Default for LogSpec {
     fn default() -> Self {
-        Self { max_bytes: 16 * 1024 * 1024, max_files: 4 }
+        Self {
+            max_bytes: 16 * 1024 * 1024,
+            max_files: 4,
+        }
     }
 }
 
@@ -136,7 +142,10 @@ impl fmt::Display for ExitStatus {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exited { code } => write!(formatter, "exit code {code}"),
-            Self::Signaled { signal, core_dumped } => {
+            Self::Signaled {
+                signal,
+                core_dumped,
+            } => {
                 match signal_name(*signal) {
                     Some(name) => write!(formatter, "signal {signal} ({name})")?,
                     None => write!(formatter, "signal {signal}")?,
@@ -244,7 +253,11 @@ impl fmt::Display for SpawnFailure {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.operation)?;
         if self.errno != 0 {
-            write!(formatter, ": {}", std::io::Error::from_raw_os_error(self.errno))?;
+            write!(
+                formatter,
+                ": {}",
+                std::io::Error::from_raw_os_error(self.errno)
+            )?;
         }
         if !self.hint.is_empty() {
             write!(formatter, " ({})", self.hint)?;
@@ -374,14 +387,19 @@ impl ProcessState {
     pub fn exit(&self) -> Option<&ExitRecord> {
         match self {
             Self::Terminated { exit } => exit.as_ref(),
-            Self::Failed { failure: Failure::Exit { exit } } => Some(exit),
+            Self::Failed {
+                failure: Failure::Exit { exit },
+            } => Some(exit),
             _ => None,
         }
     }
 
     /// Whether a process exists or may exist.
     pub fn is_live(&self) -> bool {
-        matches!(self, Self::Spawn {} | Self::Running { .. } | Self::Stopping { .. })
+        matches!(
+            self,
+            Self::Spawn {} | Self::Running { .. } | Self::Stopping { .. }
+        )
     }
 }
 
@@ -593,7 +611,10 @@ command!(FollowLog, "process.follow_log", ());
 
 /// The usual name of a signal of Linux on x86-64 and arm64, see signal(7).
 pub fn signal_name(signal: i32) -> Option<&'static str> {
-    SIGNALS.iter().find(|(number, _)| *number == signal).map(|(_, name)| *name)
+    SIGNALS
+        .iter()
+        .find(|(number, _)| *number == signal)
+        .map(|(_, name)| *name)
 }
 
 /// The number of a signal by name, with or without `SIG`, in any case, or by number (1 to 64).
@@ -619,12 +640,36 @@ pub fn signal_number(text: &str) -> Option<i32> {
 }
 
 const SIGNALS: [(i32, &str); 31] = [
-    (1, "SIGHUP"), (2, "SIGINT"), (3, "SIGQUIT"), (4, "SIGILL"), (5, "SIGTRAP"),
-    (6, "SIGABRT"), (7, "SIGBUS"), (8, "SIGFPE"), (9, "SIGKILL"), (10, "SIGUSR1"),
-    (11, "SIGSEGV"), (12, "SIGUSR2"), (13, "SIGPIPE"), (14, "SIGALRM"), (15, "SIGTERM"),
-    (16, "SIGSTKFLT"), (17, "SIGCHLD"), (18, "SIGCONT"), (19, "SIGSTOP"), (20, "SIGTSTP"),
-    (21, "SIGTTIN"), (22, "SIGTTOU"), (23, "SIGURG"), (24, "SIGXCPU"), (25, "SIGXFSZ"),
-    (26, "SIGVTALRM"), (27, "SIGPROF"), (28, "SIGWINCH"), (29, "SIGIO"), (30, "SIGPWR"),
+    (1, "SIGHUP"),
+    (2, "SIGINT"),
+    (3, "SIGQUIT"),
+    (4, "SIGILL"),
+    (5, "SIGTRAP"),
+    (6, "SIGABRT"),
+    (7, "SIGBUS"),
+    (8, "SIGFPE"),
+    (9, "SIGKILL"),
+    (10, "SIGUSR1"),
+    (11, "SIGSEGV"),
+    (12, "SIGUSR2"),
+    (13, "SIGPIPE"),
+    (14, "SIGALRM"),
+    (15, "SIGTERM"),
+    (16, "SIGSTKFLT"),
+    (17, "SIGCHLD"),
+    (18, "SIGCONT"),
+    (19, "SIGSTOP"),
+    (20, "SIGTSTP"),
+    (21, "SIGTTIN"),
+    (22, "SIGTTOU"),
+    (23, "SIGURG"),
+    (24, "SIGXCPU"),
+    (25, "SIGXFSZ"),
+    (26, "SIGVTALRM"),
+    (27, "SIGPROF"),
+    (28, "SIGWINCH"),
+    (29, "SIGIO"),
+    (30, "SIGPWR"),
     (31, "SIGSYS"),
 ];
 
@@ -633,7 +678,10 @@ mod bytes_list {
     use serde::{Deserialize, Deserializer, Serializer, ser::SerializeSeq};
     use serde_bytes::{ByteBuf, Bytes};
 
-    pub(super) fn serialize<S: Serializer>(list: &[Vec<u8>], serializer: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        list: &[Vec<u8>],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         let mut sequence = serializer.serialize_seq(Some(list.len()))?;
         for item in list {
             sequence.serialize_element(Bytes::new(item))?;
@@ -641,7 +689,9 @@ mod bytes_list {
         sequence.end()
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Vec<u8>>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<Vec<u8>>, D::Error> {
         let list = Vec::<ByteBuf>::deserialize(deserializer)?;
         Ok(list.into_iter().map(ByteBuf::into_vec).collect())
     }

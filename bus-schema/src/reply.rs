@@ -76,7 +76,10 @@ pub struct Status {
 impl Status {
     /// A status with this code and text.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self {
+            code,
+            message: message.into(),
+        }
     }
 }
 

@@ -1,8 +1,169 @@
 //! `blackhole.yaml`: what a person writes, checked, with every default filled in.
+//!
+//! ```text
+//! file ──read (4 MiB at most)──► text ──tree──► places and values
+//!        environment variables ──────────────────────┤
+//!                              runtime, services ◄───┘ section: typed getters
+//!                                      └─ graph: dependencies ──► Config
+//! ```
+//!
+//! There is one error at a time, the first that is found, with file, line,
+//! column and the path of keys ([`ConfigError`]). Precedence: a daemon's flags,
+//! `BLACKHOLE_RUNTIME_…` variables, the file, defaults.
+//!
+//! Paths: `working_dir` and a program with a slash in it (`./worker`,
+//! `bin/worker`) are taken from the directory of the configuration file; a
+//! program without one is looked up in `PATH` at the spawn. `${config_dir}`
+//! stands for that directory in commands, `exec` probes, `working_dir` and
+//! `env`. See [`reference`] for what else `env` can refer to.
 
+mod environment;
+mod error;
+mod graph;
+mod limits;
 mod model;
+mod orchestrator;
+mod probe;
+pub mod reference;
+mod section;
+mod service;
+mod tree;
+mod units;
 
+use std::io::Read;
+use std::path::Path;
+
+pub use error::{ConfigError, Invalid};
 pub use model::{
     Condition, Config, Dependency, Orchestrator, Priority, RestartMode, RestartPolicy,
     ServiceConfig,
 };
+
+use section::Field;
+
+/// Largest configuration, in bytes: a thousand services take some 400 KiB.
+pub const MAX_BYTES: u64 = 4 * 1024 * 1024;
+
+impl Config {
+    /// Reads a file, with the process's environment variables over it.
+    ///
+    /// # Errors
+    /// When it cannot be read, is too large, is not text, or is wrong; nothing
+    /// larger than [`MAX_BYTES`] is read into memory.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let variables = std::env::vars_os().filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        });
+        Self::load_with(path, variables)
+    }
+
+    /// [`Config::load`] with these environment variables instead of the process's own.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_with(
+        path: &Path,
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let text = read(path)?;
+        let absolute = std::path::absolute(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let dir = absolute.parent().unwrap_or(Path::new("/"));
+        Self::parse_in(&text, &path.display().to_string(), dir, variables)
+    }
+
+    /// Parses a text; `name` is what errors call it. Without environment
+    /// variables; relative paths are taken from the current directory.
+    ///
+    /// # Errors
+    /// When something in it is wrong.
+    pub fn parse(text: &str, name: &str) -> Result<Self, ConfigError> {
+        let dir = std::env::current_dir().map_err(|source| ConfigError::Read {
+            path: name.into(),
+            source,
+        })?;
+        Self::parse_in(text, name, &dir, [])
+    }
+
+    /// Parses a text whose relative paths are taken from `dir`, with
+    /// environment variables over it.
+    ///
+    /// # Errors
+    /// When something in it, or in a variable, is wrong.
+    pub fn parse_in(
+        text: &str,
+        name: &str,
+        dir: &Path,
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let located = |problem: error::Problem| problem.locate(name, text);
+        if text.len() as u64 > MAX_BYTES {
+            return Err(ConfigError::TooLarge {
+                path: name.into(),
+                limit: MAX_BYTES,
+            });
+        }
+        let mut root = tree::parse(text).map_err(located)?;
+        environment::apply(&mut root, variables).map_err(located)?;
+        let root = Field::new(&root, "");
+        let build = || {
+            let top = root.section(&["runtime", "services"])?;
+            let runtime = top
+                .read("runtime", orchestrator::runtime)?
+                .unwrap_or_default();
+            let services = top.read("services", |field| service::services(field, &runtime, dir))?;
+            Ok(Self {
+                orchestrator: runtime.orchestrator,
+                services: services.unwrap_or_default(),
+            })
+        };
+        build().map_err(located)
+    }
+}
+
+/// Reads at most [`MAX_BYTES`] of UTF-8 text.
+fn read(path: &Path) -> Result<String, ConfigError> {
+    let failed = |source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let too_large = || ConfigError::TooLarge {
+        path: path.to_owned(),
+        limit: MAX_BYTES,
+    };
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    if metadata.is_dir() {
+        return Err(ConfigError::Directory {
+            path: path.to_owned(),
+        });
+    }
+    if metadata.len() > MAX_BYTES {
+        return Err(too_large());
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
+    // A device or a growing file may hold more than it says.
+    file.take(MAX_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(too_large());
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        let bytes = error.as_bytes();
+        let before = bytes.get(..at).unwrap_or_default();
+        let line_start = before
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |index| index + 1);
+        ConfigError::NotText {
+            path: path.to_owned(),
+            line: before.iter().filter(|byte| **byte == b'\n').count() as u64 + 1,
+            column: (at - line_start) as u64 + 1,
+            byte: bytes.get(at).copied().unwrap_or_default(),
+        }
+    })
+}

@@ -11,8 +11,8 @@ use crate::limits::Limits;
 use crate::names::{InstanceName, ServiceName};
 use crate::process::{LogSpec, StopSpec};
 
-/// A whole configuration.
-#[derive(Debug, Clone, PartialEq)]
+/// A whole configuration. The default one has no services.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Config {
     /// `runtime.orchestrator`.
     pub orchestrator: Orchestrator,
@@ -45,6 +45,19 @@ pub struct Orchestrator {
     /// Parent cgroup to work below, relative to the root of each hierarchy;
     /// `None` is the daemon's own cgroup.
     pub cgroup_parent: Option<String>,
+}
+
+impl Default for Orchestrator {
+    fn default() -> Self {
+        Self {
+            max_processes: 1_000,
+            restart_policy: RestartPolicy::default(),
+            usage_interval: Duration::from_secs(1),
+            restart_burst: 32,
+            restart_refill: Duration::from_millis(250),
+            cgroup_parent: None,
+        }
+    }
 }
 
 /// When a failed service is started again.

@@ -1,0 +1,675 @@
+//! A component's own side of the bus: its two sockets, its events, its replies.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Serialize;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::BusError;
+use super::tails::Tails;
+use crate::component::{Bye, ComponentInfo, Heartbeat, Hello, Ping, StreamTail};
+use crate::dirs::{Dirs, unix_now_ns};
+use crate::envelope::{self, Envelope, EnvelopeError, Outgoing, Source};
+use crate::message::{Command, Message, PAGE_ITEMS, Snapshot};
+use crate::names::{ClientName, Component};
+use crate::process::LogLines;
+use crate::reply::{Code, Reply, Status, Verdict};
+use crate::topic::{self, Topic};
+use crate::transport::{PubSocket, SubSocket};
+
+/// Messages waiting for the publisher task. When full, `publish` waits: the
+/// publisher only hands to the I/O and never waits for a subscriber.
+const OUTGOING: usize = 4096;
+/// Commands waiting for the component. When full, further ones are refused with
+/// `ResourceExhausted` at once.
+const COMMANDS: usize = 1024;
+/// Answers kept for commands that are repeated. The oldest is forgotten first.
+const REPLY_CACHE: usize = 4096;
+/// Bytes of answers kept; a page of a snapshot is some 256 KiB.
+const REPLY_CACHE_BYTES: usize = 16 * 1024 * 1024;
+/// Budget of a command that names none.
+const DEFAULT_BUDGET: Duration = Duration::from_secs(30);
+/// Longest budget honoured, so that a hostile one cannot overflow a clock.
+const MAX_BUDGET: Duration = Duration::from_secs(24 * 3600);
+/// Time between heartbeats.
+pub(super) const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// A component's side of the bus. Clones speak for the same component.
+#[derive(Debug, Clone)]
+pub struct Server {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    component: Component,
+    source: Source,
+    started_at: u64,
+    outgoing: mpsc::Sender<Frames>,
+    log: Option<PubSocket>,
+    state: Mutex<State>,
+    tasks: Mutex<Vec<AbortHandle>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    tails: Tails,
+    notes: Vec<String>,
+    replies: ReplyCache,
+    unknown_kinds: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Frames {
+    topic: Bytes,
+    body: Bytes,
+    /// Told when the frames are with the I/O.
+    sent: Option<tokio::sync::oneshot::Sender<()>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        for task in self.tasks.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            task.abort();
+        }
+    }
+}
+
+impl Server {
+    /// Binds the component's sockets, says hello and begins to send heartbeats.
+    /// Called once, under the component's lock, within a tokio runtime. Commands
+    /// come out of the receiver; `component.ping` and repeated ids are answered inside.
+    ///
+    /// # Errors
+    /// When a socket cannot be bound.
+    pub async fn bind(
+        dirs: &Dirs,
+        component: Component,
+        incarnation: u64,
+    ) -> Result<(Self, mpsc::Receiver<Incoming>), BusError> {
+        let evt = PubSocket::bind(&dirs.bus_evt(&component)).await?;
+        let log = match component {
+            Component::ProcessManager(_) => Some(PubSocket::bind(&dirs.bus_log(&component)).await?),
+            _ => None,
+        };
+        let cmd = SubSocket::bind(&dirs.bus_cmd(&component)).await?;
+        cmd.subscribe("").await?;
+        let (outgoing, queue) = mpsc::channel(OUTGOING);
+        let (commands, incoming) = mpsc::channel(COMMANDS);
+        let server = Self {
+            inner: Arc::new(Inner {
+                source: Source {
+                    component: component.to_string(),
+                    instance: std::process::id().to_string(),
+                    incarnation,
+                },
+                component,
+                started_at: unix_now_ns(),
+                outgoing,
+                log,
+                state: Mutex::default(),
+                tasks: Mutex::default(),
+            }),
+        };
+        let weak = Arc::downgrade(&server.inner);
+        let tasks = [
+            tokio::spawn(publisher(evt, queue)).abort_handle(),
+            tokio::spawn(dispatcher(weak.clone(), cmd, commands)).abort_handle(),
+            tokio::spawn(heartbeats(weak)).abort_handle(),
+        ];
+        server
+            .inner
+            .tasks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(tasks.into_iter().skip(1));
+        let hello = Hello {
+            info: server.info(),
+        };
+        server
+            .publish(Topic::component(server.component()), &hello, None)
+            .await;
+        Ok((server, incoming))
+    }
+
+    /// Which component this is.
+    pub fn component(&self) -> &Component {
+        &self.inner.component
+    }
+
+    /// This life of the component.
+    pub fn incarnation(&self) -> u64 {
+        self.inner.source.incarnation
+    }
+
+    /// What a ping is answered with.
+    pub fn info(&self) -> ComponentInfo {
+        ComponentInfo {
+            component: self.inner.component.clone(),
+            pid: std::process::id(),
+            incarnation: self.inner.source.incarnation,
+            version: crate::VERSION.to_owned(),
+            started_at: self.inner.started_at,
+            notes: self.inner.lock().notes.clone(),
+        }
+    }
+
+    /// What the component misses or what limits it, shown by `status`; replaces what was said before.
+    pub fn set_notes(&self, notes: Vec<String>) {
+        self.inner.lock().notes = notes;
+    }
+
+    /// Publishes an event. Its `seq` follows the order of the calls. Waits only
+    /// while the queue to the publisher is full. Cancelling the wait publishes nothing.
+    pub async fn publish<M: Message>(&self, topic: Topic, message: &M, cause: Option<Uuid>) {
+        self.inner.publish(topic, message, cause, None).await;
+    }
+
+    /// Publishes log lines on their own lane. They are not counted by `seq`
+    /// (the message says what was dropped) and never delay an event. Only a
+    /// process-manager has the lane; elsewhere nothing happens.
+    pub async fn publish_log(&self, topic: Topic, lines: &LogLines) {
+        let Some(socket) = &self.inner.log else {
+            return;
+        };
+        if let Some(body) = self.inner.encode(0, None, lines) {
+            let _ = socket.send(topic.as_str().to_owned().into(), body).await;
+        }
+    }
+
+    /// The last `seq` of each topic below `prefix`.
+    pub fn watermarks(&self, prefix: &str) -> Vec<(String, u64)> {
+        self.inner.lock().tails.with_prefix(prefix)
+    }
+
+    /// Counts a message that is never sent, as if it had been lost.
+    #[cfg(test)]
+    pub(super) fn skip_for_test(&self, topic: &Topic) {
+        self.inner.lock().tails.next(topic.as_str());
+    }
+
+    /// One page of a snapshot: the items after `after` out of all, which come in
+    /// the order of their names. Call it without an await between reading the
+    /// state and this, so that items and watermarks belong together.
+    pub fn snapshot<T>(
+        &self,
+        prefix: &str,
+        all_sorted: impl Iterator<Item = (String, T)>,
+        after: Option<&str>,
+    ) -> Snapshot<T> {
+        let mut items = Vec::new();
+        let mut last = None;
+        let mut next = None;
+        for (name, item) in all_sorted {
+            if after.is_some_and(|after| name.as_str() <= after) {
+                continue;
+            }
+            if items.len() == PAGE_ITEMS {
+                next = last;
+                break;
+            }
+            items.push(item);
+            last = Some(name);
+        }
+        Snapshot {
+            incarnation: self.incarnation(),
+            watermarks: self.watermarks(prefix),
+            items,
+            next,
+        }
+    }
+
+    /// Says goodbye and waits until that is with the I/O. The last thing a daemon does.
+    pub async fn bye(&self, reason: &str) {
+        let (sent, wait) = tokio::sync::oneshot::channel();
+        let bye = Bye {
+            reason: reason.to_owned(),
+        };
+        let topic = Topic::component(self.component());
+        self.inner.publish(topic, &bye, None, Some(sent)).await;
+        let _ = wait.await;
+        // The I/O task writes in its own time; give it turns before the runtime ends.
+        for _ in 0..64 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn encode<M: Message>(&self, seq: u64, cause: Option<Uuid>, body: &M) -> Option<Bytes> {
+        let envelope = Outgoing {
+            v: envelope::VERSION,
+            id: envelope::fresh_id(),
+            at: unix_now_ns(),
+            source: &self.source,
+            seq,
+            cause,
+            reply_to: None,
+            budget_ms: None,
+            kind: M::KIND,
+            body,
+        };
+        match envelope.encode() {
+            Ok(bytes) => Some(bytes.into()),
+            Err(error) => {
+                tracing::error!(kind = M::KIND, %error, "message cannot be encoded");
+                None
+            }
+        }
+    }
+
+    async fn publish<M: Message>(
+        &self,
+        topic: Topic,
+        message: &M,
+        cause: Option<Uuid>,
+        sent: Option<tokio::sync::oneshot::Sender<()>>,
+    ) {
+        let Ok(permit) = self.outgoing.reserve().await else {
+            return;
+        };
+        // Counted, encoded and queued without an await in between: seq is the order of sending.
+        let seq = self.lock().tails.next(topic.as_str());
+        if let Some(body) = self.encode(seq, cause, message) {
+            permit.send(Frames {
+                topic: topic.as_str().to_owned().into(),
+                body,
+                sent,
+            });
+        }
+    }
+
+    async fn send_reply(&self, client: &ClientName, body: Bytes) {
+        let topic = Topic::reply(client).as_str().to_owned().into();
+        let _ = self
+            .outgoing
+            .send(Frames {
+                topic,
+                body,
+                sent: None,
+            })
+            .await;
+    }
+
+    /// Answers with a status, without a handler.
+    async fn refuse(&self, client: &ClientName, to: Uuid, error: Status) {
+        if let Some(body) = self.encode(
+            0,
+            Some(to),
+            &Reply {
+                to,
+                verdict: Verdict::Failed { error },
+            },
+        ) {
+            self.lock().replies.finish(to, body.clone());
+            self.send_reply(client, body).await;
+        }
+    }
+}
+
+/// Hands queued messages to the I/O, in order.
+async fn publisher(socket: PubSocket, mut queue: mpsc::Receiver<Frames>) {
+    let mut sends = 0_u32;
+    while let Some(frames) = queue.recv().await {
+        if socket.send(frames.topic, frames.body).await.is_err() {
+            break;
+        }
+        if let Some(sent) = frames.sent {
+            let _ = sent.send(());
+        }
+        sends = sends.wrapping_add(1);
+        if sends.is_multiple_of(16) {
+            // A PUB's send never waits: without this a burst fills the high-water mark and is dropped.
+            tokio::task::yield_now().await;
+        }
+    }
+    socket.close().await;
+}
+
+async fn heartbeats(inner: std::sync::Weak<Inner>) {
+    let mut tick = tokio::time::interval(HEARTBEAT);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let Some(inner) = inner.upgrade() else { return };
+        let Ok(permit) = inner.outgoing.reserve().await else {
+            return;
+        };
+        let topic = Topic::component(&inner.component);
+        let body = {
+            // Taken in the order of publishing, like every seq: the tails are those of
+            // exactly the messages that precede this one.
+            let mut state = inner.lock();
+            let seq = state.tails.next(topic.as_str());
+            let tails = [
+                topic::PROCESS,
+                topic::HEALTH,
+                topic::SUPERVISION,
+                topic::RESOURCE,
+                topic::REGISTRY,
+            ]
+            .into_iter()
+            .filter_map(|prefix| {
+                let (topics, hash) = state.tails.sum(prefix);
+                (topics > 0).then(|| StreamTail {
+                    prefix: prefix.to_owned(),
+                    topics,
+                    hash,
+                })
+            })
+            .collect();
+            drop(state);
+            inner.encode(
+                seq,
+                None,
+                &Heartbeat {
+                    pid: std::process::id(),
+                    tails,
+                },
+            )
+        };
+        if let Some(body) = body {
+            permit.send(Frames {
+                topic: topic.as_str().to_owned().into(),
+                body,
+                sent: None,
+            });
+        }
+    }
+}
+
+/// Receives commands, answers what needs no component, hands on the rest.
+async fn dispatcher(
+    inner: std::sync::Weak<Inner>,
+    socket: SubSocket,
+    commands: mpsc::Sender<Incoming>,
+) {
+    while let Ok((topic, body)) = socket.recv().await {
+        let Some(inner) = inner.upgrade() else { return };
+        let own = Topic::command(&inner.component);
+        if topic.as_ref() != own.as_str().as_bytes() {
+            tracing::debug!(topic = %String::from_utf8_lossy(&topic), "not for this component");
+            continue;
+        }
+        let envelope = match Envelope::decode(&body) {
+            Ok(envelope) => envelope,
+            Err(error) => {
+                report_undecodable(&inner, &error);
+                continue;
+            }
+        };
+        dispatch(&inner, envelope, &commands).await;
+    }
+}
+
+fn report_undecodable(inner: &Inner, error: &EnvelopeError) {
+    let text = error.to_string();
+    if first_time(inner, &text) {
+        tracing::warn!(
+            error = text,
+            "a message on the command socket is not understood; reported once"
+        );
+    }
+}
+
+/// Whether `what` has not been reported before; remembers at most 64 of them.
+fn first_time(inner: &Inner, what: &str) -> bool {
+    let mut state = inner.lock();
+    if state.unknown_kinds.len() >= 64 || state.unknown_kinds.iter().any(|known| known == what) {
+        return false;
+    }
+    state.unknown_kinds.push(what.to_owned());
+    true
+}
+
+async fn dispatch(inner: &Arc<Inner>, envelope: Envelope, commands: &mpsc::Sender<Incoming>) {
+    let Some(client) = envelope.reply_to else {
+        if first_time(inner, &envelope.kind) {
+            tracing::warn!(
+                kind = envelope.kind,
+                "a command without reply_to is ignored; reported once"
+            );
+        }
+        return;
+    };
+    let id = envelope.id;
+    let known = inner.lock().replies.look_up(id);
+    match known {
+        Known::New => {}
+        Known::InProgress => {
+            let accepted = Reply {
+                to: id,
+                verdict: Verdict::Accepted {},
+            };
+            if let Some(body) = inner.encode(0, Some(id), &accepted) {
+                inner.send_reply(&client, body).await;
+            }
+            return;
+        }
+        Known::Answered(body) => {
+            inner.send_reply(&client, body).await;
+            return;
+        }
+    }
+    let budget = envelope
+        .budget_ms
+        .map_or(DEFAULT_BUDGET, Duration::from_millis)
+        .min(MAX_BUDGET);
+    let incoming = Incoming {
+        id,
+        kind: envelope.kind,
+        client,
+        deadline: Instant::now() + budget,
+        body: envelope.body,
+        inner: Some(inner.clone()),
+    };
+    if incoming.kind == Ping::KIND {
+        let info = Server {
+            inner: inner.clone(),
+        }
+        .info();
+        incoming.reply::<Ping>(Ok(info)).await;
+        return;
+    }
+    inner.lock().replies.begin(id);
+    if let Err(full) = commands.try_send(incoming) {
+        let incoming = full.into_inner();
+        let text = format!(
+            "{} has {COMMANDS} commands waiting: try again later",
+            inner.component
+        );
+        incoming
+            .fail(Status::new(Code::ResourceExhausted, text))
+            .await;
+    }
+}
+
+/// A command to this component. Dropped without an answer, it is answered with `Internal`.
+#[derive(Debug)]
+pub struct Incoming {
+    /// Its id: the cause of what follows from it.
+    pub id: Uuid,
+    /// Which command.
+    pub kind: String,
+    /// Who asks.
+    pub client: ClientName,
+    /// After this nobody waits for an answer.
+    pub deadline: Instant,
+    body: rmpv::Value,
+    inner: Option<Arc<Inner>>,
+}
+
+impl Incoming {
+    /// The command's body.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when it does not fit the kind.
+    pub fn parse<C: Command>(&self) -> Result<C, Status> {
+        if self.kind != C::KIND {
+            let text = format!("a {} command is not a {}", self.kind, C::KIND);
+            return Err(Status::new(Code::InvalidArgument, text));
+        }
+        rmpv::ext::from_value(self.body.clone()).map_err(|error| {
+            let text = format!("the body of {} is not understood: {error}", C::KIND);
+            Status::new(Code::InvalidArgument, text)
+        })
+    }
+
+    /// Tells the client that the command is being worked on. Optional: a repeated
+    /// command is answered like this by itself.
+    pub async fn accept(&self) {
+        if let Some(inner) = &self.inner {
+            let accepted = Reply {
+                to: self.id,
+                verdict: Verdict::Accepted {},
+            };
+            if let Some(body) = inner.encode(0, Some(self.id), &accepted) {
+                inner.send_reply(&self.client, body).await;
+            }
+        }
+    }
+
+    /// Answers the command. A repetition of it gets the same answer again.
+    pub async fn reply<C: Command>(mut self, result: Result<C::Reply, Status>) {
+        let Some(inner) = self.inner.take() else {
+            return;
+        };
+        let verdict = match result {
+            Ok(result) => match to_value(&result) {
+                Ok(result) => Verdict::Done { result },
+                Err(error) => Verdict::Failed {
+                    error: Status::new(
+                        Code::Internal,
+                        format!("the answer cannot be written: {error}"),
+                    ),
+                },
+            },
+            Err(error) => Verdict::Failed { error },
+        };
+        if let Some(body) = inner.encode(
+            0,
+            Some(self.id),
+            &Reply {
+                to: self.id,
+                verdict,
+            },
+        ) {
+            inner.lock().replies.finish(self.id, body.clone());
+            inner.send_reply(&self.client, body).await;
+        }
+    }
+
+    /// Answers with a failure, whatever the command.
+    pub async fn fail(mut self, error: Status) {
+        if let Some(inner) = self.inner.take() {
+            inner.refuse(&self.client, self.id, error).await;
+        }
+    }
+
+    /// Answers a command that this component does not know. Reported once a kind.
+    pub async fn unknown(self) {
+        let component = match &self.inner {
+            Some(inner) => {
+                if first_time(inner, &self.kind) {
+                    tracing::warn!(kind = self.kind, client = %self.client, "unknown command; reported once");
+                }
+                inner.component.to_string()
+            }
+            None => String::new(),
+        };
+        let text = format!("{component} does not know the command {:?}", self.kind);
+        self.fail(Status::new(Code::Unimplemented, text)).await;
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        let Some(inner) = self.inner.take() else {
+            return;
+        };
+        let error = Status::new(
+            Code::Internal,
+            format!("{} was given up without an answer", self.kind),
+        );
+        let reply = Reply {
+            to: self.id,
+            verdict: Verdict::Failed { error },
+        };
+        if let Some(body) = inner.encode(0, Some(self.id), &reply) {
+            inner.lock().replies.finish(self.id, body.clone());
+            let topic = Topic::reply(&self.client).as_str().to_owned().into();
+            // When the queue is full the client asks again and gets the cached answer.
+            let _ = inner.outgoing.try_send(Frames {
+                topic,
+                body,
+                sent: None,
+            });
+        }
+    }
+}
+
+/// A value as MessagePack, by way of its bytes, so that it is exactly what the encoder writes.
+pub(super) fn to_value<T: Serialize>(value: &T) -> Result<rmpv::Value, String> {
+    let bytes = rmp_serde::to_vec_named(value).map_err(|error| error.to_string())?;
+    rmpv::decode::read_value(&mut bytes.as_slice()).map_err(|error| error.to_string())
+}
+
+/// Answers by command id, the latest [`REPLY_CACHE`] of them and at most
+/// [`REPLY_CACHE_BYTES`].
+#[derive(Debug, Default)]
+struct ReplyCache {
+    answers: HashMap<Uuid, Option<Bytes>>,
+    order: VecDeque<Uuid>,
+    bytes: usize,
+}
+
+enum Known {
+    New,
+    InProgress,
+    Answered(Bytes),
+}
+
+impl ReplyCache {
+    fn look_up(&self, id: Uuid) -> Known {
+        match self.answers.get(&id) {
+            None => Known::New,
+            Some(None) => Known::InProgress,
+            Some(Some(body)) => Known::Answered(body.clone()),
+        }
+    }
+
+    fn begin(&mut self, id: Uuid) {
+        self.insert(id, None);
+    }
+
+    fn finish(&mut self, id: Uuid, body: Bytes) {
+        self.insert(id, Some(body));
+    }
+
+    fn insert(&mut self, id: Uuid, body: Option<Bytes>) {
+        let size = |body: &Option<Bytes>| body.as_ref().map_or(0, Bytes::len);
+        self.bytes += size(&body);
+        match self.answers.insert(id, body) {
+            Some(before) => self.bytes -= size(&before),
+            None => self.order.push_back(id),
+        }
+        while self.order.len() > REPLY_CACHE
+            || (self.bytes > REPLY_CACHE_BYTES && self.order.len() > 1)
+        {
+            let Some(oldest) = self.order.pop_front() else {
+                break;
+            };
+            self.bytes -= self.answers.remove(&oldest).as_ref().map_or(0, size);
+        }
+    }
+}

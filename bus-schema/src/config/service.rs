@@ -1,0 +1,417 @@
+//! `services`: one entry of it.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+use super::error::Problem;
+use super::graph::Places;
+use super::limits::{self, Settings};
+use super::model::{Condition, Dependency, Priority, RestartMode, ServiceConfig};
+use super::orchestrator::{POLICY_KEYS, Runtime, policy};
+use super::probe::{KINDS, probes, resolve_program};
+use super::reference::{expand, expand_dir, is_variable};
+use super::section::{Field, Section};
+use super::tree::Value;
+use crate::names::ServiceName;
+use crate::process::{LogSpec, StopSpec, default_success_codes, signal_number};
+
+/// Most instances of one service.
+const MAX_REPLICAS: u32 = 10_000;
+
+const KEYS: [&str; 18] = [
+    "command",
+    "type",
+    "priority",
+    "replicas",
+    "env",
+    "working_dir",
+    "user",
+    "group",
+    "oneshot",
+    "autostart",
+    "restart",
+    "health",
+    "resources",
+    "stop",
+    "depends_on",
+    "logs",
+    "success_codes",
+    "description",
+];
+const STOP_KEYS: [&str; 2] = ["signal", "grace"];
+const LOG_KEYS: [&str; 2] = ["max_size", "max_files"];
+
+/// Set by Blackhole for every service, see the design of the RPC plane and sd_notify(3).
+const RESERVED_ENV: [&str; 7] = [
+    "BLACKHOLE_SERVICE",
+    "BLACKHOLE_INSTANCE",
+    "BLACKHOLE_RPC",
+    "BLACKHOLE_TOKEN",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+];
+
+const CONDITIONS: [(&str, Condition); 3] = [
+    ("started", Condition::Started),
+    ("ready", Condition::Ready),
+    ("completed", Condition::Completed),
+];
+
+/// Where a key that is unknown at `path` belongs, for the hint.
+pub(super) fn home_of(path: &str, key: &str) -> Option<String> {
+    let parts: Vec<&str> = path.split('.').collect();
+    let has = |keys: &[&str]| keys.contains(&key);
+    match parts.as_slice() {
+        ["services", name] => {
+            let section = if has(&limits::KEYS) {
+                "resources"
+            } else if has(&STOP_KEYS) {
+                "stop"
+            } else if has(&LOG_KEYS) {
+                "logs"
+            } else if has(&POLICY_KEYS) || key == "policy" {
+                "restart"
+            } else if has(&KINDS) {
+                "health"
+            } else {
+                return None;
+            };
+            Some(format!("services.{name}.{section}"))
+        }
+        ["services", name, _] if has(&KEYS) => Some(format!("services.{name}")),
+        [""] | ["runtime"] => {
+            let section = super::orchestrator::home_of(key)?;
+            (section != path).then(|| section.to_owned())
+        }
+        _ => None,
+    }
+}
+
+/// Reads `services`.
+pub(super) fn services(
+    field: &Field<'_>,
+    runtime: &Runtime,
+    dir: &Path,
+) -> Result<BTreeMap<ServiceName, ServiceConfig>, Problem> {
+    let mut services = BTreeMap::new();
+    let mut places = Places::new();
+    for (entry, field) in field.entries("a map of services by name")? {
+        let name: ServiceName = entry.key.parse().map_err(|error| {
+            Problem::new(entry.key_place.clone(), &field.path, format!("{error}"))
+        })?;
+        let service = service(&name, &field, runtime, dir, &mut places)?;
+        services.insert(name, service);
+    }
+    super::graph::check(&services, &places)?;
+    Ok(services)
+}
+
+fn service(
+    name: &ServiceName,
+    field: &Field<'_>,
+    runtime: &Runtime,
+    dir: &Path,
+    places: &mut Places,
+) -> Result<ServiceConfig, Problem> {
+    let section = field.section(&KEYS)?;
+    section.read("description", Field::text)?;
+    let command = match section.get("command") {
+        Some(field) => argument_list(&field, "[/usr/bin/program, --flag]", dir)?,
+        None => {
+            return Err(field
+                .problem("has no command")
+                .hint("every service needs one: command: [/usr/bin/program, --flag]"));
+        }
+    };
+    let priority = section
+        .read("priority", |field| {
+            field.choice(&[
+                ("critical", Priority::Critical),
+                ("normal", Priority::Normal),
+                ("background", Priority::Background),
+            ])
+        })?
+        .unwrap_or_default();
+    let service_type = section.read("type", type_name)?;
+    let oneshot = section.read("oneshot", Field::boolean)?.unwrap_or(false);
+    let (restart_mode, restart_policy) = restart(&section, oneshot, runtime)?;
+
+    let empty = super::tree::Node {
+        value: Value::Nothing,
+        place: field.node.place.clone(),
+    };
+    let resources = section
+        .get("resources")
+        .unwrap_or_else(|| Field::new(&empty, format!("{}.resources", field.path)))
+        .section(&limits::KEYS)?;
+    let mut settings = Settings::read(&resources)?;
+    if let Some(profile) = service_type
+        .as_ref()
+        .and_then(|name| runtime.profiles.get(name))
+    {
+        settings = settings.over(profile);
+    }
+    settings = settings.over(&runtime.defaults);
+    let effective = settings.effective(runtime.default_io_weight, priority);
+    limits::check_requests(&effective, &resources)?;
+
+    Ok(ServiceConfig {
+        command,
+        service_type,
+        priority,
+        replicas: section
+            .read("replicas", |field| field.integer(0..=MAX_REPLICAS))?
+            .unwrap_or(1),
+        env: section
+            .read("env", |field| environment(field, dir))?
+            .unwrap_or_default(),
+        working_dir: section.read("working_dir", |field| {
+            Ok(below(dir, &expand_dir(field.text()?, dir)))
+        })?,
+        user: section.read("user", account)?,
+        group: section.read("group", account)?,
+        open_files: settings.open_files,
+        oneshot,
+        autostart: section.read("autostart", Field::boolean)?.unwrap_or(true),
+        restart_mode,
+        restart_policy,
+        probes: section
+            .read("health", |field| probes(field, dir))?
+            .unwrap_or_default(),
+        limits: effective,
+        oom_score_adj: limits::oom_score_adj(priority),
+        stop: section.read("stop", stop)?.unwrap_or_default(),
+        success_codes: section
+            .read("success_codes", success_codes)?
+            .unwrap_or_else(default_success_codes),
+        depends_on: section
+            .read("depends_on", |field| dependencies(name, field, places))?
+            .unwrap_or_default(),
+        logs: section.read("logs", logs)?.unwrap_or_default(),
+    })
+}
+
+/// A path as seen from the configuration's directory. A text that is `.` or
+/// holds `./` is tidied, `..` is left alone (it may lead through a symlink).
+pub(super) fn below(dir: &Path, path: &str) -> String {
+    let joined = dir.join(path);
+    let tidy: PathBuf = joined
+        .components()
+        .filter(|part| !matches!(part, Component::CurDir))
+        .collect();
+    tidy.to_string_lossy().into_owned()
+}
+
+/// A program with its arguments.
+pub(super) fn argument_list(
+    field: &Field<'_>,
+    example: &str,
+    dir: &Path,
+) -> Result<Vec<String>, Problem> {
+    let items = match &field.node.value {
+        Value::Text(text) if !text.trim().is_empty() => {
+            let words = text.split_whitespace().take(6).collect::<Vec<_>>();
+            let guess =
+                match words.len() < 6 && !text.contains(['"', '\'', '|', '>', '&', ';', ',']) {
+                    true => format!("[{}]", words.join(", ")),
+                    false => format!("{example}, or [sh, -c, \"…\"] for a shell's own words"),
+                };
+            return Err(field
+                .expected("a list of program and arguments")
+                .hint(format!("write {guess}")));
+        }
+        _ => field.list(&format!("write {example}"))?,
+    };
+    let mut arguments = Vec::with_capacity(items.len());
+    for item in &items {
+        arguments.push(item.word()?.to_owned());
+    }
+    match arguments.first() {
+        None => return Err(field.problem("is empty").hint(format!("write {example}"))),
+        Some(program) if program.trim().is_empty() => {
+            return Err(field.problem("its first item, the program, is empty"));
+        }
+        Some(_) => resolve_program(&mut arguments, dir),
+    }
+    Ok(arguments)
+}
+
+/// A type, as it also names a profile.
+pub(super) fn type_name(field: &Field<'_>) -> Result<String, Problem> {
+    let text = field.text()?;
+    match text.parse::<ServiceName>() {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(field.problem(error.to_string())),
+    }
+}
+
+/// A user or group, by name or number.
+fn account(field: &Field<'_>) -> Result<String, Problem> {
+    let expected = || field.expected("a name or a number");
+    match &field.node.value {
+        Value::Integer(id, _) => {
+            // The highest id means "leave it" to setresuid(2).
+            let id = u32::try_from(*id)
+                .ok()
+                .filter(|id| *id < u32::MAX)
+                .ok_or_else(expected)?;
+            Ok(id.to_string())
+        }
+        Value::Text(_) => {
+            let name = field.text()?;
+            match name.len() <= 256 && !name.contains([':', '/', '\n', ' ']) {
+                true => Ok(name.to_owned()),
+                false => Err(expected()),
+            }
+        }
+        _ => Err(expected()),
+    }
+}
+
+fn restart(
+    section: &Section<'_>,
+    oneshot: bool,
+    runtime: &Runtime,
+) -> Result<(RestartMode, super::RestartPolicy), Problem> {
+    let usual = if oneshot {
+        RestartMode::OnFailure
+    } else {
+        RestartMode::Always
+    };
+    let Some(field) = section.get("restart") else {
+        return Ok((usual, runtime.orchestrator.restart_policy.clone()));
+    };
+    if let Value::Text(text) = &field.node.value {
+        return Err(field.expected("a map").hint(format!(
+            "write restart: {{policy: {}}}",
+            super::tree::shortened(text)
+        )));
+    }
+    let mut keys = vec!["policy"];
+    keys.extend(POLICY_KEYS);
+    let restart = field.section(&keys)?;
+    let mode = restart.read("policy", |field| {
+        let mode = field.choice(&[
+            ("always", RestartMode::Always),
+            ("on-failure", RestartMode::OnFailure),
+            ("never", RestartMode::Never),
+        ])?;
+        if oneshot && mode == RestartMode::Always {
+            return Err(field
+                .problem("a one-shot is meant to end, always would start it again and again")
+                .hint("write on-failure or never, or remove oneshot"));
+        }
+        Ok(mode)
+    })?;
+    Ok((
+        mode.unwrap_or(usual),
+        policy(&restart, &runtime.orchestrator.restart_policy)?,
+    ))
+}
+
+fn environment(field: &Field<'_>, dir: &Path) -> Result<BTreeMap<String, String>, Problem> {
+    let mut env = BTreeMap::new();
+    for (entry, field) in field.entries("a map of names to values")? {
+        let at_key = |message: String| Problem::new(entry.key_place.clone(), &field.path, message);
+        if !is_variable(&entry.key) {
+            return Err(at_key(
+                "a variable's name is not empty and holds no \"=\"".to_owned(),
+            ));
+        }
+        if RESERVED_ENV.contains(&entry.key.as_str()) {
+            return Err(at_key(format!("{} is set by Blackhole itself", entry.key)));
+        }
+        let value = expand(field.word()?, dir).map_err(|error| field.problem(error.to_string()))?;
+        env.insert(entry.key.clone(), value);
+    }
+    Ok(env)
+}
+
+fn stop(field: &Field<'_>) -> Result<StopSpec, Problem> {
+    let section = field.section(&STOP_KEYS)?;
+    let usual = StopSpec::default();
+    let signal = section.read("signal", |field| {
+        signal_number(field.word()?)
+            .ok_or_else(|| field.expected("a signal, for instance SIGTERM, SIGINT or 15"))
+    })?;
+    let grace = section.read("grace", |field| {
+        field.duration(Duration::ZERO..=Duration::from_secs(3_600))
+    })?;
+    Ok(StopSpec {
+        signal: signal.unwrap_or(usual.signal),
+        grace_ms: grace
+            .map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX))
+            .unwrap_or(usual.grace_ms),
+    })
+}
+
+fn logs(field: &Field<'_>) -> Result<LogSpec, Problem> {
+    let section = field.section(&LOG_KEYS)?;
+    let usual = LogSpec::default();
+    Ok(LogSpec {
+        max_bytes: section
+            .read("max_size", |field| field.size(4_096..=1 << 40))?
+            .unwrap_or(usual.max_bytes),
+        max_files: section
+            .read("max_files", |field| field.integer(0..=1_000))?
+            .unwrap_or(usual.max_files),
+    })
+}
+
+fn success_codes(field: &Field<'_>) -> Result<Vec<i32>, Problem> {
+    let items = field.list("write [0] or [0, 3]")?;
+    if items.is_empty() {
+        return Err(field.problem("is empty: every end would be a failure"));
+    }
+    items.iter().map(|item| item.integer(0..=255)).collect()
+}
+
+fn dependencies(
+    name: &ServiceName,
+    field: &Field<'_>,
+    places: &mut Places,
+) -> Result<BTreeMap<ServiceName, Dependency>, Problem> {
+    let expected = "a map of services to started, ready or completed";
+    if let Value::List(items) = &field.node.value {
+        let problem = field.expected(expected);
+        return Err(match items.first().map(|item| &item.value) {
+            Some(Value::Text(first)) => problem.hint(format!(
+                "write depends_on: {{{}: ready}}",
+                super::tree::shortened(first)
+            )),
+            _ => problem,
+        });
+    }
+    let mut dependencies = BTreeMap::new();
+    for (entry, field) in field.entries(expected)? {
+        let on: ServiceName = entry.key.parse().map_err(|error| {
+            Problem::new(entry.key_place.clone(), &field.path, format!("{error}"))
+        })?;
+        places.insert((name.clone(), on.clone()), entry.key_place.clone());
+        dependencies.insert(on, dependency(&field)?);
+    }
+    Ok(dependencies)
+}
+
+fn dependency(field: &Field<'_>) -> Result<Dependency, Problem> {
+    match &field.node.value {
+        Value::Map(_) => {
+            let section = field.section(&["condition", "required"])?;
+            let Some(condition) = section.get("condition") else {
+                return Err(section
+                    .problem("has no condition")
+                    .hint("write {condition: ready, required: false}"));
+            };
+            Ok(Dependency {
+                condition: condition.choice(&CONDITIONS)?,
+                required: section.read("required", Field::boolean)?.unwrap_or(true),
+            })
+        }
+        _ => Ok(Dependency {
+            condition: field.choice(&CONDITIONS)?,
+            required: true,
+        }),
+    }
+}

@@ -1,0 +1,215 @@
+//! PUB and SUB sockets over `ipc://` paths.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use omq_tokio::options::ReconnectPolicy;
+use omq_tokio::{Message, MonitorEvent, MonitorStream, Options, Socket, SocketType};
+
+use super::MAX_MESSAGE_BYTES;
+
+/// Messages queued for one subscriber before it loses some, and queued at a
+/// subscriber before its publisher feels it. A burst of a thousand instances
+/// changing state a few times each fits.
+const HIGH_WATER_MARK: u32 = 16_384;
+
+/// What can go wrong with a socket.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    /// A socket could not be opened.
+    #[error("cannot {operation} {path}")]
+    Open {
+        /// `bind` or `connect`.
+        operation: &'static str,
+        /// The socket's path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: omq_tokio::Error,
+    },
+    /// A subscription was refused.
+    #[error("cannot subscribe to {prefix:?}")]
+    Subscribe {
+        /// Its prefix.
+        prefix: String,
+        /// Why.
+        #[source]
+        source: omq_tokio::Error,
+    },
+    /// The socket is closed.
+    #[error("the socket is closed")]
+    Closed,
+}
+
+fn options() -> Options {
+    Options::new()
+        .send_hwm(HIGH_WATER_MARK)
+        .recv_hwm(HIGH_WATER_MARK)
+        .max_message_size(MAX_MESSAGE_BYTES)
+        .handshake_timeout(Duration::from_secs(5))
+        .heartbeat_interval(Duration::from_secs(5))
+        .heartbeat_timeout(Duration::from_secs(15))
+        .max_pending_handshakes(4096)
+        // Lets the last message of a short-lived client out.
+        .linger(Duration::from_millis(500))
+        .reconnect(ReconnectPolicy::Exponential {
+            min: Duration::from_millis(10),
+            max: Duration::from_millis(200),
+        })
+}
+
+fn endpoint(path: &Path) -> String {
+    format!("ipc://{}", path.display())
+}
+
+async fn open(kind: SocketType, path: &Path, bind: bool) -> Result<Socket, TransportError> {
+    let socket = Socket::new(kind, options());
+    attach(&socket, path, bind).await?;
+    Ok(socket)
+}
+
+async fn attach(socket: &Socket, path: &Path, bind: bool) -> Result<(), TransportError> {
+    let result = if bind {
+        socket.bind(endpoint(path).as_str()).await.map(|_| ())
+    } else {
+        socket.connect(endpoint(path).as_str()).await
+    };
+    result.map_err(|source| TransportError::Open {
+        operation: if bind { "bind" } else { "connect" },
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// A PUB socket.
+#[derive(Debug, Clone)]
+pub struct PubSocket {
+    socket: Socket,
+}
+
+impl PubSocket {
+    /// Listens at `path`; a stale socket file is replaced.
+    ///
+    /// # Errors
+    /// When the path cannot be bound.
+    pub async fn bind(path: &Path) -> Result<Self, TransportError> {
+        Ok(Self {
+            socket: open(SocketType::Pub, path, true).await?,
+        })
+    }
+
+    /// Connects to a SUB at `path`, for ever: again after each loss.
+    ///
+    /// # Errors
+    /// When the path is not one of a socket. That nobody listens is no error.
+    pub async fn connect(path: &Path) -> Result<Self, TransportError> {
+        Ok(Self {
+            socket: open(SocketType::Pub, path, false).await?,
+        })
+    }
+
+    /// Sends one message to whoever has subscribed to its topic. Dropped for a
+    /// subscriber that is past its high-water mark.
+    ///
+    /// # Errors
+    /// When the socket is closed.
+    pub async fn send(&self, topic: Bytes, body: Bytes) -> Result<(), TransportError> {
+        self.socket
+            .send(Message::multipart([topic, body]))
+            .await
+            .map_err(|_| TransportError::Closed)
+    }
+
+    /// Closes the socket after what is queued has been sent, or after the linger of 500 ms.
+    pub async fn close(self) {
+        let _ = self.socket.close().await;
+    }
+}
+
+/// A SUB socket.
+#[derive(Debug)]
+pub struct SubSocket {
+    socket: Socket,
+}
+
+impl SubSocket {
+    /// Listens at `path`; a stale socket file is replaced.
+    ///
+    /// # Errors
+    /// When the path cannot be bound.
+    pub async fn bind(path: &Path) -> Result<Self, TransportError> {
+        Ok(Self {
+            socket: open(SocketType::Sub, path, true).await?,
+        })
+    }
+
+    /// Connects to a PUB at `path`, for ever: again after each loss.
+    ///
+    /// # Errors
+    /// When the path is not one of a socket. That nobody listens is no error.
+    pub async fn connect(path: &Path) -> Result<Self, TransportError> {
+        Ok(Self {
+            socket: open(SocketType::Sub, path, false).await?,
+        })
+    }
+
+    /// Receives messages whose topic begins with `prefix` from now on.
+    ///
+    /// # Errors
+    /// When the socket is closed.
+    pub async fn subscribe(&self, prefix: &str) -> Result<(), TransportError> {
+        self.socket
+            .subscribe(Bytes::copy_from_slice(prefix.as_bytes()))
+            .await
+            .map_err(|source| TransportError::Subscribe {
+                prefix: prefix.to_owned(),
+                source,
+            })
+    }
+
+    /// The next message's first two frames; further frames are ignored, missing
+    /// ones are empty. Cancel safe: a message is taken only when it is returned.
+    ///
+    /// # Errors
+    /// When the socket is closed.
+    pub async fn recv(&self) -> Result<(Bytes, Bytes), TransportError> {
+        let message = self
+            .socket
+            .recv()
+            .await
+            .map_err(|_| TransportError::Closed)?;
+        Ok((
+            message.part_bytes(0).unwrap_or_default(),
+            message.part_bytes(1).unwrap_or_default(),
+        ))
+    }
+
+    /// Watches this socket's connections.
+    pub fn watch(&self) -> ConnectionWatch {
+        ConnectionWatch {
+            stream: self.socket.monitor(),
+        }
+    }
+}
+
+/// Tells when a connection was made or lost.
+#[derive(Debug)]
+pub struct ConnectionWatch {
+    stream: MonitorStream,
+}
+
+impl ConnectionWatch {
+    /// Waits for the next change: `true` for a connection made, `false` for one lost.
+    /// After the socket has closed it waits for ever. Cancel safe.
+    pub async fn changed(&mut self) -> bool {
+        loop {
+            match self.stream.recv().await {
+                Ok(MonitorEvent::HandshakeSucceeded { .. }) => return true,
+                Ok(MonitorEvent::Disconnected { .. }) => return false,
+                Ok(_) | Err(omq_tokio::MonitorRecvError::Lagged(_)) => {}
+                Err(_) => std::future::pending::<()>().await,
+            }
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! ROUTER and DEALER sockets of the RPC plane.
