@@ -1,0 +1,317 @@
+//! The command line as clap sees it: flags, commands and their help.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Runs the services of one host as supervised processes.
+#[derive(Debug, Parser)]
+#[command(
+    name = "blackhole",
+    version = blackhole_bus_schema::VERSION,
+    propagate_version = false,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 not found, \
+                  4 control plane unreachable, 5 timed out, 6 refused."
+)]
+pub struct Cli {
+    /// Flags that every command takes.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Cmd,
+}
+
+/// Flags that every command takes.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Configuration file [default: the running keeper's, ./blackhole.yaml, /etc/blackhole/blackhole.yaml]
+    #[arg(
+        short,
+        long,
+        value_name = "FILE",
+        global = true,
+        env = "BLACKHOLE_CONFIG"
+    )]
+    pub config: Option<PathBuf>,
+    /// Directory of the sockets [default: $BLACKHOLE_RUN_DIR, /run/blackhole for root, $XDG_RUNTIME_DIR/blackhole]
+    #[arg(long, value_name = "DIR", global = true)]
+    pub run_dir: Option<PathBuf>,
+    /// Directory of locks, records, database and logs [default: $BLACKHOLE_STATE_DIR, /var/lib/blackhole for root, $XDG_STATE_HOME/blackhole]
+    #[arg(long, value_name = "DIR", global = true)]
+    pub state_dir: Option<PathBuf>,
+    /// Form of the result on standard output
+    #[arg(
+        short,
+        long,
+        value_name = "FORM",
+        global = true,
+        default_value = "table"
+    )]
+    pub output: Format,
+    /// Speak to the processes' own sockets and read their records: works with no daemon at all (status, logs, stop, kill)
+    #[arg(long, global = true)]
+    pub offline: bool,
+    /// Longest time the command may take, for instance 500ms, 30s, 2m
+    #[arg(long, value_name = "TIME", global = true, value_parser = parse_duration)]
+    pub timeout: Option<Duration>,
+}
+
+/// Form of the result on standard output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// For programs; one document, or one a line for streams.
+    Json,
+    /// For programs and people.
+    Yaml,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Cmd {
+    /// Start the daemons and all services, show what happens, stop everything on Ctrl-C
+    Up(Up),
+    /// Stop all services in order, then the daemons
+    Down,
+    /// Start services and what they depend on, until they are ready
+    Start(Targets),
+    /// Stop services and what depends on them; they stay stopped
+    Stop(Targets),
+    /// Stop and start services
+    Restart(Targets),
+    /// Close the circuit of services, forget their failures and start them
+    Reset(Targets),
+    /// Send SIGKILL (or another signal) to the first process of services
+    Kill(Kill),
+    /// Send a signal to the first process of services
+    Signal(Signal),
+    /// Show what runs, what does not, and why
+    Status(Status),
+    /// Show the output of services
+    Logs(Logs),
+    /// Show the verdict on each instance; exit code 1 when one is unhealthy or has failed
+    Health(Status),
+    /// Show status and usage, live
+    Monitor(Monitor),
+    /// Show what happens, as it happens
+    Events(Events),
+    /// Check or show the configuration
+    #[command(subcommand)]
+    Config(ConfigCmd),
+    /// The daemons
+    #[command(subcommand)]
+    Component(ComponentCmd),
+    /// The bus between the daemons
+    #[command(subcommand)]
+    Bus(BusCmd),
+    /// Check this host and say what to do about what is wrong
+    Doctor,
+    /// Print the completions of a shell
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// `blackhole up`.
+#[derive(Debug, Clone, Args)]
+pub struct Up {
+    /// Leave a keeper behind in the background and return when all services are ready
+    #[arg(short, long)]
+    pub detach: bool,
+    /// This process is the keeper that a detached `up` leaves behind.
+    #[arg(long, hide = true)]
+    pub keeper: bool,
+}
+
+/// The services a command is about.
+#[derive(Debug, Clone, Args)]
+pub struct Targets {
+    /// Names of services
+    #[arg(
+        value_name = "SERVICE",
+        required_unless_present = "all",
+        conflicts_with = "all"
+    )]
+    pub services: Vec<String>,
+    /// All services of the configuration
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// `blackhole kill`.
+#[derive(Debug, Clone, Args)]
+pub struct Kill {
+    /// Services (all their instances) or instances (web.1)
+    #[arg(value_name = "NAME", required = true)]
+    pub names: Vec<String>,
+    /// Another signal than SIGKILL, by name or number
+    #[arg(short, long, value_name = "SIGNAL", default_value = "KILL", value_parser = parse_signal)]
+    pub signal: i32,
+}
+
+/// `blackhole signal`.
+#[derive(Debug, Clone, Args)]
+pub struct Signal {
+    /// The signal, by name or number: HUP, SIGUSR1, 15
+    #[arg(value_name = "SIGNAL", value_parser = parse_signal)]
+    pub signal: i32,
+    /// Services (all their instances) or instances (web.1)
+    #[arg(value_name = "NAME", required = true)]
+    pub names: Vec<String>,
+}
+
+/// `blackhole status` and `blackhole health`.
+#[derive(Debug, Clone, Args)]
+pub struct Status {
+    /// Only these services or instances
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+}
+
+/// `blackhole logs`.
+#[derive(Debug, Clone, Args)]
+pub struct Logs {
+    /// Services or instances [default: all]
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Go on with new lines as they come
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Last lines to show of each instance
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
+    pub lines: u32,
+}
+
+/// `blackhole monitor`.
+#[derive(Debug, Clone, Args)]
+pub struct Monitor {
+    /// Only these services or instances
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Show it once and return
+    #[arg(long)]
+    pub once: bool,
+    /// Time between two pictures
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_duration)]
+    pub interval: Duration,
+}
+
+/// `blackhole events`.
+#[derive(Debug, Clone, Args)]
+pub struct Events {
+    /// Only these services or instances
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// End after this many events
+    #[arg(short = 'n', long, value_name = "N")]
+    pub count: Option<u64>,
+    /// Also usage and heartbeats, which come each second
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// `blackhole config`.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCmd {
+    /// Check the configuration; exit code 2 when it is wrong
+    Validate,
+    /// Show the effective configuration: with all defaults and profiles applied
+    Show,
+}
+
+/// `blackhole component`.
+#[derive(Debug, Subcommand)]
+pub enum ComponentCmd {
+    /// List the daemons
+    List,
+}
+
+/// `blackhole bus`.
+#[derive(Debug, Subcommand)]
+pub enum BusCmd {
+    /// Measure the way to a daemon and back
+    Ping {
+        /// Which daemons [default: all]
+        #[arg(value_name = "COMPONENT")]
+        components: Vec<String>,
+        /// How often
+        #[arg(short = 'n', long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        count: u32,
+    },
+}
+
+/// A time with a unit: `500ms`, `1.5s`, `2m`, `1h30m`.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || {
+        format!("{text:?} is not a time: write a number with a unit, for instance 500ms, 10s, 2m")
+    };
+    if text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(wrong());
+    }
+    let span: jiff::SignedDuration = text.parse().map_err(|_| wrong())?;
+    let time = Duration::try_from(span).map_err(|_| format!("{text:?} is negative"))?;
+    if time.is_zero() || time > Duration::from_secs(30 * 24 * 3600) {
+        return Err(format!(
+            "{text:?} is out of range: more than nothing and at most 30 days"
+        ));
+    }
+    Ok(time)
+}
+
+fn parse_signal(text: &str) -> Result<i32, String> {
+    blackhole_bus_schema::process::signal_number(text)
+        .ok_or_else(|| format!("{text:?} is not a signal: write a name or a number of signal(7), for instance HUP, SIGUSR1, 15"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_need_a_unit() {
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1500)));
+        assert_eq!(parse_duration("1h30m"), Ok(Duration::from_secs(5400)));
+        for bad in ["", "5", "s", "-1s", "0s", "10 parsecs", "99999999h"] {
+            assert!(parse_duration(bad).is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn global_flags_may_follow_the_command() {
+        let cli =
+            Cli::try_parse_from(["blackhole", "status", "-o", "json", "--timeout", "2s"]).unwrap();
+        assert_eq!(cli.global.output, Format::Json);
+        assert_eq!(cli.global.timeout, Some(Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn targets_are_names_or_all_but_not_both() {
+        for bad in [
+            vec!["blackhole", "stop"],
+            vec!["blackhole", "stop", "web", "--all"],
+        ] {
+            assert!(Cli::try_parse_from(bad.clone()).is_err(), "{bad:?}");
+        }
+        assert!(Cli::try_parse_from(["blackhole", "stop", "--all"]).is_ok());
+    }
+
+    #[test]
+    fn signals_have_names_and_numbers() {
+        let cli = Cli::try_parse_from(["blackhole", "signal", "hup", "web"]).unwrap();
+        assert!(matches!(cli.command, Cmd::Signal(Signal { signal: 1, .. })));
+        assert!(Cli::try_parse_from(["blackhole", "signal", "NOPE", "web"]).is_err());
+    }
+}

@@ -1,0 +1,163 @@
+//! The daemons: who answers, who is missing.
+
+use blackhole_bus_schema::component::ComponentInfo;
+use blackhole_bus_schema::names::Component;
+use serde::{Serialize, Serializer};
+
+use crate::human;
+use crate::out::{Style, Tone};
+use crate::table::{Table, maybe, plain, toned};
+
+/// Whether a daemon answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Presence {
+    /// It answered.
+    Running(ComponentInfo),
+    /// It did not; `lock_held` tells that a process holds its lock all the
+    /// same, so it starts, hangs or is stopped in a debugger.
+    Missing {
+        /// Whether its lock is held.
+        lock_held: bool,
+    },
+}
+
+/// One daemon, with what was found out about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Who was asked.
+    pub component: Component,
+    /// What became of it.
+    pub presence: Presence,
+}
+
+impl Found {
+    /// What it said of itself, where it answered.
+    pub fn info(&self) -> Option<&ComponentInfo> {
+        match &self.presence {
+            Presence::Running(info) => Some(info),
+            Presence::Missing { .. } => None,
+        }
+    }
+}
+
+/// One daemon as a document's item. The field names are part of the interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ComponentRow {
+    /// `supervisor`, `process-manager`, …
+    pub component: String,
+    /// Its full name; differs from `component` for a named process-manager.
+    pub instance: String,
+    /// `RUNNING` or `MISSING`.
+    #[serde(serialize_with = "upper")]
+    pub state: bool,
+    /// Process id.
+    pub pid: Option<u32>,
+    /// Raised with each start.
+    pub incarnation: Option<u64>,
+    /// Version of its build.
+    pub version: Option<String>,
+}
+
+fn upper<S: Serializer>(running: &bool, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(if *running { "RUNNING" } else { "MISSING" })
+}
+
+impl From<&Found> for ComponentRow {
+    fn from(found: &Found) -> Self {
+        let info = found.info();
+        Self {
+            component: kind(&found.component).to_owned(),
+            instance: found.component.to_string(),
+            state: info.is_some(),
+            pid: info.map(|info| info.pid),
+            incarnation: info.map(|info| info.incarnation),
+            version: info.map(|info| info.version.clone()),
+        }
+    }
+}
+
+/// The component's name without that of a single process-manager.
+pub fn kind(component: &Component) -> &'static str {
+    match component {
+        Component::Supervisor => "supervisor",
+        Component::ProcessManager(_) => "process-manager",
+        Component::ResourceController => "resource-controller",
+        Component::Bridge => "bridge",
+    }
+}
+
+/// The daemons as a table.
+pub fn table(style: Style, now: u64, components: &[Found]) -> String {
+    let mut table = Table::new(
+        style,
+        &[
+            "COMPONENT",
+            "STATE",
+            "PID",
+            "INCARNATION",
+            "UPTIME",
+            "VERSION",
+        ],
+        &[2, 3, 4],
+    );
+    for found in components {
+        let info = found.info();
+        let state = match &found.presence {
+            Presence::Running(_) => toned("running", Tone::Good),
+            Presence::Missing { .. } => toned("missing", Tone::Bad),
+        };
+        table.row(vec![
+            plain(found.component.to_string()),
+            state,
+            maybe(info.map(|info| info.pid.to_string())),
+            maybe(info.map(|info| info.incarnation.to_string())),
+            maybe(info.map(|info| {
+                human::uptime(std::time::Duration::from_nanos(
+                    now.saturating_sub(info.started_at),
+                ))
+            })),
+            maybe(info.map(|info| info.version.clone())),
+        ]);
+    }
+    table.render()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn running(component: Component, pid: u32) -> Found {
+        Found {
+            component: component.clone(),
+            presence: Presence::Running(ComponentInfo {
+                component,
+                pid,
+                incarnation: 3,
+                version: "0.1.0".into(),
+                started_at: 1_000_000_000,
+                notes: Vec::new(),
+            }),
+        }
+    }
+
+    #[test]
+    fn a_missing_daemon_is_shown_as_missing() {
+        let found = [
+            running(Component::Supervisor, 11),
+            Found {
+                component: Component::Bridge,
+                presence: Presence::Missing { lock_held: false },
+            },
+        ];
+        insta::assert_snapshot!(table(Style::PLAIN, 66_000_000_000, &found), @"
+        COMPONENT   STATE    PID  INCARNATION  UPTIME  VERSION
+        supervisor  running   11            3   1m05s  0.1.0
+        bridge      missing    -            -       -  -
+        ");
+        let row = serde_json::to_string(&ComponentRow::from(&found[1])).unwrap();
+        assert_eq!(
+            row,
+            r#"{"component":"bridge","instance":"bridge","state":"MISSING","pid":null,"incarnation":null,"version":null}"#
+        );
+    }
+}

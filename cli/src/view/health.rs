@@ -1,0 +1,219 @@
+//! `blackhole health`: the verdict on each instance.
+
+use blackhole_bus_schema::health::Health;
+use blackhole_bus_schema::process::StateName;
+use blackhole_bus_schema::supervision::{Circuit, Phase};
+use serde::Serialize;
+
+use crate::out::{Style, Tone};
+use crate::table::{Table, plain, toned};
+use crate::view::problem;
+use crate::view::service::{LastExit, ServiceRow};
+
+/// The verdict on one instance, for a person in a hurry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Runs; its probes pass, or it has none. A one-shot that is through is well, too.
+    Healthy,
+    /// On its way: waiting, starting, stopping.
+    Starting,
+    /// Nobody wants it to run.
+    Down,
+    /// Alive, but its probes fail.
+    Unhealthy,
+    /// It does not run and should.
+    Failed,
+}
+
+/// One instance. The serialized field names are part of the interface.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct HealthRow {
+    /// Its service.
+    pub service: String,
+    /// Its name.
+    pub instance: String,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// Its state, where known.
+    pub state: Option<StateName>,
+    /// What the supervisor makes of its probes.
+    pub health: Option<Health>,
+    /// Its restart circuit.
+    pub circuit: Option<Circuit>,
+    /// Restarts after failures.
+    pub restarts: Option<u32>,
+    /// The last probe's error, the spawn's error or the last exit; `None` when all is well.
+    pub why: Option<String>,
+    /// How its process last ended.
+    pub last_exit: Option<LastExit>,
+}
+
+/// All verdicts.
+#[derive(Debug, Clone, Serialize)]
+pub struct HealthView {
+    /// Whether none is unhealthy and none has failed.
+    pub healthy: bool,
+    /// The instances.
+    pub services: Vec<HealthRow>,
+}
+
+impl HealthView {
+    /// Judges the rows.
+    pub fn new(rows: &[ServiceRow]) -> Self {
+        let services: Vec<HealthRow> = rows.iter().map(row).collect();
+        let healthy = !services
+            .iter()
+            .any(|row| matches!(row.verdict, Verdict::Unhealthy | Verdict::Failed));
+        Self { healthy, services }
+    }
+
+    /// The table for people.
+    pub fn table(&self, style: Style) -> String {
+        let mut table = Table::new(
+            style,
+            &["INSTANCE", "VERDICT", "STATE", "RESTARTS", "WHY"],
+            &[3],
+        );
+        for row in &self.services {
+            let (word, tone) = match row.verdict {
+                Verdict::Healthy => ("healthy", Tone::Good),
+                Verdict::Starting => ("starting", Tone::Warn),
+                Verdict::Down => ("down", Tone::Dim),
+                Verdict::Unhealthy => ("unhealthy", Tone::Bad),
+                Verdict::Failed => ("failed", Tone::Bad),
+            };
+            table.row(vec![
+                toned(&row.instance, Tone::Strong),
+                toned(word, tone),
+                plain(row.state.map_or("-".to_owned(), |state| state.to_string())),
+                plain(
+                    row.restarts
+                        .map_or("-".to_owned(), |count| count.to_string()),
+                ),
+                plain(row.why.clone().unwrap_or_default()),
+            ]);
+        }
+        table.render()
+    }
+}
+
+fn row(row: &ServiceRow) -> HealthRow {
+    let verdict = judge(row);
+    let why = match verdict {
+        Verdict::Healthy | Verdict::Down => String::new(),
+        _ => match (problem::why(row), row.detail.circuit_open) {
+            (why, true) if why.is_empty() => "circuit open".to_owned(),
+            (why, true) => format!("circuit open; {why}"),
+            (why, false) if why.is_empty() => waiting(row),
+            (why, false) => why,
+        },
+    };
+    HealthRow {
+        service: row.service.clone(),
+        instance: row.instance.to_string(),
+        verdict,
+        state: row.state,
+        health: row.health,
+        circuit: row.circuit,
+        restarts: row.restarts,
+        why: Some(why).filter(|why| !why.is_empty()),
+        last_exit: row.last_exit.clone(),
+    }
+}
+
+fn waiting(row: &ServiceRow) -> String {
+    match &row.detail.phase {
+        Some(Phase::WaitingForDependency { on }) => format!("waits for {}", on.join(", ")),
+        Some(Phase::WaitingForComponent { component }) => format!("waits for the {component}"),
+        Some(Phase::Refused { reason }) => reason.clone(),
+        _ => String::new(),
+    }
+}
+
+fn judge(row: &ServiceRow) -> Verdict {
+    if row.detail.circuit_open || row.state == Some(StateName::Failed) {
+        return Verdict::Failed;
+    }
+    match (&row.detail.phase, row.health) {
+        (
+            Some(
+                Phase::CircuitOpen
+                | Phase::GaveUp
+                | Phase::BackingOff { .. }
+                | Phase::Refused { .. },
+            ),
+            _,
+        ) => Verdict::Failed,
+        (_, Some(Health::Unhealthy | Health::NotReady)) | (Some(Phase::NotReady), _) => {
+            Verdict::Unhealthy
+        }
+        (Some(Phase::Ready), _) => Verdict::Healthy,
+        (Some(Phase::Idle), _) => match row.last_exit.as_ref().map(|exit| exit.result) {
+            Some(blackhole_bus_schema::process::ExitResult::Success) => Verdict::Healthy,
+            _ => Verdict::Down,
+        },
+        (Some(_), _) => Verdict::Starting,
+        // Without a supervisor: what runs is not known to be ill.
+        (None, _) => match row.state {
+            Some(StateName::Running) => Verdict::Healthy,
+            Some(StateName::Terminated) => Verdict::Down,
+            _ => Verdict::Starting,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::view::service::{Answers, rows};
+    use crate::view::status::tests::{exit, status};
+    use blackhole_bus_schema::process::{ExitResult, ExitStatus};
+
+    #[test]
+    fn verdicts() {
+        let mut db = status("db.1", Phase::Ready);
+        db.state = Some(StateName::Running);
+        db.health = Health::Healthy;
+        let mut api = status("api.1", Phase::NotReady);
+        api.state = Some(StateName::Running);
+        api.health = Health::NotReady;
+        api.detail = Some("http://127.0.0.1:1/: status 503".into());
+        let mut flaky = status("flaky.1", Phase::CircuitOpen);
+        flaky.state = Some(StateName::Failed);
+        flaky.circuit = Circuit::Open;
+        flaky.restarts = 5;
+        flaky.last_exit = Some(exit(ExitResult::ExitCode, ExitStatus::Exited { code: 1 }));
+        let mut migrate = status("migrate.1", Phase::Idle);
+        migrate.state = Some(StateName::Terminated);
+        migrate.last_exit = Some(exit(ExitResult::Success, ExitStatus::Exited { code: 0 }));
+        let mut stopped = status("off.1", Phase::Idle);
+        stopped.state = Some(StateName::Terminated);
+        let web = status(
+            "web.1",
+            Phase::WaitingForDependency {
+                on: vec!["api ready".into()],
+            },
+        );
+        let answers = Answers {
+            status: Some(vec![db.clone(), api, flaky, migrate, stopped, web]),
+            ..Answers::default()
+        };
+        let view = HealthView::new(&rows(0, &answers));
+        assert!(!view.healthy);
+        insta::assert_snapshot!(view.table(Style::PLAIN), @r"
+        INSTANCE   VERDICT    STATE       RESTARTS  WHY
+        api.1      unhealthy  RUNNING            0  http://127.0.0.1:1/: status 503
+        db.1       healthy    RUNNING            0
+        flaky.1    failed     FAILED             5  circuit open; last: exit code 1
+        migrate.1  healthy    TERMINATED         0
+        off.1      down       TERMINATED         0
+        web.1      starting   -                  0  waits for api ready
+        ");
+        let well = Answers {
+            status: Some(vec![db]),
+            ..Answers::default()
+        };
+        assert!(HealthView::new(&rows(0, &well)).healthy);
+    }
+}

@@ -1,0 +1,12 @@
+//! What is shown: pure functions from what the daemons answered to rows,
+//! documents and lines. Nothing here reads a clock, a socket or a file.
+
+pub mod component;
+pub mod event;
+pub mod health;
+pub mod log;
+pub mod names;
+pub mod problem;
+pub mod progress;
+pub mod service;
+pub mod status;
