@@ -1,1 +1,6 @@
 //! Spawns, adopts, probes and stops the services of a host.
+
+pub mod environment;
+pub mod log;
+pub mod machine;
+pub mod shim;
