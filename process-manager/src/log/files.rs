@@ -1,0 +1,250 @@
+//! The files of one log, held open together so that a rotation meanwhile
+//! neither hides one nor shows one twice.
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use blackhole_bus_schema::process::LogCursor;
+
+use super::{CURRENT, LogError};
+
+/// Bytes read at one time when lines are counted backwards.
+const BLOCK: usize = 64 * 1024;
+
+/// A byte in the files of one log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// Index of the file, the oldest is 0.
+    pub file: usize,
+    /// Offset in it.
+    pub offset: u64,
+}
+
+#[derive(Debug)]
+struct Open {
+    path: PathBuf,
+    file: File,
+    inode: u64,
+    size: u64,
+}
+
+/// The files of one log, oldest first, as large as they were when opened.
+#[derive(Debug)]
+pub struct LogFiles {
+    files: Vec<Open>,
+}
+
+impl LogFiles {
+    /// Opens what is there of the log in `directory`; nothing is a log without files.
+    ///
+    /// Files only ever move to higher numbers, so going from `log` upwards
+    /// misses none; one that moved meanwhile is met twice and kept once.
+    ///
+    /// # Errors
+    /// When the directory or a file is there but cannot be opened.
+    pub fn open(directory: &Path) -> Result<Self, LogError> {
+        let highest = highest_number(directory)?;
+        let mut files: Vec<Open> = Vec::new();
+        let names = std::iter::once(CURRENT.to_owned())
+            .chain((1..=highest.saturating_add(1)).map(|number| format!("{CURRENT}.{number}")));
+        for name in names {
+            let path = directory.join(name);
+            let failed = |operation| {
+                let path = path.clone();
+                move |source| LogError {
+                    operation,
+                    path,
+                    source,
+                }
+            };
+            let file = match File::open(&path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) => return Err(failed("open")(error)),
+            };
+            let metadata = file.metadata().map_err(failed("stat"))?;
+            let (inode, size) = (metadata.ino(), metadata.len());
+            if metadata.is_file() && !files.iter().any(|open| open.inode == inode) {
+                files.push(Open {
+                    path,
+                    file,
+                    inode,
+                    size,
+                });
+            }
+        }
+        files.reverse();
+        Ok(Self { files })
+    }
+
+    /// Whether there is no file at all.
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
+    /// Index of the file that is written to now.
+    pub fn last(&self) -> usize {
+        self.files.len().saturating_sub(1)
+    }
+
+    /// Size of a file when it was opened; 0 for one that is not there.
+    pub fn size(&self, file: usize) -> u64 {
+        self.files.get(file).map_or(0, |open| open.size)
+    }
+
+    /// The place to give to a client.
+    pub fn cursor(&self, position: Position) -> Option<LogCursor> {
+        let inode = self.files.get(position.file)?.inode;
+        Some(LogCursor {
+            inode,
+            offset: position.offset,
+        })
+    }
+
+    /// Finds a client's place again. `None` when it is gone: the file was
+    /// rotated away, cut, or its inode number belongs to another file now
+    /// (then the place is not the beginning of a line).
+    pub fn find(&self, cursor: LogCursor) -> Option<Position> {
+        let file = self
+            .files
+            .iter()
+            .position(|open| open.inode == cursor.inode)?;
+        let offset = cursor.offset;
+        if offset > self.size(file) {
+            return None;
+        }
+        if offset > 0 {
+            let mut before = [0];
+            let read = self.files.get(file)?.file.read_at(&mut before, offset - 1);
+            if !matches!(read, Ok(1)) || before != [b'\n'] {
+                return None;
+            }
+        }
+        Some(Position { file, offset })
+    }
+
+    /// Reads up to `buffer.len()` bytes at a place, as far as the file went when opened.
+    pub(super) fn read_at(&self, position: Position, buffer: &mut [u8]) -> Result<usize, LogError> {
+        let Some(open) = self.files.get(position.file) else {
+            return Ok(0);
+        };
+        let rest = usize::try_from(open.size.saturating_sub(position.offset)).unwrap_or(usize::MAX);
+        let wanted = buffer.len().min(rest);
+        let mut filled = 0;
+        while filled < wanted {
+            let at = position.offset + filled as u64;
+            match open.file.read_at(&mut buffer[filled..wanted], at) {
+                Ok(0) => break,
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(source) => {
+                    return Err(LogError {
+                        operation: "read",
+                        path: open.path.clone(),
+                        source,
+                    });
+                }
+            }
+        }
+        Ok(filled)
+    }
+
+    /// Where the last `lines` whole lines begin.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn tail(&self, lines: u32) -> Result<Position, LogError> {
+        let mut missing = u64::from(lines);
+        let mut buffer = vec![0; BLOCK];
+        for file in (0..self.files.len()).rev() {
+            let end = self.end_of_lines(file, &mut buffer)?;
+            if missing == 0 {
+                return Ok(Position { file, offset: end });
+            }
+            if end == 0 {
+                continue;
+            }
+            // The newline at `end - 1` ends the last line; each one before it begins a later line.
+            let mut upper = end - 1;
+            while upper > 0 {
+                let lower = upper.saturating_sub(BLOCK as u64);
+                let block = &mut buffer[..(upper - lower) as usize];
+                let read = self.read_at(
+                    Position {
+                        file,
+                        offset: lower,
+                    },
+                    block,
+                )?;
+                for index in (0..read).rev().filter(|index| block[*index] == b'\n') {
+                    missing -= 1;
+                    if missing == 0 {
+                        return Ok(Position {
+                            file,
+                            offset: lower + index as u64 + 1,
+                        });
+                    }
+                }
+                upper = lower;
+            }
+            missing -= 1;
+            if missing == 0 {
+                return Ok(Position { file, offset: 0 });
+            }
+        }
+        Ok(Position { file: 0, offset: 0 })
+    }
+
+    /// Where the whole lines of a file end. A rotated file gets no more, so all of it counts.
+    fn end_of_lines(&self, file: usize, buffer: &mut [u8]) -> Result<u64, LogError> {
+        let size = self.size(file);
+        if file != self.last() {
+            return Ok(size);
+        }
+        let mut upper = size;
+        while upper > 0 {
+            let lower = upper.saturating_sub(buffer.len() as u64);
+            let block = &mut buffer[..(upper - lower) as usize];
+            let read = self.read_at(
+                Position {
+                    file,
+                    offset: lower,
+                },
+                block,
+            )?;
+            if let Some(index) = block[..read].iter().rposition(|byte| *byte == b'\n') {
+                return Ok(lower + index as u64 + 1);
+            }
+            upper = lower;
+        }
+        Ok(0)
+    }
+}
+
+/// The highest N of the files `log.N`.
+fn highest_number(directory: &Path) -> Result<u32, LogError> {
+    let failed = |source| LogError {
+        operation: "list",
+        path: directory.to_owned(),
+        source,
+    };
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut highest = 0;
+    for entry in entries {
+        let name = entry.map_err(failed)?.file_name();
+        let number = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(CURRENT))
+            .and_then(|rest| rest.strip_prefix('.'))
+            .and_then(|digits| digits.parse::<u32>().ok());
+        // More rotated files than any configuration keeps are not searched for.
+        highest = highest.max(number.filter(|number| *number <= 10_000).unwrap_or(0));
+    }
+    Ok(highest)
+}
