@@ -37,7 +37,7 @@ pub enum EnvelopeError {
         kind: String,
         /// What does not fit.
         #[source]
-        source: rmpv::ext::Error,
+        source: rmp_serde::decode::Error,
     },
 }
 
@@ -118,7 +118,7 @@ impl Envelope {
                 expected: M::KIND,
             });
         }
-        rmpv::ext::from_value(self.body.clone()).map_err(|source| EnvelopeError::Body {
+        crate::value::from_value(&self.body).map_err(|source| EnvelopeError::Body {
             kind: self.kind.clone(),
             source,
         })

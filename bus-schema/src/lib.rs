@@ -11,6 +11,7 @@
 //! | [`rpc`] | headers, status codes, tokens and the client of the RPC plane |
 //! | [`config`] | `blackhole.yaml`, its errors, and the effective settings of a service |
 //! | [`dirs`] | run and state directories, locks, incarnations |
+//! | [`value`] | MessagePack values of unknown shape |
 //! | [`transport`] | the only place that knows the ZeroMQ library |
 //! | [`bus`] | a component's own sockets, and connections to others |
 //! | [`daemon`] | what every daemon's `main` does: flags, tracing, notification |
@@ -33,6 +34,7 @@ pub mod rpc;
 pub mod supervision;
 pub mod topic;
 pub mod transport;
+pub mod value;
 
 /// Version of this build, as shown by `blackhole status` and in each hello.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -15,7 +15,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::server::{HEARTBEAT, to_value};
+use super::server::HEARTBEAT;
 use super::tails::{Arrival, Tails};
 use super::{BusError, Paged, RequestError};
 use crate::component::{Bye, ComponentInfo, Heartbeat, Hello, Ping};
@@ -26,6 +26,7 @@ use crate::names::{ClientName, Component};
 use crate::reply::{Reply, Verdict};
 use crate::topic::Topic;
 use crate::transport::{ConnectionWatch, PubSocket, SubSocket};
+use crate::value::{from_value, to_value};
 
 /// Events waiting for the link's user. When full, further events of a stream
 /// are dropped and the stream is healed by a snapshot once there is room;
@@ -285,7 +286,7 @@ impl Link {
         cause: Option<Uuid>,
     ) -> Result<C::Reply, RequestError> {
         let value = self.request_raw(C::KIND, command, budget, cause).await?;
-        rmpv::ext::from_value(value).map_err(|source| RequestError::Answer {
+        from_value(&value).map_err(|source| RequestError::Answer {
             component: self.inner.to.to_string(),
             source,
         })
@@ -632,7 +633,7 @@ impl Task {
             && *ping == reply.to
         {
             if let Verdict::Done { result } = reply.verdict
-                && let Ok(info) = rmpv::ext::from_value::<ComponentInfo>(result)
+                && let Ok(info) = from_value::<ComponentInfo>(&result)
             {
                 self.present(&link, info);
             }
@@ -850,7 +851,7 @@ async fn pages(link: &Link, stream: &Stream) -> Option<(Vec<(String, u64)>, Vec<
                 return None;
             }
         };
-        let page: Snapshot<rmpv::Value> = match rmpv::ext::from_value(value) {
+        let page: Snapshot<rmpv::Value> = match from_value(&value) {
             Ok(page) => page,
             Err(error) => {
                 tracing::warn!(prefix = stream.prefix, %error, "a snapshot is not understood");

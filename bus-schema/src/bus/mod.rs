@@ -28,6 +28,7 @@ use crate::reply::{Code, Status};
 use crate::resource::{ListUsage, Usage};
 use crate::supervision::{InstanceStatus, ListStatus};
 use crate::transport::TransportError;
+use crate::value::from_value;
 
 pub use lane::LogLane;
 pub use link::{Interest, Link, LinkEvent, Received};
@@ -80,7 +81,7 @@ pub enum RequestError {
         component: String,
         /// What does not fit.
         #[source]
-        source: rmpv::ext::Error,
+        source: rmp_serde::decode::Error,
     },
 }
 
@@ -125,8 +126,10 @@ paged!(ListRegistry, Registration);
 ///
 /// # Errors
 /// When the owner is of another version.
-pub fn item<T: serde::de::DeserializeOwned>(value: rmpv::Value) -> Result<T, rmpv::ext::Error> {
-    rmpv::ext::from_value(value)
+pub fn item<T: serde::de::DeserializeOwned>(
+    value: rmpv::Value,
+) -> Result<T, rmp_serde::decode::Error> {
+    from_value(&value)
 }
 
 #[cfg(test)]

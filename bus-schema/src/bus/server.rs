@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -22,6 +21,7 @@ use crate::process::LogLines;
 use crate::reply::{Code, Reply, Status, Verdict};
 use crate::topic::{self, Topic};
 use crate::transport::{PubSocket, SubSocket};
+use crate::value::{from_value, to_value};
 
 /// Messages waiting for the publisher task. When full, `publish` waits: the
 /// publisher only hands to the I/O and never waits for a subscriber.
@@ -519,7 +519,7 @@ impl Incoming {
             let text = format!("a {} command is not a {}", self.kind, C::KIND);
             return Err(Status::new(Code::InvalidArgument, text));
         }
-        rmpv::ext::from_value(self.body.clone()).map_err(|error| {
+        from_value(&self.body).map_err(|error| {
             let text = format!("the body of {} is not understood: {error}", C::KIND);
             Status::new(Code::InvalidArgument, text)
         })
@@ -616,12 +616,6 @@ impl Drop for Incoming {
             });
         }
     }
-}
-
-/// A value as MessagePack, by way of its bytes, so that it is exactly what the encoder writes.
-pub(super) fn to_value<T: Serialize>(value: &T) -> Result<rmpv::Value, String> {
-    let bytes = rmp_serde::to_vec_named(value).map_err(|error| error.to_string())?;
-    rmpv::decode::read_value(&mut bytes.as_slice()).map_err(|error| error.to_string())
 }
 
 /// Answers by command id, the latest [`REPLY_CACHE`] of them and at most
