@@ -1,5 +1,7 @@
 //! Configurations that are right: what comes out of them.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::path::Path;
 use std::time::Duration;
 

@@ -1,5 +1,7 @@
 //! Configurations that are wrong: each gives one error with its place.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::fmt::Write;
 use std::path::Path;
 
@@ -251,9 +253,7 @@ fn bombs_are_defused() {
         ("cyclic", cyclic),
         ("repeated", repeated),
     ] {
-        let t = std::time::Instant::now();
         let error = error(&text, &[]);
-        eprintln!("{name} {:?}", t.elapsed());
         let message = error.to_string();
         assert!(message.starts_with("blackhole.yaml:"), "{name}: {message}");
         assert!(message.len() < 1_000, "{name}: {message}");

@@ -7,6 +7,7 @@ use super::error::Problem;
 use super::reference::expand_dir;
 use super::section::{Field, Section};
 use super::service::argument_list;
+use super::tree::Value;
 use crate::health::{Probe, ProbeCheck, ProbeKind, Probes};
 
 pub(super) const KINDS: [&str; 3] = ["startup", "liveness", "readiness"];
@@ -89,7 +90,10 @@ fn check(section: &Section<'_>, key: &str, dir: &Path) -> Result<ProbeCheck, Pro
     match key {
         "http" => http(&field).map(ProbeCheck::Http),
         "tcp" => {
-            let text = field.text()?;
+            let text = match &field.node.value {
+                Value::Text(_) => field.text()?,
+                _ => "",
+            };
             match is_host_port(text) {
                 true => Ok(ProbeCheck::Tcp(text.to_owned())),
                 false => Err(field.expected("HOST:PORT, for instance 127.0.0.1:6379")),

@@ -98,7 +98,17 @@ impl<'a> Field<'a> {
                 .ok()
                 .filter(|value| range.contains(value))
                 .ok_or_else(|| self.expected(wanted())),
-            _ => Err(self.expected(wanted())),
+            _ => Err(self.unquoted(self.expected(wanted()))),
+        }
+    }
+
+    /// Adds a hint where a text looks like the number that it should be.
+    fn unquoted(&self, problem: Problem) -> Problem {
+        match &self.node.value {
+            Value::Text(text) if text.parse::<f64>().is_ok() => {
+                problem.hint("write it without quotes")
+            }
+            _ => problem,
         }
     }
 
@@ -218,6 +228,7 @@ impl<'a> Field<'a> {
         let entries: &'a [Entry] = match &self.node.value {
             Value::Map(entries) => entries,
             Value::Nothing => &[],
+            _ if known.len() > 8 => return Err(self.expected("a map")),
             _ => return Err(self.expected(format_args!("a map with {}", known.join(", ")))),
         };
         for entry in entries {

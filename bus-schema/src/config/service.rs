@@ -12,7 +12,7 @@ use super::orchestrator::{POLICY_KEYS, Runtime, policy};
 use super::probe::{KINDS, probes, resolve_program};
 use super::reference::{expand, expand_dir, is_variable};
 use super::section::{Field, Section};
-use super::tree::Value;
+use super::tree::{Entry, Value};
 use crate::names::ServiceName;
 use crate::process::{LogSpec, StopSpec, default_success_codes, signal_number};
 
@@ -101,7 +101,7 @@ pub(super) fn services(
         let name: ServiceName = entry.key.parse().map_err(|error| {
             Problem::new(entry.key_place.clone(), &field.path, format!("{error}"))
         })?;
-        let service = service(&name, &field, runtime, dir, &mut places)?;
+        let service = service(&name, entry, &field, runtime, dir, &mut places)?;
         services.insert(name, service);
     }
     super::graph::check(&services, &places)?;
@@ -110,6 +110,7 @@ pub(super) fn services(
 
 fn service(
     name: &ServiceName,
+    entry: &Entry,
     field: &Field<'_>,
     runtime: &Runtime,
     dir: &Path,
@@ -120,9 +121,10 @@ fn service(
     let command = match section.get("command") {
         Some(field) => argument_list(&field, "[/usr/bin/program, --flag]", dir)?,
         None => {
-            return Err(field
-                .problem("has no command")
-                .hint("every service needs one: command: [/usr/bin/program, --flag]"));
+            return Err(
+                Problem::new(entry.key_place.clone(), &field.path, "has no command")
+                    .hint("every service needs one: command: [/usr/bin/program, --flag]"),
+            );
         }
     };
     let priority = section

@@ -12,7 +12,7 @@ use super::error::{Place, Problem};
 /// Deepest nesting; the configuration itself needs six levels.
 const MAX_DEPTH: usize = 24;
 /// Most values in a file, aliases counted by the values they stand for.
-const MAX_VALUES: usize = 200_000;
+const MAX_VALUES: usize = 100_000;
 
 /// A value and where it stands.
 #[derive(Debug, Clone, PartialEq)]
@@ -152,7 +152,13 @@ fn syntax(error: &serde_saphyr::Error) -> Problem {
         ),
         _ => plain(&error.render()),
     };
-    Problem::new(place, "", message)
+    let tab = message.contains("tabs disallowed");
+    let problem = Problem::new(place, "", message);
+    if tab {
+        problem.hint("indent with spaces, YAML allows no tabs there")
+    } else {
+        problem
+    }
 }
 
 /// The library's message on one line and without its own account of the place.

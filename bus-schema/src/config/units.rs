@@ -84,18 +84,26 @@ fn number(text: &str) -> Option<(f64, &str)> {
     Some((digits.parse().ok()?, rest))
 }
 
-/// A duration as a person writes it.
+/// A duration as a person writes it, in the largest unit that leaves it whole.
 pub(super) fn show(duration: Duration) -> String {
-    let millis = duration.as_millis();
-    match millis {
-        _ if duration.subsec_nanos() % 1_000_000 != 0 => format!("{}us", duration.as_micros()),
-        0 => "0s".to_owned(),
-        _ if millis % 86_400_000 == 0 => format!("{}d", millis / 86_400_000),
-        _ if millis % 3_600_000 == 0 => format!("{}h", millis / 3_600_000),
-        _ if millis % 60_000 == 0 => format!("{}m", millis / 60_000),
-        _ if millis % 1_000 == 0 => format!("{}s", millis / 1_000),
-        _ => format!("{millis}ms"),
+    const UNITS: [(u128, &str); 5] = [
+        (86_400_000_000, "d"),
+        (3_600_000_000, "h"),
+        (60_000_000, "m"),
+        (1_000_000, "s"),
+        (1_000, "ms"),
+    ];
+    let micros = duration.as_micros();
+    if micros == 0 {
+        return "0s".to_owned();
     }
+    UNITS
+        .iter()
+        .find(|(unit, _)| micros.is_multiple_of(*unit))
+        .map_or_else(
+            || format!("{micros}us"),
+            |(unit, name)| format!("{}{name}", micros / unit),
+        )
 }
 
 #[cfg(test)]
