@@ -3,6 +3,8 @@
 //! in review. `BLACKHOLE_BLESS=1 cargo nextest run -p blackhole-bus-schema` writes
 //! them anew after an intended one.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::fmt::Debug;
 use std::path::PathBuf;
 

@@ -437,11 +437,14 @@ impl StreamState {
     }
 }
 
+/// A whole snapshot: watermarks and items.
+type State = (Vec<(String, u64)>, Vec<rmpv::Value>);
+
 #[derive(Debug)]
 struct Fetched {
     index: usize,
     epoch: u64,
-    result: Option<(Vec<(String, u64)>, Vec<rmpv::Value>)>,
+    result: Option<State>,
 }
 
 struct Task {
@@ -833,7 +836,7 @@ impl Task {
 
 /// All pages of a stream. The watermarks are those of the first page: what
 /// changed while the later ones were read comes again as an event.
-async fn pages(link: &Link, stream: &Stream) -> Option<(Vec<(String, u64)>, Vec<rmpv::Value>)> {
+async fn pages(link: &Link, stream: &Stream) -> Option<State> {
     let mut after = None;
     let mut first: Option<(u64, Vec<(String, u64)>)> = None;
     let mut items = Vec::new();
