@@ -4,3 +4,4 @@ pub mod environment;
 pub mod log;
 pub mod machine;
 pub mod shim;
+pub mod table;
