@@ -3,5 +3,6 @@
 pub mod environment;
 pub mod log;
 pub mod machine;
+pub mod probe;
 pub mod shim;
 pub mod table;

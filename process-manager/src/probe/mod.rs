@@ -1,0 +1,3 @@
+//! Probes: what is asked of a running service.
+
+pub mod schedule;
