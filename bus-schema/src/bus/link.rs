@@ -351,8 +351,19 @@ impl Link {
                     None => return Err(self.unreachable()),
                 },
                 () = tokio::time::sleep_until(until) => repeat = (repeat * 2).min(REPEAT_MAX),
+                // Back again, maybe as another process: ask it without delay.
+                () = came_back(&mut up) => {}
             }
         }
+    }
+}
+
+/// Waits until the component has gone and returned. Cancel safe.
+async fn came_back(up: &mut watch::Receiver<Option<ComponentInfo>>) {
+    let gone = up.wait_for(Option::is_none).await.is_ok();
+    let returned = gone && up.wait_for(Option::is_some).await.is_ok();
+    if !returned {
+        std::future::pending::<()>().await;
     }
 }
 
