@@ -111,7 +111,8 @@ pub struct Daemon {
 /// Sends tracing to standard error, filtered by `BLACKHOLE_LOG` (`info` without
 /// it; the syntax is that of `tracing_subscriber::EnvFilter`). Call once.
 pub fn start_tracing() {
-    let filter = EnvFilter::try_from_env("BLACKHOLE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter =
+        EnvFilter::try_from_env("BLACKHOLE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -144,7 +145,9 @@ where
         None => {
             let holder = Lock::holder(&path).unwrap_or_default();
             tracing::info!(%component, holder, "another one is active: standing by");
-            notify(&[sd_notify::NotifyState::Status("standing by for the active one")]);
+            notify(&[sd_notify::NotifyState::Status(
+                "standing by for the active one",
+            )]);
             Lock::wait(&path)?
         }
     };
@@ -152,9 +155,15 @@ where
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|source| DaemonError::Setup { what: "the runtime", source })?;
+        .map_err(|source| DaemonError::Setup {
+            what: "the runtime",
+            source,
+        })?;
     let result = runtime.block_on(async {
-        let shutdown = watch_signals().map_err(|source| DaemonError::Setup { what: "signal handlers", source })?;
+        let shutdown = watch_signals().map_err(|source| DaemonError::Setup {
+            what: "signal handlers",
+            source,
+        })?;
         let (server, commands) = Server::bind(&dirs, component.clone(), incarnation).await?;
         tracing::info!(
             %component,
@@ -165,7 +174,10 @@ where
             "started"
         );
         let status = format!("{component} incarnation {incarnation}");
-        notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&status)]);
+        notify(&[
+            sd_notify::NotifyState::Ready,
+            sd_notify::NotifyState::Status(&status),
+        ]);
         let watchdog = tokio::spawn(watchdog());
         let daemon = Daemon {
             dirs: dirs.clone(),
@@ -182,10 +194,17 @@ where
         let reason = if result.is_ok() { "stopped" } else { "failed" };
         server.bye(reason).await;
         tracing::info!(%component, reason, "ended");
-        result.map_err(|source| DaemonError::Body { component: component.clone(), source })
+        result.map_err(|source| DaemonError::Body {
+            component: component.clone(),
+            source,
+        })
     });
     runtime.shutdown_timeout(Duration::from_millis(200));
-    for socket in [dirs.bus_evt(&component), dirs.bus_cmd(&component), dirs.bus_log(&component)] {
+    for socket in [
+        dirs.bus_evt(&component),
+        dirs.bus_cmd(&component),
+        dirs.bus_log(&component),
+    ] {
         let _ = std::fs::remove_file(socket);
     }
     drop(lock);
@@ -200,7 +219,9 @@ fn notify(states: &[sd_notify::NotifyState<'_>]) {
 
 /// `WATCHDOG=1` at half the interval that the service manager asks for.
 async fn watchdog() {
-    let Some(interval) = sd_notify::watchdog_enabled() else { return };
+    let Some(interval) = sd_notify::watchdog_enabled() else {
+        return;
+    };
     let mut tick = tokio::time::interval((interval / 2).max(Duration::from_millis(10)));
     loop {
         tick.tick().await;
@@ -231,8 +252,17 @@ fn watch_signals() -> std::io::Result<Shutdown> {
 fn raise_nofile() -> (u64, u64) {
     let before = getrlimit(Resource::Nofile);
     let unlimited = u64::MAX;
-    let inherited = (before.current.unwrap_or(unlimited), before.maximum.unwrap_or(unlimited));
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: before.maximum, maximum: before.maximum }) {
+    let inherited = (
+        before.current.unwrap_or(unlimited),
+        before.maximum.unwrap_or(unlimited),
+    );
+    if let Err(error) = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: before.maximum,
+            maximum: before.maximum,
+        },
+    ) {
         tracing::warn!(%error, "the limit of open files stays at {}", inherited.0);
     }
     inherited
