@@ -1,1 +1,366 @@
-//! ROUTER and DEALER sockets of the RPC plane.
+//! ROUTER and DEALER sockets of the RPC plane, with PLAIN authentication.
+//!
+//! The ROUTER never sends to a routing id that a peer chose without its being
+//! that peer's: an id in use stays with its username (the library refuses
+//! another principal's claim), and the ids it gives out itself begin with a
+//! zero byte, which no peer may choose.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use omq_tokio::options::ReconnectPolicy;
+use omq_tokio::{
+    AuthenticationResult, Authenticator, DisconnectReason, Error, IdentitySocket, MechanismSetup,
+    Message, MonitorEvent, MonitorRecvError, MonitorStream, Options, Socket, SocketType,
+    TrySendError,
+};
+
+use super::{MAX_MESSAGE_BYTES, TransportError};
+
+/// Messages queued towards one peer. A caller has at most 1024 calls under way
+/// and a callee at most 4096, so that this is full only when a peer has stopped
+/// reading; then further messages to it are refused, see [`SendError::Full`].
+const SEND_HIGH_WATER_MARK: u32 = 8_192;
+/// Messages queued from one peer. When full, that peer's socket is not read:
+/// it feels it as a slow bridge, the others do not.
+const RECV_HIGH_WATER_MARK: u32 = 1_024;
+/// Connection events kept for a slow watcher; it is told when it missed some.
+const EVENTS: usize = 4_096;
+
+fn options() -> Options {
+    Options {
+        monitor_capacity: EVENTS,
+        ..Options::new()
+            .send_hwm(SEND_HIGH_WATER_MARK)
+            .recv_hwm(RECV_HIGH_WATER_MARK)
+            .max_message_size(MAX_MESSAGE_BYTES)
+            .handshake_timeout(Duration::from_secs(5))
+            .heartbeat_interval(Duration::from_secs(5))
+            .heartbeat_timeout(Duration::from_secs(15))
+            .max_pending_handshakes(4096)
+            .linger(Duration::from_millis(500))
+    }
+}
+
+fn open_error(operation: &'static str, path: &Path) -> impl FnOnce(Error) -> TransportError {
+    let path = path.to_owned();
+    move |source| TransportError::Open {
+        operation,
+        path,
+        source,
+    }
+}
+
+/// Where a message came from, as the handshake proved it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Number of the connection, never used again by this socket.
+    pub connection: u64,
+    /// Routing id to answer to.
+    pub route: Bytes,
+    /// PLAIN username.
+    pub username: String,
+    /// What the authenticator said of it.
+    pub proven: Bytes,
+}
+
+/// A message from a peer.
+#[derive(Debug, Clone)]
+pub struct FromPeer {
+    /// Who sent it.
+    pub peer: Peer,
+    /// First frame.
+    pub header: Bytes,
+    /// Second frame; empty where there is none.
+    pub payload: Bytes,
+}
+
+/// Why a message was not queued for a peer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// The peer has stopped reading.
+    #[error("the peer's queue is full")]
+    Full,
+    /// The peer is gone.
+    #[error("the peer is gone")]
+    Gone,
+    /// The socket is closed.
+    #[error("the socket is closed")]
+    Closed,
+}
+
+/// A ROUTER that admits peers by username and password.
+#[derive(Debug)]
+pub struct Router {
+    socket: IdentitySocket,
+}
+
+impl Router {
+    /// Listens at `path`; a stale socket file is replaced. Everybody on the host
+    /// may connect, `authenticate(username, password)` decides who is admitted
+    /// and what is proven of them. It must be quick: it runs on the I/O task.
+    ///
+    /// # Errors
+    /// When the path cannot be bound.
+    pub async fn bind<F>(path: &Path, authenticate: F) -> Result<Self, TransportError>
+    where
+        F: Fn(&str, &str) -> Option<Bytes> + Send + Sync + 'static,
+    {
+        let authenticator = Authenticator::new_with_result(move |peer| {
+            let (Some(username), Some(password)) = (&peer.username, &peer.password) else {
+                return AuthenticationResult::deny();
+            };
+            match authenticate(username, password) {
+                Some(proven) => AuthenticationResult::allow().with_user_id(proven),
+                None => AuthenticationResult::deny(),
+            }
+        });
+        let options = Options {
+            mechanism: MechanismSetup::PlainServer { authenticator },
+            // A send to a peer that is gone or full is an error, not a silent loss.
+            router_mandatory: true,
+            ..options()
+        };
+        let socket = Socket::new(SocketType::Router, options);
+        socket
+            .bind(format!("ipc://{}", path.display()).as_str())
+            .await
+            .map_err(open_error("bind", path))?;
+        // Services run as other users; the token is what admits them.
+        std::fs::set_permissions(path, PermissionsExt::from_mode(0o666))
+            .map_err(|source| open_error("open to all users", path)(Error::Io(source)))?;
+        let socket = IdentitySocket::try_from(socket).map_err(open_error("bind", path))?;
+        Ok(Self { socket })
+    }
+
+    /// The next message, fairly from all peers. Cancel safe.
+    ///
+    /// # Errors
+    /// When the socket is closed.
+    pub async fn recv(&self) -> Result<FromPeer, TransportError> {
+        loop {
+            let received = self
+                .socket
+                .recv_from()
+                .await
+                .map_err(|_| TransportError::Closed)?;
+            if let Some(message) = from_peer(received) {
+                return Ok(message);
+            }
+        }
+    }
+
+    /// The next message, if one is there already.
+    pub fn try_recv(&self) -> Option<FromPeer> {
+        loop {
+            let received = self.socket.try_recv_from().ok()?;
+            if let Some(message) = from_peer(received) {
+                return Some(message);
+            }
+        }
+    }
+
+    /// Queues a message for a peer. Never waits; a queued message is not delivered yet.
+    ///
+    /// # Errors
+    /// See [`SendError`]; the message is dropped.
+    pub fn send(&self, route: &[u8], header: Bytes, payload: Bytes) -> Result<(), SendError> {
+        let message = Message::multipart([header, payload]);
+        match self.socket.try_send_to(route, message) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full(_)) => Err(SendError::Full),
+            Err(TrySendError::Closed) => Err(SendError::Closed),
+            Err(TrySendError::Error(_)) => Err(SendError::Gone),
+        }
+    }
+
+    /// Watches connections come and go. Call it before messages are received.
+    pub fn watch(&self) -> PeerWatch {
+        PeerWatch {
+            stream: self.socket.monitor(),
+        }
+    }
+
+    /// The numbers of the connections there are now.
+    pub async fn connections(&self) -> Vec<u64> {
+        match self.socket.connections().await {
+            Ok(list) => list
+                .into_iter()
+                .map(|status| status.connection_id)
+                .collect(),
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// Ends a connection. Its peer will connect again unless it is refused.
+    pub async fn disconnect(&self, connection: u64) {
+        let _ = self.socket.disconnect_peer(connection).await;
+    }
+
+    /// Closes the socket after what is queued has been sent, or after 500 ms.
+    pub async fn close(self) {
+        let _ = self.socket.into_inner().close().await;
+    }
+}
+
+fn from_peer((identity, mut message): (omq_tokio::Identity, Message)) -> Option<FromPeer> {
+    let info = identity.peer_info();
+    let peer = Peer {
+        connection: info.connection_id,
+        route: identity.to_bytes(),
+        username: info.authentication.username.clone()?,
+        proven: info.authentication.user_id.clone()?,
+    };
+    let header = message.pop_front()?;
+    let payload = message.pop_front().unwrap_or_default();
+    Some(FromPeer {
+        peer,
+        header,
+        payload,
+    })
+}
+
+/// What became of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PeerEvent {
+    /// This connection was lost.
+    Gone(u64),
+    /// A peer was not admitted, or did not get through the handshake.
+    Refused(String),
+    /// Some events were missed: see [`Router::connections`].
+    Missed,
+}
+
+/// Tells of the connections of a [`Router`].
+#[derive(Debug)]
+pub struct PeerWatch {
+    stream: MonitorStream,
+}
+
+impl PeerWatch {
+    /// The next event. After the socket has closed it waits for ever. Cancel safe.
+    pub async fn next(&mut self) -> PeerEvent {
+        loop {
+            match self.stream.recv().await {
+                Ok(MonitorEvent::Disconnected { peer, .. }) => {
+                    return PeerEvent::Gone(peer.connection_id);
+                }
+                Ok(MonitorEvent::HandshakeFailed { reason, .. }) => {
+                    return PeerEvent::Refused(reason);
+                }
+                Ok(_) => {}
+                Err(MonitorRecvError::Lagged(_)) => return PeerEvent::Missed,
+                Err(_) => std::future::pending::<()>().await,
+            }
+        }
+    }
+}
+
+/// A DEALER that proves itself by username and password.
+#[derive(Debug)]
+pub struct Dealer {
+    socket: Socket,
+}
+
+impl Dealer {
+    /// A socket that is not connected yet: [`Dealer::watch`] it first.
+    pub fn new(username: &str, password: &str) -> Self {
+        let options =
+            options()
+                .plain_client(username, password)
+                .reconnect(ReconnectPolicy::Exponential {
+                    min: Duration::from_millis(10),
+                    max: Duration::from_millis(200),
+                });
+        Self {
+            socket: Socket::new(SocketType::Dealer, options),
+        }
+    }
+
+    /// Connects to the ROUTER at `path`, for ever: again after each loss, but
+    /// not after a refusal of the credentials.
+    ///
+    /// # Errors
+    /// When the path is not one of a socket. That nobody listens is no error.
+    pub async fn connect(&self, path: &Path) -> Result<(), TransportError> {
+        self.socket
+            .connect(format!("ipc://{}", path.display()).as_str())
+            .await
+            .map(|_| ())
+            .map_err(open_error("connect", path))
+    }
+
+    /// Queues a message. Waits while the queue is full. Cancelling the wait sends nothing.
+    ///
+    /// # Errors
+    /// When the socket is closed.
+    pub async fn send(&self, header: Bytes, payload: Bytes) -> Result<(), TransportError> {
+        let message = Message::multipart([header, payload]);
+        self.socket
+            .send(message)
+            .await
+            .map_err(|_| TransportError::Closed)
+    }
+
+    /// The next message's two frames. Cancel safe.
+    ///
+    /// # Errors
+    /// When the socket is closed.
+    pub async fn recv(&self) -> Result<(Bytes, Bytes), TransportError> {
+        let message = self
+            .socket
+            .recv()
+            .await
+            .map_err(|_| TransportError::Closed)?;
+        Ok((
+            message.part_bytes(0).unwrap_or_default(),
+            message.part_bytes(1).unwrap_or_default(),
+        ))
+    }
+
+    /// Watches this socket's connection.
+    pub fn watch(&self) -> DealerWatch {
+        DealerWatch {
+            stream: self.socket.monitor(),
+        }
+    }
+}
+
+/// What became of a [`Dealer`]'s connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DealerEvent {
+    /// Connected and admitted.
+    Up,
+    /// Lost; it is being made again.
+    Down,
+    /// The ROUTER refused the credentials; nothing is tried any more.
+    Refused(String),
+}
+
+/// Tells of the connection of a [`Dealer`].
+#[derive(Debug)]
+pub struct DealerWatch {
+    stream: MonitorStream,
+}
+
+impl DealerWatch {
+    /// The next event. After the socket has closed it waits for ever. Cancel safe.
+    pub async fn next(&mut self) -> DealerEvent {
+        loop {
+            match self.stream.recv().await {
+                Ok(MonitorEvent::HandshakeSucceeded { .. }) => return DealerEvent::Up,
+                Ok(MonitorEvent::Disconnected { .. }) => return DealerEvent::Down,
+                Ok(MonitorEvent::ConnectStopped {
+                    reason: DisconnectReason::HandshakeRefused(refusal),
+                    ..
+                }) => return DealerEvent::Refused(refusal.reason.clone()),
+                // A connection that comes and goes a thousand times while nobody looks is down or up
+                // again at the end; the events after the gap tell.
+                Ok(_) | Err(MonitorRecvError::Lagged(_)) => {}
+                Err(_) => std::future::pending::<()>().await,
+            }
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! The task that owns a client's connection: registers, receives, runs handlers.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::super::header::{self, Header, HeaderError, Register};
+use super::super::{Code, DEFAULT_BUDGET, HEARTBEAT, MAX_BUDGET, Status};
+use super::{Methods, Request, Shared, Standing, response};
+use crate::transport::rpc::{DealerEvent, DealerWatch};
+
+pub(super) struct Connection {
+    shared: Arc<Shared>,
+    events: DealerWatch,
+    cancelled: mpsc::Receiver<u64>,
+    /// Handlers at work; at most the capacity of the methods.
+    handlers: JoinSet<u64>,
+    by_call: HashMap<u64, AbortHandle>,
+    /// Whether a path to a bridge is there, registered or not.
+    connected: bool,
+}
+
+impl Connection {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        events: DealerWatch,
+        cancelled: mpsc::Receiver<u64>,
+    ) -> Self {
+        Self {
+            shared,
+            events,
+            cancelled,
+            handlers: JoinSet::new(),
+            by_call: HashMap::new(),
+            connected: false,
+        }
+    }
+
+    /// Runs until the client is dropped.
+    pub(super) async fn run(mut self) {
+        let shared = self.shared.clone();
+        let mut methods = shared.methods.subscribe();
+        let mut heartbeat = tokio::time::interval(HEARTBEAT);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            // Every arm is cancel safe: it takes something only when it completes.
+            tokio::select! {
+                received = shared.dealer.recv() => match received {
+                    Ok((header, payload)) => self.received(&header, payload).await,
+                    Err(_) => return,
+                },
+                event = self.events.next() => self.event(event).await,
+                Some(id) = self.cancelled.recv() => {
+                    self.send(Header::Cancel { id }, Bytes::new()).await;
+                }
+                changed = methods.changed() => {
+                    if changed.is_ok() && self.connected {
+                        self.register().await;
+                    }
+                }
+                Some(finished) = self.handlers.join_next() => {
+                    if let Ok(id) = finished {
+                        self.by_call.remove(&id);
+                    }
+                    self.count();
+                }
+                _ = heartbeat.tick() => {
+                    if self.connected {
+                        self.send(Header::Heartbeat { registered: None }, Bytes::new()).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn event(&mut self, event: DealerEvent) {
+        match event {
+            DealerEvent::Up => {
+                self.connected = true;
+                self.register().await;
+            }
+            DealerEvent::Down => {
+                self.connected = false;
+                self.shared.standing.send_replace(Standing::Away);
+                self.shared.working.send_replace(0);
+                // Nobody waits for these answers any more: their calls failed with the connection.
+                self.handlers.abort_all();
+                self.by_call.clear();
+                let lost = Status::new(Code::Unavailable, "the connection to the bridge was lost");
+                let pending: Vec<_> = self.shared.pending().drain().collect();
+                for (_, call) in pending {
+                    let _ = call.send(Err(lost.clone()));
+                }
+            }
+            DealerEvent::Refused(reason) => {
+                tracing::error!(instance = %self.shared.instance, reason, "the bridge refused this service's token");
+                self.shared.standing.send_replace(Standing::Refused(reason));
+            }
+        }
+    }
+
+    async fn send(&self, header: Header, payload: Bytes) {
+        if let Err(error) = self.shared.send(&header, payload).await {
+            tracing::debug!(%error, kind = header.kind(), "not sent");
+        }
+    }
+
+    async fn register(&mut self) {
+        let register = {
+            let methods = self.shared.methods.borrow();
+            Register {
+                version: header::VERSION,
+                methods: methods.handlers.keys().cloned().collect(),
+                capacity: methods.capacity,
+                endpoint: methods.endpoint.clone(),
+            }
+        };
+        self.send(Header::Register(register), Bytes::new()).await;
+    }
+
+    async fn received(&mut self, frame: &[u8], payload: Bytes) {
+        let header = match Header::decode(frame) {
+            Ok(header) => header,
+            // From a newer bridge: not for this version.
+            Err(HeaderError::UnknownKind(_)) => return,
+            Err(error) => {
+                tracing::warn!(%error, "a message of the bridge is not understood");
+                return;
+            }
+        };
+        match header {
+            Header::Registered(_) => {
+                self.shared.standing.send_if_modified(|standing| {
+                    let changed = *standing == Standing::Away;
+                    if changed {
+                        *standing = Standing::Registered;
+                    }
+                    changed
+                });
+            }
+            Header::Heartbeat {
+                registered: Some(false),
+            } => self.register().await,
+            Header::Request(request) => self.request(request, payload).await,
+            Header::Response(response) => {
+                let call = self.shared.pending().remove(&response.id);
+                if let Some(call) = call {
+                    let status = response.status();
+                    let _ = call.send(status.map(|()| (payload, response.endpoints)));
+                }
+            }
+            Header::Cancel { id } => {
+                if let Some(handler) = self.by_call.remove(&id) {
+                    handler.abort();
+                }
+            }
+            Header::Goaway { reason } => {
+                tracing::info!(reason, "the bridge takes no more calls on this connection");
+                self.shared.standing.send_replace(Standing::Away);
+            }
+            Header::Heartbeat { .. } | Header::Register(_) | Header::Resolve { .. } => {}
+        }
+    }
+
+    /// Starts the handler of a call, or says why not.
+    async fn request(&mut self, request: header::Request, payload: Bytes) {
+        let refused = {
+            let methods = self.shared.methods.borrow();
+            self.handler(&methods, &request)
+        };
+        let handler = match refused {
+            Ok(handler) => handler,
+            Err(status) => {
+                let (header, payload) = response(request.id, Err(status));
+                self.send(header, payload).await;
+                return;
+            }
+        };
+        let id = request.id;
+        let budget = request
+            .budget_ms
+            .map_or(DEFAULT_BUDGET, Duration::from_millis);
+        let deadline = Instant::now() + budget.min(MAX_BUDGET);
+        let future = handler(Request {
+            method: request.method,
+            caller: request.caller,
+            payload,
+            deadline,
+        });
+        let shared = self.shared.clone();
+        let handler = self.handlers.spawn(async move {
+            let guarded = AssertUnwindSafe(future).catch_unwind();
+            let result = match tokio::time::timeout_at(deadline, guarded).await {
+                Ok(Ok(result)) => result,
+                Ok(Err(_)) => Err(Status::new(Code::Internal, "the method panicked")),
+                Err(_) => Err(Status::new(
+                    Code::DeadlineExceeded,
+                    "the method took too long",
+                )),
+            };
+            let (header, payload) = response(id, result);
+            if let Err(error) = shared.send(&header, payload).await {
+                tracing::debug!(%error, "a response was not sent");
+            }
+            id
+        });
+        self.by_call.insert(id, handler);
+        self.count();
+    }
+
+    fn handler(
+        &self,
+        methods: &Methods,
+        request: &header::Request,
+    ) -> Result<super::Handler, Status> {
+        let Some(handler) = methods.handlers.get(&request.method) else {
+            let message = format!(
+                "{} does not serve {:?}",
+                self.shared.instance, request.method
+            );
+            return Err(Status::new(Code::Unimplemented, message));
+        };
+        if self.handlers.len() >= methods.limit() {
+            let message = format!(
+                "{} works on {} calls",
+                self.shared.instance,
+                methods.limit()
+            );
+            return Err(Status::new(Code::ResourceExhausted, message));
+        }
+        Ok(handler.clone())
+    }
+
+    fn count(&self) {
+        let working = self.handlers.len();
+        self.shared
+            .working
+            .send_if_modified(|count| std::mem::replace(count, working) != working);
+    }
+}
