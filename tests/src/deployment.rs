@@ -107,12 +107,18 @@ impl Deployment {
     }
 
     /// The same as another user: everything belongs to them, and commands and
-    /// daemons run as them, with none of this process's groups. For root only.
+    /// daemons run as them, with none of this process's groups. The
+    /// configuration is still to be written. For root only.
     #[track_caller]
-    pub fn as_user(config: &Path, user: u32) -> Self {
-        let mut deployment = Self::empty(Some(user));
-        deployment.config = config.to_owned();
-        deployment
+    pub fn as_user(user: u32) -> Self {
+        Self::empty(Some(user))
+    }
+
+    /// The same with another configuration file.
+    #[must_use]
+    pub fn with_config(mut self, config: PathBuf) -> Self {
+        self.config = config;
+        self
     }
 
     fn empty(user: Option<u32>) -> Self {
@@ -224,7 +230,16 @@ impl Deployment {
     /// # Panics
     /// When it cannot be started or hangs.
     #[track_caller]
-    pub fn run(&self, mut command: Command, what: &str) -> Output {
+    pub fn run(&self, command: Command, what: &str) -> Output {
+        self.run_at_most(command, what, COMMAND_HANG)
+    }
+
+    /// The same with another limit against hangs.
+    ///
+    /// # Panics
+    /// As [`Deployment::run`].
+    #[track_caller]
+    pub fn run_at_most(&self, mut command: Command, what: &str, limit: Duration) -> Output {
         let number = self.commands.fetch_add(1, Ordering::Relaxed);
         let [out, err] =
             ["out", "err"].map(|end| self.path().join(format!("command-{number}.{end}")));
@@ -236,7 +251,7 @@ impl Deployment {
             .unwrap_or_else(|error| panic!("cannot start {what}: {error}"));
         let read =
             |path: &Path| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
-        let status = wait_at_most(COMMAND_HANG, &format!("the end of {what}"), &mut || {
+        let status = wait_at_most(limit, &format!("the end of {what}"), &mut || {
             let status = child.try_wait().expect("a child's status");
             status.ok_or_else(|| format!("stdout:\n{}\nstderr:\n{}", read(&out), read(&err)))
         });
