@@ -1,0 +1,11 @@
+//! The cgroup engine against this host's kernel. Each test works in a subtree
+//! of its own below the own cgroup and removes it, also when it panics.
+//! Without the right to make groups the tests of enforcement are skipped, by
+//! a line on stderr; those of the reports run everywhere.
+
+#![allow(clippy::unwrap_used)] // Helpers of tests fail by panicking, too.
+
+mod lifecycle;
+mod limits;
+mod support;
+mod unprivileged;
