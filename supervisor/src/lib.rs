@@ -1,1 +1,3 @@
 //! Decides what runs: desired state, order, health, restarts.
+
+pub mod core;

@@ -1,0 +1,329 @@
+//! One instance: what was decided about it, what was heard of it.
+
+use std::time::Duration;
+
+use blackhole_bus_schema::config::ServiceConfig;
+use blackhole_bus_schema::health::{Health, Probes};
+use blackhole_bus_schema::limits::LimitGrant;
+use blackhole_bus_schema::names::{Generation, InstanceName};
+use blackhole_bus_schema::process::{ExitRecord, InstanceRecord, StateName};
+use blackhole_bus_schema::reply::Status;
+use blackhole_bus_schema::supervision::{Desired, InstanceStatus, Phase};
+use uuid::Uuid;
+
+use super::health::Probing;
+use super::io::Now;
+use super::restart::Restarts;
+use super::saved::SavedInstance;
+
+/// Waits between requests that were refused or lost double from this …
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+/// … to this.
+const RETRY_MOST: Duration = Duration::from_secs(30);
+
+/// Whether there is a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Life {
+    /// There is none.
+    None,
+    /// A spawn was decided and its fate is not known yet.
+    Sent(Fate),
+    /// There is one (or its shim is about to make one).
+    Live(StateName, Generation),
+}
+
+/// What became of a spawn that was decided.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Nobody knows: the reply was lost, or an earlier run of the supervisor sent it.
+    #[default]
+    Unknown,
+    /// The request is on its way.
+    InFlight,
+    /// It did not arrive, or was refused.
+    Absent,
+}
+
+/// How a record came here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// With the reply to a request: may be ahead of the event stream.
+    Reply,
+    /// With the event stream.
+    Stream,
+}
+
+/// The limits of the next start.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) enum Grant {
+    /// Not asked for.
+    #[default]
+    Unasked,
+    /// Asked for.
+    Asking,
+    /// Made.
+    Granted(Box<LimitGrant>),
+    /// Refused by admission, or because they cannot be enforced.
+    Refused(Status),
+    /// The controller is there, but gave no usable answer.
+    Unavailable(String),
+}
+
+/// A request that failed is repeated, ever more slowly.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Retry {
+    /// Not before.
+    pub(super) at: Option<Duration>,
+    count: u32,
+}
+
+impl Retry {
+    /// Puts the next try off.
+    pub(super) fn later(&mut self, now: Duration) {
+        let factor = 1u32.checked_shl(self.count.min(16)).unwrap_or(u32::MAX);
+        let wait = RETRY_FIRST.saturating_mul(factor).min(RETRY_MOST);
+        self.count = self.count.saturating_add(1);
+        self.at = Some(now.saturating_add(wait));
+    }
+
+    /// The request succeeded, or there is reason to try at once.
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// When to go on, if that is later than `now`.
+    pub(super) fn pending(&self, now: Duration) -> Option<Duration> {
+        self.at.filter(|at| *at > now)
+    }
+}
+
+/// What other instances may wait for.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Visible {
+    pub(super) phase: Phase,
+    pub(super) life: Life,
+    pub(super) ready: bool,
+    pub(super) completed: bool,
+    pub(super) bouncing: bool,
+}
+
+/// One instance.
+#[derive(Debug, Clone)]
+pub(super) struct Instance {
+    pub(super) name: InstanceName,
+    /// Not in the configuration any more: to be stopped and forgotten.
+    pub(super) surplus: bool,
+    /// See [`SavedInstance`]. All spawns up to `ended` are over or were never begun.
+    pub(super) generation: Generation,
+    pub(super) ended: Generation,
+    pub(super) asked: Generation,
+    pub(super) ready_seen: Generation,
+    /// The latest spawn whose end a process-manager has told; nothing that is
+    /// heard of it or an earlier one can be alive.
+    pub(super) told_end: Generation,
+    pub(super) restarts: Restarts,
+    pub(super) spent: bool,
+    pub(super) completed: bool,
+    pub(super) last_exit: Option<ExitRecord>,
+    pub(super) last_error: Option<String>,
+    /// The last start failed before the service ran.
+    pub(super) start_failed: bool,
+    /// The process-manager refused to start it.
+    pub(super) refused: Option<Status>,
+    /// An operator wants spawns up to this one to end and others to follow.
+    pub(super) bounce: Generation,
+    pub(super) record: Option<InstanceRecord>,
+    pub(super) source: Source,
+    pub(super) fate: Fate,
+    pub(super) stopping: Option<Generation>,
+    pub(super) forgetting: bool,
+    pub(super) retry: Retry,
+    pub(super) grant: Grant,
+    /// The resource-controller may hold a reservation for it.
+    pub(super) reserved: bool,
+    /// It is being given back.
+    pub(super) releasing: bool,
+    pub(super) probing: Probing,
+    /// It was ready before this run of the supervisor.
+    pub(super) adopted: bool,
+    /// When it will have run stably for long enough.
+    pub(super) stable_at: Option<Duration>,
+    pub(super) phase: Phase,
+    /// What happened last, for the next published status.
+    pub(super) why: Option<String>,
+    /// The message that led to it.
+    pub(super) cause: Option<Uuid>,
+    /// What was last written down and said.
+    pub(super) saved: Option<SavedInstance>,
+    pub(super) published: Option<InstanceStatus>,
+    /// As its neighbours last saw it.
+    pub(super) visible: Option<Visible>,
+    /// When it is to be looked at again.
+    pub(super) wake: Option<Duration>,
+}
+
+impl Instance {
+    /// From what was remembered; [`SavedInstance::new`] for a new one.
+    pub(super) fn new(row: &SavedInstance, now: Now, config: Option<&ServiceConfig>) -> Self {
+        let longest = config.map_or(Duration::from_secs(60), |config| {
+            config.restart_policy.max_backoff
+        });
+        Self {
+            name: row.instance.clone(),
+            surplus: false,
+            generation: row.generation,
+            ended: row.ended,
+            asked: row.asked,
+            ready_seen: row.ready,
+            told_end: Generation::default(),
+            restarts: Restarts {
+                attempts: row.attempts,
+                step: row.step,
+                total: row.restarts,
+                circuit: row.circuit,
+                opened: row.opened_at.map(|unix_ns| Now {
+                    mono: now
+                        .mono
+                        .saturating_sub(Duration::from_nanos(now.unix_ns.saturating_sub(unix_ns))),
+                    unix_ns,
+                }),
+                // Jitter can make a wait half as long again at most as is sensible.
+                due: row
+                    .restart_at
+                    .map(|unix_ns| now.at_unix(unix_ns, longest.saturating_mul(2))),
+                slot: false,
+            },
+            spent: row.spent,
+            completed: row.completed,
+            last_exit: row.last_exit.clone(),
+            last_error: row.last_error.clone(),
+            start_failed: false,
+            refused: None,
+            bounce: Generation::default(),
+            record: None,
+            source: Source::Stream,
+            fate: Fate::Unknown,
+            stopping: None,
+            forgetting: false,
+            retry: Retry::default(),
+            grant: Grant::Unasked,
+            reserved: false,
+            releasing: false,
+            probing: Probing::default(),
+            adopted: false,
+            stable_at: None,
+            phase: Phase::Idle,
+            why: None,
+            cause: None,
+            saved: (row.generation > Generation::default()).then(|| row.clone()),
+            published: None,
+            visible: None,
+            wake: None,
+        }
+    }
+
+    /// What is to be remembered of it.
+    pub(super) fn to_saved(&self) -> SavedInstance {
+        SavedInstance {
+            instance: self.name.clone(),
+            generation: self.generation,
+            ended: self.ended,
+            asked: self.asked,
+            ready: self.ready_seen,
+            attempts: self.restarts.attempts,
+            step: self.restarts.step,
+            restarts: self.restarts.total,
+            circuit: self.restarts.circuit,
+            opened_at: self.restarts.opened.map(|at| at.unix_ns),
+            restart_at: self.restarts.due.map(|at| at.unix_ns),
+            spent: self.spent,
+            completed: self.completed,
+            last_exit: self.last_exit.clone(),
+            last_error: self.last_error.clone(),
+        }
+    }
+
+    /// Whether there is a process.
+    pub(super) fn life(&self) -> Life {
+        if let Some(record) = &self.record
+            && record.state.is_live()
+        {
+            return Life::Live(record.state.name(), record.generation);
+        }
+        if self.generation > self.ended {
+            Life::Sent(self.fate)
+        } else {
+            Life::None
+        }
+    }
+
+    /// Whether nothing of it can be running.
+    pub(super) fn is_gone(&self) -> bool {
+        self.life() == Life::None
+    }
+
+    /// Whether an operator's restart still waits for its process to end.
+    pub(super) fn bouncing(&self) -> bool {
+        match self.life() {
+            Life::Live(_, generation) => generation <= self.bounce,
+            Life::Sent(_) => self.generation <= self.bounce,
+            Life::None => false,
+        }
+    }
+
+    /// Whether its process runs (it is not being started or stopped).
+    pub(super) fn is_running(&self) -> bool {
+        matches!(self.life(), Life::Live(StateName::Running, _))
+    }
+
+    /// Everything at once, for the world.
+    pub(super) fn status(&self, desired: Desired, probes: &Probes) -> InstanceStatus {
+        let record = self.record.as_ref();
+        let live = record.filter(|record| record.state.is_live());
+        let running = record.filter(|record| record.state.name() == StateName::Running);
+        let started_at = live.and_then(|record| match record.state {
+            blackhole_bus_schema::process::ProcessState::Running { started_at, .. }
+            | blackhole_bus_schema::process::ProcessState::Stopping { started_at, .. } => {
+                Some(started_at)
+            }
+            _ => None,
+        });
+        let said = running.and_then(|record| record.notify.status.clone());
+        InstanceStatus {
+            service: self.name.service().clone(),
+            instance: self.name.clone(),
+            desired,
+            state: record.map(|record| record.state.name()),
+            phase: self.phase.clone(),
+            generation: self.generation,
+            pid: live.and_then(|record| record.state.pid()),
+            started_at,
+            restarts: self.restarts.total,
+            health: running.map_or(Health::Unknown, |_| self.probing.health(probes)),
+            detail: running
+                .and_then(|_| self.probing.detail().map(str::to_owned))
+                .or(said),
+            circuit: self.restarts.circuit,
+            last_exit: self.last_exit.clone(),
+            last_error: self.last_error.clone(),
+            limits: self.limits(),
+        }
+    }
+
+    /// The limits that hold for its process, or would for the next one.
+    fn limits(&self) -> Option<Vec<blackhole_bus_schema::limits::LimitReport>> {
+        let granted = match &self.grant {
+            Grant::Granted(grant) => Some(grant.report.clone()),
+            _ => None,
+        };
+        match &self.record {
+            // A process that was started without limits stays without them,
+            // whatever is granted for the next one.
+            Some(record) if record.state.is_live() => record
+                .grant
+                .as_ref()
+                .map(|grant| granted.unwrap_or_else(|| grant.report.clone())),
+            _ => granted,
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! The supervisor's decisions, without a clock, a random source, a socket or a
+//! file: inputs go in with the time, actions come out.
+//!
+//! ```text
+//!   Input ──► handle(now, input, cause) ──► Vec<Action>
+//!                │                             Persist … before the send it belongs to
+//!                ├ takes the input in          Prepare, Release   → resource-controller
+//!                ├ marks instances dirty       Spawn, Stop, Forget → process-manager
+//!                ├ steps each dirty one        Publish            → everybody
+//!                └ looks after tickets         Answer             → an operator
+//!   next_deadline() ──► when to send Input::Tick at the latest
+//! ```
+//!
+//! It is driven by levels, not by edges: each instance is compared with what is
+//! wanted of it and the next step is derived (`step.rs`), so that a message
+//! that was lost, doubled or late changes when something happens, but not what.
+//!
+//! | file | what it decides |
+//! |---|---|
+//! | `configure.rs` | what there is: configuration and earlier runs |
+//! | `deps.rs` | who waits for whom |
+//! | `step.rs`, `perform.rs` | the next step of one instance |
+//! | `manager.rs`, `end.rs` | what records of processes mean, and their ends |
+//! | `restart.rs`, `storm.rs` | waits, circuit, host-wide brake |
+//! | `health.rs` | probe results |
+//! | `controller.rs` | limits and admission |
+//! | `ops.rs`, `tickets.rs` | an operator's commands and when they are answered |
+
+mod configure;
+mod controller;
+mod deps;
+mod end;
+mod health;
+mod instance;
+mod io;
+mod manager;
+mod ops;
+mod perform;
+mod random;
+mod restart;
+mod saved;
+mod step;
+mod storm;
+#[cfg(test)]
+mod tests;
+mod tickets;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use blackhole_bus_schema::config::Config;
+use blackhole_bus_schema::health::Probes;
+use blackhole_bus_schema::names::{InstanceName, ServiceName};
+use blackhole_bus_schema::supervision::{Desired, InstanceStatus};
+use uuid::Uuid;
+
+pub use io::{Action, Input, Now, Operator, RequestFailure, Ticket};
+pub use random::Random;
+pub use saved::{Change, Restored, SavedInstance, SavedService};
+
+use deps::{Service, Setup};
+use instance::Instance;
+use storm::Storm;
+use tickets::Pending;
+
+/// How long a start waits for a resource-controller that is not there: from
+/// the supervisor's own start and from the controller's last sign of life.
+pub const CONTROLLER_GRACE: Duration = Duration::from_secs(3);
+
+/// What is known of the process-manager.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Manager {
+    up: bool,
+    /// Its snapshot has been seen since it is up: what is not known is not there.
+    synced: bool,
+}
+
+/// What is known of the resource-controller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Controller {
+    up: bool,
+    /// Starts without it wait until then.
+    grace_until: Duration,
+}
+
+/// The supervisor's state and policy.
+#[derive(Debug)]
+pub struct Core {
+    services: BTreeMap<ServiceName, Service>,
+    instances: BTreeMap<InstanceName, Instance>,
+    members: BTreeMap<ServiceName, BTreeSet<InstanceName>>,
+    manager: Manager,
+    controller: Controller,
+    storm: Storm,
+    random: Random,
+    tickets: BTreeMap<Ticket, Pending>,
+    /// To be looked at before `handle` returns.
+    dirty: BTreeSet<InstanceName>,
+    /// To be looked at later: the same moments as in each instance's `wake`.
+    timers: BTreeSet<(Duration, InstanceName)>,
+    actions: Vec<Action>,
+    cause: Option<Uuid>,
+}
+
+impl Core {
+    /// Begins with what an earlier run left. Without a configuration nothing
+    /// is started and nothing that runs is stopped, since nobody said what
+    /// should be. Nothing is sent before the components are reported up, but
+    /// the first `handle` may write and publish.
+    pub fn new(config: Option<&Config>, restored: &Restored, random: Random, now: Now) -> Self {
+        let mut core = Self {
+            services: BTreeMap::new(),
+            instances: BTreeMap::new(),
+            members: BTreeMap::new(),
+            manager: Manager::default(),
+            controller: Controller {
+                up: false,
+                grace_until: now.mono.saturating_add(CONTROLLER_GRACE),
+            },
+            storm: Storm::new(1, Duration::ZERO),
+            random,
+            tickets: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            timers: BTreeSet::new(),
+            actions: Vec::new(),
+            cause: None,
+        };
+        core.restore(config, restored, now);
+        core
+    }
+
+    /// Takes in one thing that happened and tells what to do, in order.
+    /// `cause` is the id of the message that brought it. `now` never goes back.
+    pub fn handle(&mut self, now: Now, input: Input, cause: Option<Uuid>) -> Vec<Action> {
+        self.cause = cause;
+        self.take_in(now, input);
+        while let Some((at, _)) = self.timers.first()
+            && *at <= now.mono
+            && let Some((_, name)) = self.timers.pop_first()
+        {
+            if let Some(instance) = self.instances.get_mut(&name) {
+                instance.wake = None;
+            }
+            self.dirty.insert(name);
+        }
+        while let Some(name) = self.dirty.pop_first() {
+            self.step(now, &name);
+        }
+        self.look_after_tickets(now);
+        std::mem::take(&mut self.actions)
+    }
+
+    fn take_in(&mut self, now: Now, input: Input) {
+        match input {
+            Input::Configured(config) => self.configure(&config, now),
+            Input::Command {
+                ticket,
+                deadline,
+                command,
+            } => {
+                self.command(ticket, deadline, command);
+            }
+            Input::ManagerUp => self.manager_up(),
+            Input::ManagerDown => self.manager_down(),
+            Input::ManagerSnapshot(records) => self.manager_snapshot(now, records),
+            Input::ProcessChanged(record) => self.process_changed(now, *record),
+            Input::ProcessNotified(notified) => self.process_notified(&notified),
+            Input::Probe(result) => self.probed(now, &result),
+            Input::SpawnReply {
+                instance,
+                generation,
+                result,
+            } => {
+                self.spawn_reply(now, &instance, generation, result);
+            }
+            Input::StopReply {
+                instance,
+                generation,
+                result,
+            } => {
+                self.stop_reply(now, &instance, generation, result);
+            }
+            Input::ForgetReply { instance, result } => self.forget_reply(now, &instance, result),
+            Input::ControllerUp => self.controller_up(),
+            Input::ControllerDown => self.controller_down(now),
+            Input::PrepareReply { instance, result } => self.prepare_reply(&instance, result),
+            Input::ReleaseReply { instance, result } => self.release_reply(now, &instance, result),
+            Input::Tick => {}
+        }
+    }
+
+    /// When [`Input::Tick`] is due; `None`: only when something else happens.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        let timer = self.timers.first().map(|(at, _)| *at);
+        let ticket = self.tickets.values().map(|pending| pending.deadline).min();
+        timer.into_iter().chain(ticket).min()
+    }
+
+    /// The status of every instance, in the order of their names, as last published.
+    pub fn statuses(&self) -> impl Iterator<Item = InstanceStatus> + '_ {
+        self.instances
+            .values()
+            .map(|instance| self.status_of(instance))
+    }
+
+    /// The status of one instance.
+    pub fn status(&self, name: &InstanceName) -> Option<InstanceStatus> {
+        self.instances
+            .get(name)
+            .map(|instance| self.status_of(instance))
+    }
+
+    /// What limits the supervisor now, for a person.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if !self.manager.synced {
+            notes.push("waits for process-manager: nothing can be started or stopped".to_owned());
+        }
+        if !self.controller.up {
+            notes.push("waits for resource-controller: new limits are not enforced".to_owned());
+        }
+        let left = |foreign: bool| {
+            let names: Vec<&str> = self
+                .services
+                .iter()
+                .filter(|(_, service)| matches!(service.setup, Setup::Left { foreign: f, .. } if f == foreign))
+                .map(|(name, _)| name.as_str())
+                .collect();
+            (!names.is_empty()).then(|| names.join(", "))
+        };
+        if let Some(names) = left(true) {
+            notes.push(format!(
+                "runs, but is in no configuration, left alone: {names}"
+            ));
+        }
+        if let Some(names) = left(false) {
+            notes.push(format!("no configuration to judge by, left alone: {names}"));
+        }
+        notes
+    }
+
+    fn status_of(&self, instance: &Instance) -> InstanceStatus {
+        let none = Probes::default();
+        match self.services.get(instance.name.service()) {
+            Some(service) => {
+                let probes = service.config().map_or(&none, |config| &config.probes);
+                instance.status(service.desired(), probes)
+            }
+            None => instance.status(Desired::Down, &none),
+        }
+    }
+
+    fn touch(&mut self, name: &InstanceName) {
+        self.dirty.insert(name.clone());
+    }
+
+    fn touch_all(&mut self) {
+        self.dirty.extend(self.instances.keys().cloned());
+    }
+}

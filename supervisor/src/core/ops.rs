@@ -1,0 +1,329 @@
+//! An operator's commands.
+//!
+//! - `start` lifts the wish of the services and of all they require, and is
+//!   answered when they are ready (one-shots: completed). One that runs or is
+//!   through is left as it is. An open circuit is refused: only `reset` closes it.
+//! - `stop` stops the services, but what requires them first. Those dependents
+//!   keep their own wish: they wait, and return when the service is started again.
+//!   A one-shot that was through is not any more.
+//! - `restart` stops and starts the services, and around them what requires
+//!   them and runs. A one-shot runs again.
+//! - `reset` closes circuits, forgets failures, and starts what should run.
+//!
+//! A wish is written to the disk before anything is done about it. "All" are
+//! the services of the configuration; for `start` and `restart` only those that
+//! are started with the system or were started by an operator.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use blackhole_bus_schema::names::{InstanceName, ServiceName};
+use blackhole_bus_schema::reply::{Code, Status};
+use blackhole_bus_schema::supervision::{Circuit, Desired, Target};
+
+use super::Core;
+use super::deps::{Setup, failed};
+use super::instance::{Grant, Instance};
+use super::io::{Action, Operator, Ticket};
+use super::tickets::{Goal, Pending};
+
+/// Most commands that wait for their answer at one time. Each is held by a
+/// client that waits; more than this is a client gone wild, and is refused.
+const MOST_TICKETS: usize = 1024;
+
+/// Names told to somebody who asked for one that does not exist.
+const MOST_NAMES: usize = 10;
+
+impl Core {
+    pub(super) fn command(&mut self, ticket: Ticket, deadline: Duration, command: Operator) {
+        let begun = if self.tickets.len() >= MOST_TICKETS {
+            let text = format!("{MOST_TICKETS} commands wait for their answers already");
+            Err(Status::new(Code::ResourceExhausted, text))
+        } else {
+            match command {
+                Operator::Start(target) => self.start(&target),
+                Operator::Stop { target, transient } => self.stop_services(&target, transient),
+                Operator::Restart(target) => self.restart(&target),
+                Operator::Reset(target) => self.reset(&target),
+            }
+        };
+        match begun {
+            Ok(goal) => {
+                self.tickets.insert(ticket, Pending { goal, deadline });
+            }
+            Err(status) => self.actions.push(Action::Answer {
+                ticket,
+                result: Err(status),
+            }),
+        }
+    }
+
+    fn start(&mut self, target: &Target) -> Result<Goal, Status> {
+        let targets = self.resolve(target, true)?;
+        let about = self.with_requirements(&targets);
+        self.check_startable(&about)?;
+        self.want(&about);
+        for service in &about {
+            let explicit = targets.contains(service);
+            self.each(service, |instance| {
+                if instance.is_gone() {
+                    forget_failures(instance);
+                    instance.spent = false;
+                    if explicit {
+                        instance.restarts.reset();
+                    }
+                }
+            });
+        }
+        self.rewire();
+        Ok(Goal::Up {
+            instances: self.names_of(&targets),
+            about,
+        })
+    }
+
+    fn stop_services(&mut self, target: &Target, transient: bool) -> Result<Goal, Status> {
+        let targets = self.resolve(target, false)?;
+        let about = self.with_dependents(&targets);
+        for name in &targets {
+            if let Some(service) = self.services.get_mut(name) {
+                if transient {
+                    service.paused = true;
+                } else {
+                    service.wish = Some(Desired::Down);
+                    service.paused = false;
+                    self.save_service(name, true);
+                }
+            }
+            self.each(name, |instance| {
+                instance.completed = false;
+                instance.spent = false;
+                instance.restarts.due = None;
+                instance.why = Some("stopped by an operator".to_owned());
+            });
+        }
+        self.rewire();
+        let instances = about
+            .iter()
+            .flat_map(|name| self.members.get(name))
+            .flatten()
+            .cloned();
+        Ok(Goal::Gone {
+            instances: instances.collect(),
+            targets,
+        })
+    }
+
+    fn restart(&mut self, target: &Target) -> Result<Goal, Status> {
+        let targets = self.resolve(target, true)?;
+        let required = self.with_requirements(&targets);
+        self.check_startable(&required)?;
+        self.want(&required);
+        self.rewire();
+        let mut instances = self.names_of(&targets);
+        let dependents = self.with_dependents(&targets);
+        for service in &dependents {
+            let explicit = targets.contains(service);
+            let wanted = self
+                .services
+                .get(service)
+                .is_some_and(|service| service.wanted);
+            let mut bounced = Vec::new();
+            self.each(service, |instance| {
+                if !instance.is_gone() && wanted {
+                    let alive = instance.record.as_ref().map(|record| record.generation);
+                    instance.bounce = instance.generation.max(alive.unwrap_or_default());
+                    let words = if explicit {
+                        "restarted by an operator"
+                    } else {
+                        "restarted with what it requires"
+                    };
+                    instance.why = Some(words.to_owned());
+                    bounced.push(instance.name.clone());
+                }
+                if explicit {
+                    instance.completed = false;
+                    instance.spent = false;
+                    instance.restarts.reset();
+                    forget_failures(instance);
+                }
+            });
+            if !explicit {
+                instances.extend(bounced);
+            }
+        }
+        let about = required.into_iter().chain(dependents).collect();
+        Ok(Goal::Up { instances, about })
+    }
+
+    fn reset(&mut self, target: &Target) -> Result<Goal, Status> {
+        let targets = self.resolve(target, false)?;
+        for service in &targets {
+            self.each(service, |instance| {
+                instance.spent &= !failed(instance);
+                instance.restarts.reset();
+                forget_failures(instance);
+                instance.why = Some("reset by an operator".to_owned());
+            });
+        }
+        self.rewire();
+        let wanted: Vec<ServiceName> = targets
+            .into_iter()
+            .filter(|name| {
+                self.services
+                    .get(name)
+                    .is_some_and(|s| s.wanted && s.config().is_some())
+            })
+            .collect();
+        Ok(Goal::Up {
+            instances: self.names_of(&wanted),
+            about: self.with_requirements(&wanted),
+        })
+    }
+
+    /// The services meant, or who is not known.
+    fn resolve(&self, target: &Target, to_start: bool) -> Result<Vec<ServiceName>, Status> {
+        match target {
+            Target::All => {
+                let meant = |name: &&ServiceName| match self.services.get(*name) {
+                    Some(service) if to_start => {
+                        let up =
+                            service.default == Desired::Up || service.wish == Some(Desired::Up);
+                        service.config().is_some() && up
+                    }
+                    Some(service) => !matches!(service.setup, Setup::Left { foreign: true, .. }),
+                    None => false,
+                };
+                Ok(self.services.keys().filter(meant).cloned().collect())
+            }
+            Target::Services(names) => {
+                match names.iter().find(|name| !self.services.contains_key(name)) {
+                    Some(unknown) => Err(self.unknown(unknown)),
+                    None => Ok(names
+                        .iter()
+                        .cloned()
+                        .collect::<BTreeSet<_>>()
+                        .into_iter()
+                        .collect()),
+                }
+            }
+        }
+    }
+
+    fn unknown(&self, name: &ServiceName) -> Status {
+        let mut near: Vec<(usize, &str)> = self
+            .services
+            .keys()
+            .map(|known| {
+                (
+                    strsim::damerau_levenshtein(known.as_str(), name.as_str()),
+                    known.as_str(),
+                )
+            })
+            .filter(|(distance, _)| *distance <= 2.max(name.as_str().len() / 3))
+            .collect();
+        near.sort_unstable();
+        let list = |names: Vec<&str>| names.join(", ");
+        let hint = if !near.is_empty() {
+            format!(
+                "did you mean {}?",
+                list(near.into_iter().take(3).map(|(_, name)| name).collect())
+            )
+        } else if self.services.is_empty() {
+            "there are no services: start the supervisor with -c FILE".to_owned()
+        } else {
+            let more = if self.services.len() > MOST_NAMES {
+                " …"
+            } else {
+                ""
+            };
+            let known = self
+                .services
+                .keys()
+                .take(MOST_NAMES)
+                .map(ServiceName::as_str)
+                .collect();
+            format!("there are {}{more}", list(known))
+        };
+        Status::new(Code::NotFound, format!("no service {name}: {hint}"))
+    }
+
+    fn check_startable(&self, services: &BTreeSet<ServiceName>) -> Result<(), Status> {
+        for name in services {
+            let configured = self
+                .services
+                .get(name)
+                .is_some_and(|service| service.config().is_some());
+            if !configured {
+                let text = format!(
+                    "{name} is not in the configuration of the supervisor: add it, or start the supervisor with -c FILE"
+                );
+                return Err(Status::new(Code::FailedPrecondition, text));
+            }
+            let open = self
+                .instances_of(name)
+                .find(|i| !i.surplus && i.restarts.circuit == Circuit::Open);
+            if let Some(instance) = open {
+                return Err(circuit_open(instance));
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the wish of services that are not wanted, durably.
+    fn want(&mut self, services: &BTreeSet<ServiceName>) {
+        for name in services {
+            let Some(service) = self.services.get_mut(name) else {
+                continue;
+            };
+            service.paused = false;
+            if service.desired() != Desired::Up {
+                service.wish = Some(Desired::Up);
+                self.save_service(name, true);
+            }
+        }
+    }
+
+    fn names_of(&self, services: &[ServiceName]) -> Vec<InstanceName> {
+        let instances = services.iter().flat_map(|name| self.instances_of(name));
+        instances
+            .filter(|instance| !instance.surplus)
+            .map(|instance| instance.name.clone())
+            .collect()
+    }
+
+    fn each(&mut self, service: &ServiceName, mut change: impl FnMut(&mut Instance)) {
+        for name in self.members.get(service).into_iter().flatten() {
+            if let Some(instance) = self.instances.get_mut(name) {
+                change(instance);
+            }
+        }
+    }
+}
+
+/// What is refused because of an open circuit, and what to do.
+pub(super) fn circuit_open(instance: &Instance) -> Status {
+    let last = match (&instance.last_exit, &instance.last_error) {
+        (_, Some(error)) => format!(" (last: {error})"),
+        (Some(exit), None) => format!(" (last end: {})", exit.status),
+        (None, None) => String::new(),
+    };
+    let (name, service) = (&instance.name, instance.name.service());
+    let text = format!(
+        "the circuit of {name} is open{last}: find out why it fails, then `blackhole reset {service}`"
+    );
+    Status::new(Code::FailedPrecondition, text)
+}
+
+/// What would keep it from being started at once.
+fn forget_failures(instance: &mut Instance) {
+    instance.restarts.due = None;
+    instance.restarts.slot = false;
+    instance.start_failed = false;
+    instance.last_error = None;
+    instance.refused = None;
+    instance.retry.clear();
+    if matches!(instance.grant, Grant::Refused(_) | Grant::Unavailable(_)) {
+        instance.grant = Grant::Unasked;
+    }
+}

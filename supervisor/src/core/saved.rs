@@ -1,0 +1,118 @@
+//! What survives the supervisor: plain rows, without behaviour.
+
+use blackhole_bus_schema::names::{Generation, InstanceName, ServiceName};
+use blackhole_bus_schema::process::ExitRecord;
+use blackhole_bus_schema::supervision::{Circuit, Desired};
+
+/// What is remembered of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SavedService {
+    /// Its name.
+    pub name: ServiceName,
+    /// What an operator said is wanted of it; `None`: what the configuration says.
+    pub wish: Option<Desired>,
+    /// What it needed when it was last configured, so that it can be stopped
+    /// in order even when it has gone from the configuration.
+    pub requires: Vec<ServiceName>,
+}
+
+/// What is remembered of an instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SavedInstance {
+    /// Its name.
+    pub instance: InstanceName,
+    /// The latest spawn decision.
+    pub generation: Generation,
+    /// All spawns up to this one are known to be over.
+    pub ended: Generation,
+    /// The ends of all spawns up to this one were asked for here and are no failures.
+    pub asked: Generation,
+    /// The latest spawn that was seen ready.
+    pub ready: Generation,
+    /// Restarts in a row.
+    pub attempts: u32,
+    /// Position in the row of waits.
+    pub step: u32,
+    /// Restarts after failures since an operator last started or reset it.
+    pub restarts: u32,
+    /// Its circuit.
+    pub circuit: Circuit,
+    /// When the circuit opened, Unix time in nanoseconds.
+    pub opened_at: Option<u64>,
+    /// A restart is due then, Unix time in nanoseconds.
+    pub restart_at: Option<u64>,
+    /// It ended and its policy does not start it again.
+    pub spent: bool,
+    /// A one-shot that is through.
+    pub completed: bool,
+    /// How it last ended.
+    pub last_exit: Option<ExitRecord>,
+    /// Why it last could not be started.
+    pub last_error: Option<String>,
+}
+
+impl SavedInstance {
+    /// One that has never been started.
+    pub fn new(instance: InstanceName) -> Self {
+        Self {
+            instance,
+            generation: Generation::default(),
+            ended: Generation::default(),
+            asked: Generation::default(),
+            ready: Generation::default(),
+            attempts: 0,
+            step: 0,
+            restarts: 0,
+            circuit: Circuit::Closed,
+            opened_at: None,
+            restart_at: None,
+            spent: false,
+            completed: false,
+            last_exit: None,
+            last_error: None,
+        }
+    }
+}
+
+/// One change of what is remembered. Each is complete in itself: written twice
+/// it does no harm, and of two for one name the later one counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// A service is so.
+    Service(SavedService),
+    /// An instance is so.
+    Instance(Box<SavedInstance>),
+    /// A service is forgotten.
+    RemoveService(ServiceName),
+    /// An instance is forgotten.
+    RemoveInstance(InstanceName),
+}
+
+/// All that an earlier run left.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// Services.
+    pub services: Vec<SavedService>,
+    /// Instances.
+    pub instances: Vec<SavedInstance>,
+    /// The host was restarted since: what was completed before is to be done again.
+    pub rebooted: bool,
+}
+
+impl Restored {
+    /// Applies one change, as a database would.
+    pub fn apply(&mut self, change: Change) {
+        match change {
+            Change::Service(row) => {
+                self.services.retain(|old| old.name != row.name);
+                self.services.push(row);
+            }
+            Change::Instance(row) => {
+                self.instances.retain(|old| old.instance != row.instance);
+                self.instances.push(*row);
+            }
+            Change::RemoveService(name) => self.services.retain(|old| old.name != name),
+            Change::RemoveInstance(name) => self.instances.retain(|old| old.instance != name),
+        }
+    }
+}

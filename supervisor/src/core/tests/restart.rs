@@ -1,0 +1,241 @@
+//! Restart policy, as seen from outside.
+
+use super::*;
+
+/// Fails each time it is started; tells the waits before each restart, in
+/// seconds, until nothing is started any more.
+fn waits_of_a_failing_service(bench: &mut Bench, end: fn(&mut Bench)) -> Vec<u64> {
+    let mut waits = Vec::new();
+    end(bench);
+    for _ in 0..20 {
+        let begun = bench.now.mono;
+        let mut spawned = bench.take();
+        while spawned.is_empty() {
+            let Some(at) = bench.core.next_deadline() else {
+                return waits;
+            };
+            bench.pass(at - bench.now.mono);
+            spawned = bench.take();
+        }
+        assert_eq!(spawned.len(), 1);
+        waits.push((bench.now.mono - begun).as_secs());
+        end(bench);
+    }
+    panic!("no end of restarts: {waits:?}");
+}
+
+#[test]
+fn at_once_then_1_2_4_8_then_the_circuit_opens() {
+    let mut bench = Bench::new(&[("a", service())]);
+    bench.take();
+    let waits = waits_of_a_failing_service(&mut bench, |bench| {
+        bench.runs("a.1");
+        bench.ends("a.1", ExitResult::ExitCode);
+    });
+    assert_eq!(waits, [0, 1, 2, 4, 8]);
+    let status = bench.status("a.1");
+    assert_eq!(status.phase, Phase::CircuitOpen);
+    assert_eq!(status.restarts, 5);
+    assert_eq!(status.state.unwrap().to_string(), "FAILED");
+    assert_eq!(status.last_exit.unwrap().status.to_string(), "exit code 1");
+    assert!(
+        bench
+            .said
+            .iter()
+            .any(|line| line.contains("restart 2 of 5 in 1.0 s: exit code 1")),
+        "{:#?}",
+        bench.said
+    );
+    assert!(
+        bench
+            .said
+            .last()
+            .unwrap()
+            .contains("circuit opened after 5 restarts"),
+        "{:#?}",
+        bench.said
+    );
+    bench.pass(secs(100_000));
+    assert_eq!(bench.take(), Vec::<String>::new());
+}
+
+#[test]
+fn an_open_circuit_survives_the_supervisor() {
+    let mut bench = Bench::new(&[("a", service())]);
+    bench.take();
+    waits_of_a_failing_service(&mut bench, |bench| bench.ends("a.1", ExitResult::Signal));
+    let last = bench.generation("a.1");
+    bench.reborn(Some(&[("a", service())]));
+    bench.sync(&[ended("a.1", last, ExitResult::Signal, T0)]);
+    bench.pass(secs(1000));
+    assert_eq!(bench.phase("a.1"), "circuit open");
+    assert_eq!(bench.take(), Vec::<String>::new());
+}
+
+#[test]
+fn what_cannot_be_executed_is_not_tried_at_once() {
+    let mut bench = Bench::new(&[("a", service())]);
+    bench.take();
+    let waits = waits_of_a_failing_service(&mut bench, |bench| {
+        let generation = bench.generation("a.1");
+        bench.tell(not_started("a.1", generation));
+    });
+    assert_eq!(waits, [1, 2, 4, 8, 16]);
+    let error = bench.status("a.1").last_error.unwrap();
+    assert!(
+        error.starts_with("exec /usr/bin/nothing: No such file"),
+        "{error}"
+    );
+}
+
+#[test]
+fn an_end_in_order_of_an_always_service_is_restarted_by_the_same_policy() {
+    let mut bench = Bench::new(&[("a", service())]);
+    bench.take();
+    let waits =
+        waits_of_a_failing_service(&mut bench, |bench| bench.ends("a.1", ExitResult::Success));
+    assert_eq!(waits, [0, 1, 2, 4, 8]);
+}
+
+#[test]
+fn modes() {
+    for (mode, result, restarts, phase) in [
+        (
+            RestartMode::OnFailure,
+            ExitResult::ExitCode,
+            true,
+            "spawning",
+        ),
+        (RestartMode::OnFailure, ExitResult::Success, false, "idle"),
+        (RestartMode::Never, ExitResult::OomKill, false, "gave up"),
+        (RestartMode::Never, ExitResult::Success, false, "idle"),
+        (RestartMode::Always, ExitResult::Success, true, "spawning"),
+    ] {
+        let mut bench = Bench::new(&[(
+            "a",
+            ServiceConfig {
+                restart_mode: mode,
+                ..service()
+            },
+        )]);
+        bench.runs("a.1");
+        bench.take();
+        bench.ends("a.1", result);
+        assert_eq!(!bench.take().is_empty(), restarts, "{mode:?} {result:?}");
+        assert_eq!(bench.phase("a.1"), phase, "{mode:?} {result:?}");
+    }
+}
+
+#[test]
+fn a_stable_run_starts_the_row_anew() {
+    let mut bench = Bench::new(&[("a", service())]);
+    bench.take();
+    for _ in 0..3 {
+        bench.runs("a.1");
+        bench.ends("a.1", ExitResult::ExitCode);
+        bench.pass(secs(5));
+        bench.take();
+    }
+    bench.runs("a.1");
+    bench.pass(secs(61));
+    bench.ends("a.1", ExitResult::ExitCode);
+    assert_eq!(bench.take().len(), 1, "at once again");
+    assert_eq!(bench.status("a.1").restarts, 4, "but counted on");
+}
+
+#[test]
+fn a_cool_down_allows_one_trial() {
+    let mut config = service();
+    config.restart_policy.cool_down = Some(secs(300));
+    config.restart_policy.max_attempts = 0;
+    let mut bench = Bench::new(&[("a", config)]);
+    bench.take();
+    bench.runs("a.1");
+    bench.ends("a.1", ExitResult::ExitCode);
+    assert_eq!(bench.phase("a.1"), "circuit open");
+    bench.pass(secs(299));
+    assert_eq!(bench.take(), Vec::<String>::new());
+    bench.pass(secs(1));
+    assert_eq!(bench.take(), ["spawn a.1 #2"]);
+    assert_eq!(
+        bench.status("a.1").circuit,
+        blackhole_bus_schema::supervision::Circuit::HalfOpen
+    );
+    bench.runs("a.1");
+    bench.ends("a.1", ExitResult::ExitCode);
+    assert_eq!(bench.phase("a.1"), "circuit open");
+    bench.pass(secs(300));
+    assert_eq!(bench.take(), ["spawn a.1 #3"]);
+    bench.runs("a.1");
+    bench.pass(secs(60));
+    assert_eq!(
+        bench.status("a.1").circuit,
+        blackhole_bus_schema::supervision::Circuit::Closed
+    );
+}
+
+#[test]
+fn a_storm_is_spread_out() {
+    let names: Vec<String> = (0..10).map(|n| format!("s{n}")).collect();
+    let services: Vec<_> = names
+        .iter()
+        .map(|name| (name.as_str(), service()))
+        .collect();
+    let mut config = config(&services);
+    config.orchestrator.restart_burst = 4;
+    config.orchestrator.restart_refill = secs(2);
+    let mut bench = Bench::bare(Some(&config), Restored::default());
+    bench.input(Input::ControllerUp);
+    bench.sync(&[]);
+    assert_eq!(bench.take().len(), 10, "first starts are not restarts");
+    for name in &names {
+        bench.runs(&format!("{name}.1"));
+    }
+    for name in &names {
+        bench.ends(&format!("{name}.1"), ExitResult::Signal);
+    }
+    assert_eq!(bench.take().len(), 4);
+    for _ in 0..6 {
+        bench.pass(secs(2));
+        assert_eq!(bench.take().len(), 1);
+    }
+}
+
+#[test]
+fn a_wait_survives_the_supervisor() {
+    let services = [("a", service())];
+    let mut bench = Bench::new(&services);
+    for _ in 0..3 {
+        bench.runs("a.1");
+        bench.ends("a.1", ExitResult::ExitCode);
+        bench.pass(secs(1));
+    }
+    assert_eq!(bench.phase("a.1"), "backing off");
+    let record = ended(
+        "a.1",
+        bench.generation("a.1"),
+        ExitResult::ExitCode,
+        bench.now.unix_ns,
+    );
+    bench.reborn(Some(&services));
+    bench.input(Input::ControllerUp);
+    bench.sync(&[record]);
+    assert_eq!(bench.phase("a.1"), "backing off");
+    bench.pass(Duration::from_millis(990));
+    assert_eq!(bench.take(), Vec::<String>::new());
+    bench.pass(Duration::from_millis(10));
+    assert_eq!(bench.take(), ["spawn a.1 #4"]);
+    assert_eq!(bench.status("a.1").restarts, 3);
+}
+
+#[test]
+fn a_restarted_host_is_nobodys_failure() {
+    let services = [("a", service())];
+    let mut bench = Bench::new(&services);
+    bench.runs("a.1");
+    bench.reborn(Some(&services));
+    bench.input(Input::ControllerUp);
+    bench.sync(&[ended("a.1", 1, ExitResult::HostRestarted, T0)]);
+    assert_eq!(bench.take(), ["spawn a.1 #2"]);
+    assert_eq!(bench.status("a.1").restarts, 0);
+}
