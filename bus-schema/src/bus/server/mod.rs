@@ -1,6 +1,8 @@
 //! A component's own side of the bus: its two sockets, its events, its replies.
 
-use std::collections::{HashMap, VecDeque};
+mod incoming;
+mod replies;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,18 +12,20 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+pub use incoming::Incoming;
+use replies::{Known, ReplyCache};
+
 use super::BusError;
 use super::tails::Tails;
 use crate::component::{Bye, ComponentInfo, Heartbeat, Hello, Ping, StreamTail};
 use crate::dirs::{Dirs, unix_now_ns};
 use crate::envelope::{self, Envelope, EnvelopeError, Outgoing, Source};
-use crate::message::{Command, Message, PAGE_ITEMS, Snapshot};
+use crate::message::{Message, PAGE_ITEMS, Snapshot};
 use crate::names::{ClientName, Component};
 use crate::process::LogLines;
 use crate::reply::{Code, Reply, Status, Verdict};
 use crate::topic::{self, Topic};
 use crate::transport::{PubSocket, SubSocket};
-use crate::value::{from_value, to_value};
 
 /// Messages waiting for the publisher task. When full, `publish` waits: the
 /// publisher only hands to the I/O and never waits for a subscriber.
@@ -29,10 +33,6 @@ const OUTGOING: usize = 4096;
 /// Commands waiting for the component. When full, further ones are refused with
 /// `ResourceExhausted` at once.
 const COMMANDS: usize = 1024;
-/// Answers kept for commands that are repeated. The oldest is forgotten first.
-const REPLY_CACHE: usize = 4096;
-/// Bytes of answers kept; a page of a snapshot is some 256 KiB.
-const REPLY_CACHE_BYTES: usize = 16 * 1024 * 1024;
 /// Budget of a command that names none.
 const DEFAULT_BUDGET: Duration = Duration::from_secs(30);
 /// Longest budget honoured, so that a hostile one cannot overflow a clock.
@@ -491,179 +491,5 @@ async fn dispatch(inner: &Arc<Inner>, envelope: Envelope, commands: &mpsc::Sende
         incoming
             .fail(Status::new(Code::ResourceExhausted, text))
             .await;
-    }
-}
-
-/// A command to this component. Dropped without an answer, it is answered with `Internal`.
-#[derive(Debug)]
-pub struct Incoming {
-    /// Its id: the cause of what follows from it.
-    pub id: Uuid,
-    /// Which command.
-    pub kind: String,
-    /// Who asks.
-    pub client: ClientName,
-    /// After this nobody waits for an answer.
-    pub deadline: Instant,
-    body: rmpv::Value,
-    inner: Option<Arc<Inner>>,
-}
-
-impl Incoming {
-    /// The command's body.
-    ///
-    /// # Errors
-    /// `InvalidArgument` when it does not fit the kind.
-    pub fn parse<C: Command>(&self) -> Result<C, Status> {
-        if self.kind != C::KIND {
-            let text = format!("a {} command is not a {}", self.kind, C::KIND);
-            return Err(Status::new(Code::InvalidArgument, text));
-        }
-        from_value(&self.body).map_err(|error| {
-            let text = format!("the body of {} is not understood: {error}", C::KIND);
-            Status::new(Code::InvalidArgument, text)
-        })
-    }
-
-    /// Tells the client that the command is being worked on. Optional: a repeated
-    /// command is answered like this by itself.
-    pub async fn accept(&self) {
-        if let Some(inner) = &self.inner {
-            let accepted = Reply {
-                to: self.id,
-                verdict: Verdict::Accepted {},
-            };
-            if let Some(body) = inner.encode(0, Some(self.id), &accepted) {
-                inner.send_reply(&self.client, body).await;
-            }
-        }
-    }
-
-    /// Answers the command. A repetition of it gets the same answer again.
-    pub async fn reply<C: Command>(mut self, result: Result<C::Reply, Status>) {
-        let Some(inner) = self.inner.take() else {
-            return;
-        };
-        let verdict = match result {
-            Ok(result) => match to_value(&result) {
-                Ok(result) => Verdict::Done { result },
-                Err(error) => Verdict::Failed {
-                    error: Status::new(
-                        Code::Internal,
-                        format!("the answer cannot be written: {error}"),
-                    ),
-                },
-            },
-            Err(error) => Verdict::Failed { error },
-        };
-        if let Some(body) = inner.encode(
-            0,
-            Some(self.id),
-            &Reply {
-                to: self.id,
-                verdict,
-            },
-        ) {
-            inner.lock().replies.finish(self.id, body.clone());
-            inner.send_reply(&self.client, body).await;
-        }
-    }
-
-    /// Answers with a failure, whatever the command.
-    pub async fn fail(mut self, error: Status) {
-        if let Some(inner) = self.inner.take() {
-            inner.refuse(&self.client, self.id, error).await;
-        }
-    }
-
-    /// Answers a command that this component does not know. Reported once a kind.
-    pub async fn unknown(self) {
-        let component = match &self.inner {
-            Some(inner) => {
-                if first_time(inner, &self.kind) {
-                    tracing::warn!(kind = self.kind, client = %self.client, "unknown command; reported once");
-                }
-                inner.component.to_string()
-            }
-            None => String::new(),
-        };
-        let text = format!("{component} does not know the command {:?}", self.kind);
-        self.fail(Status::new(Code::Unimplemented, text)).await;
-    }
-}
-
-impl Drop for Incoming {
-    fn drop(&mut self) {
-        let Some(inner) = self.inner.take() else {
-            return;
-        };
-        let error = Status::new(
-            Code::Internal,
-            format!("{} was given up without an answer", self.kind),
-        );
-        let reply = Reply {
-            to: self.id,
-            verdict: Verdict::Failed { error },
-        };
-        if let Some(body) = inner.encode(0, Some(self.id), &reply) {
-            inner.lock().replies.finish(self.id, body.clone());
-            let topic = Topic::reply(&self.client).as_str().to_owned().into();
-            // When the queue is full the client asks again and gets the cached answer.
-            let _ = inner.outgoing.try_send(Frames {
-                topic,
-                body,
-                sent: None,
-            });
-        }
-    }
-}
-
-/// Answers by command id, the latest [`REPLY_CACHE`] of them and at most
-/// [`REPLY_CACHE_BYTES`].
-#[derive(Debug, Default)]
-struct ReplyCache {
-    answers: HashMap<Uuid, Option<Bytes>>,
-    order: VecDeque<Uuid>,
-    bytes: usize,
-}
-
-enum Known {
-    New,
-    InProgress,
-    Answered(Bytes),
-}
-
-impl ReplyCache {
-    fn look_up(&self, id: Uuid) -> Known {
-        match self.answers.get(&id) {
-            None => Known::New,
-            Some(None) => Known::InProgress,
-            Some(Some(body)) => Known::Answered(body.clone()),
-        }
-    }
-
-    fn begin(&mut self, id: Uuid) {
-        self.insert(id, None);
-    }
-
-    fn finish(&mut self, id: Uuid, body: Bytes) {
-        self.insert(id, Some(body));
-    }
-
-    fn insert(&mut self, id: Uuid, body: Option<Bytes>) {
-        let size = |body: &Option<Bytes>| body.as_ref().map_or(0, Bytes::len);
-        self.bytes += size(&body);
-        match self.answers.insert(id, body) {
-            Some(before) => self.bytes -= size(&before),
-            None => self.order.push_back(id),
-        }
-        while self.order.len() > REPLY_CACHE
-            || (self.bytes > REPLY_CACHE_BYTES && self.order.len() > 1)
-        {
-            let Some(oldest) = self.order.pop_front() else {
-                break;
-            };
-            self.bytes -= self.answers.remove(&oldest).as_ref().map_or(0, size);
-        }
     }
 }

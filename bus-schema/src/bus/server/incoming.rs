@@ -1,0 +1,137 @@
+//! A command to a component, and its answer.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::{Frames, Inner, first_time};
+use crate::message::Command;
+use crate::names::ClientName;
+use crate::reply::{Code, Reply, Status, Verdict};
+use crate::topic::Topic;
+use crate::value::{from_value, to_value};
+
+/// A command to this component. Dropped without an answer, it is answered with `Internal`.
+#[derive(Debug)]
+pub struct Incoming {
+    /// Its id: the cause of what follows from it.
+    pub id: Uuid,
+    /// Which command.
+    pub kind: String,
+    /// Who asks.
+    pub client: ClientName,
+    /// After this nobody waits for an answer.
+    pub deadline: Instant,
+    pub(super) body: rmpv::Value,
+    pub(super) inner: Option<Arc<Inner>>,
+}
+
+impl Incoming {
+    /// The command's body.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when it does not fit the kind.
+    pub fn parse<C: Command>(&self) -> Result<C, Status> {
+        if self.kind != C::KIND {
+            let text = format!("a {} command is not a {}", self.kind, C::KIND);
+            return Err(Status::new(Code::InvalidArgument, text));
+        }
+        from_value(&self.body).map_err(|error| {
+            let text = format!("the body of {} is not understood: {error}", C::KIND);
+            Status::new(Code::InvalidArgument, text)
+        })
+    }
+
+    /// Tells the client that the command is being worked on. Optional: a repeated
+    /// command is answered like this by itself.
+    pub async fn accept(&self) {
+        if let Some(inner) = &self.inner {
+            let accepted = Reply {
+                to: self.id,
+                verdict: Verdict::Accepted {},
+            };
+            if let Some(body) = inner.encode(0, Some(self.id), &accepted) {
+                inner.send_reply(&self.client, body).await;
+            }
+        }
+    }
+
+    /// Answers the command. A repetition of it gets the same answer again.
+    pub async fn reply<C: Command>(mut self, result: Result<C::Reply, Status>) {
+        let Some(inner) = self.inner.take() else {
+            return;
+        };
+        let verdict = match result {
+            Ok(result) => match to_value(&result) {
+                Ok(result) => Verdict::Done { result },
+                Err(error) => Verdict::Failed {
+                    error: Status::new(
+                        Code::Internal,
+                        format!("the answer cannot be written: {error}"),
+                    ),
+                },
+            },
+            Err(error) => Verdict::Failed { error },
+        };
+        if let Some(body) = inner.encode(
+            0,
+            Some(self.id),
+            &Reply {
+                to: self.id,
+                verdict,
+            },
+        ) {
+            inner.lock().replies.finish(self.id, body.clone());
+            inner.send_reply(&self.client, body).await;
+        }
+    }
+
+    /// Answers with a failure, whatever the command.
+    pub async fn fail(mut self, error: Status) {
+        if let Some(inner) = self.inner.take() {
+            inner.refuse(&self.client, self.id, error).await;
+        }
+    }
+
+    /// Answers a command that this component does not know. Reported once a kind.
+    pub async fn unknown(self) {
+        let component = match &self.inner {
+            Some(inner) => {
+                if first_time(inner, &self.kind) {
+                    tracing::warn!(kind = self.kind, client = %self.client, "unknown command; reported once");
+                }
+                inner.component.to_string()
+            }
+            None => String::new(),
+        };
+        let text = format!("{component} does not know the command {:?}", self.kind);
+        self.fail(Status::new(Code::Unimplemented, text)).await;
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        let Some(inner) = self.inner.take() else {
+            return;
+        };
+        let error = Status::new(
+            Code::Internal,
+            format!("{} was given up without an answer", self.kind),
+        );
+        let reply = Reply {
+            to: self.id,
+            verdict: Verdict::Failed { error },
+        };
+        if let Some(body) = inner.encode(0, Some(self.id), &reply) {
+            inner.lock().replies.finish(self.id, body.clone());
+            let topic = Topic::reply(&self.client).as_str().to_owned().into();
+            // When the queue is full the client asks again and gets the cached answer.
+            let _ = inner.outgoing.try_send(Frames {
+                topic,
+                body,
+                sent: None,
+            });
+        }
+    }
+}
