@@ -267,16 +267,16 @@ mod tests {
         let (base, subtree) = (dir.path().to_owned(), dir.path().join("blackhole"));
         let all = "cpu memory io pids\n";
         group(&base, all, all);
-        group(&subtree, all, "cpu io pids\n");
+        group(&subtree, all, "cpu memory io\n");
         let mut delegation = Delegation::new(vec![base.clone(), subtree.clone()], Vec::new());
         assert!(delegation.ensure());
         assert!(delegation.complete());
-        assert_eq!(delegation.enabled, [(subtree.clone(), Controller::Memory)]);
+        assert_eq!(delegation.enabled, [(subtree.clone(), Controller::Pids)]);
         assert!(!delegation.ensure(), "nothing is left to do");
         delegation.undo(&base);
         assert_eq!(delegation.enabled, []);
         let control = |dir: &Path| fs::read_to_string(dir.join("cgroup.subtree_control")).unwrap();
-        assert_eq!(control(&subtree), "-memory");
+        assert_eq!(control(&subtree), "-pids");
         assert_eq!(control(&base), all);
     }
 }

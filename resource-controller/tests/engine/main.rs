@@ -3,7 +3,7 @@
 //! Without the right to make groups the tests of enforcement are skipped, by
 //! a line on stderr; those of the reports run everywhere.
 
-#![allow(clippy::unwrap_used)] // Helpers of tests fail by panicking, too.
+#![allow(clippy::unwrap_used, clippy::panic)] // Helpers of tests fail by panicking, too.
 
 mod lifecycle;
 mod limits;

@@ -1,0 +1,141 @@
+//! What is published.
+
+use blackhole_bus_schema::bus::LinkEvent;
+use blackhole_bus_schema::component::Heartbeat;
+use blackhole_bus_schema::limits::Limits;
+use blackhole_bus_schema::message::Message;
+use blackhole_bus_schema::resource::{ListUsage, OomKilled, UsageTick};
+
+use crate::support::{Setup, name};
+
+#[tokio::test]
+async fn one_batch_a_tick_with_shares_of_the_cpu() {
+    let Some(mut setup) = Setup::able("usage_interval: 100ms") else {
+        return;
+    };
+    setup.start(&[]);
+    let mut client = setup.client().await;
+    let limits = Limits {
+        cpu_percent: Some(20),
+        memory_bytes: Some(64 << 20),
+        ..Limits::default()
+    };
+    let grant = setup.keep(client.prepare("hog.1", limits).await.unwrap());
+    setup.keep(client.prepare("idle.1", Limits::default()).await.unwrap());
+    let pid = setup.spawn(&grant, "while :; do :; done");
+    let tick = client
+        .event(|tick: &UsageTick| {
+            tick.usage.len() == 2
+                && tick.usage[0].throttled_usec > 0
+                && tick.usage[0]
+                    .cpu_percent
+                    .is_some_and(|percent| percent > 1.0)
+        })
+        .await;
+    let hog = &tick.usage[0];
+    assert_eq!(hog.instance, name("hog.1"));
+    assert!(tick.interval_ms >= 50, "{}", tick.interval_ms);
+    assert_eq!(hog.memory_limit_bytes, Some(64 << 20));
+    assert_eq!(hog.pids, Some(1));
+    assert!(hog.memory_bytes.is_some() && hog.io_read_bytes.is_some());
+    assert_eq!(hog.oom_kills, 0);
+    let idle = &tick.usage[1];
+    assert_eq!(idle.cpu_usec, 0);
+    assert_eq!(idle.cpu_percent, Some(0.0));
+
+    let page = client.ask(&ListUsage::default()).await.unwrap();
+    let names: Vec<_> = page
+        .items
+        .iter()
+        .map(|usage| usage.instance.to_string())
+        .collect();
+    assert_eq!(names, ["hog.1", "idle.1"]);
+    assert!(page.items[0].cpu_usec >= hog.cpu_usec);
+    assert_eq!(page.next, None);
+    assert!(
+        page.watermarks
+            .iter()
+            .any(|(topic, seq)| topic == "evt.resource." && *seq > 0)
+    );
+    setup.kill_child(pid).await;
+    client.release("hog.1").await.unwrap();
+    client.release("idle.1").await.unwrap();
+}
+
+#[tokio::test]
+async fn an_oom_kill_is_one_event() {
+    let Some(mut setup) = Setup::able("usage_interval: 100ms") else {
+        return;
+    };
+    setup.start(&[]);
+    let mut client = setup.client().await;
+    let limits = Limits {
+        memory_bytes: Some(32 << 20),
+        ..Limits::default()
+    };
+    let grant = setup.keep(client.prepare("eater.1", limits).await.unwrap());
+    const EAT: &str = "exec dd if=/dev/zero of=/dev/null bs=200M count=1 2>/dev/null";
+    let pid = setup.spawn(&grant, EAT);
+    assert!(!setup.wait(pid).await.success());
+    let killed = client.event(|_: &OomKilled| true).await;
+    assert_eq!(killed.instance, name("eater.1"));
+    assert_eq!(killed.kills, 1);
+    assert_eq!(killed.memory_limit_bytes, Some(32 << 20));
+
+    // A kill right before the release is not lost, whether a tick saw it or the release.
+    let pid = setup.spawn(&grant, EAT);
+    assert!(!setup.wait(pid).await.success());
+    client.release("eater.1").await.unwrap();
+    let killed = client.event(|_: &OomKilled| true).await;
+    assert_eq!(killed.kills, 2);
+}
+
+/// Nothing is published while there is no instance: ten heartbeats' worth of
+/// intervals pass in three heartbeats, and no tick comes.
+#[tokio::test]
+async fn silence_without_instances() {
+    let Some(mut setup) = Setup::able("usage_interval: 100ms") else {
+        return;
+    };
+    setup.start(&[]);
+    let mut client = setup.client().await;
+    let mut beats = 0;
+    while beats < 3 {
+        if let LinkEvent::Event(received) = client.next().await {
+            assert_ne!(received.kind(), UsageTick::KIND);
+            beats += u32::from(received.kind() == Heartbeat::KIND);
+        }
+    }
+}
+
+#[tokio::test]
+async fn many_instances_come_in_pages() {
+    let Some(mut setup) = Setup::able("usage_interval: 200ms") else {
+        return;
+    };
+    setup.start(&[]);
+    let mut client = setup.client().await;
+    for index in 1..=300 {
+        let grant = client
+            .prepare(&format!("many.{index}"), Limits::default())
+            .await
+            .unwrap();
+        setup.keep(grant);
+    }
+    let first = client
+        .event(|tick: &UsageTick| tick.usage.len() == 256)
+        .await;
+    let second = client.event(|_: &UsageTick| true).await;
+    assert_eq!(second.usage.len(), 44);
+    assert_eq!(first.interval_ms, second.interval_ms);
+    let page = client.ask(&ListUsage::default()).await.unwrap();
+    assert_eq!(page.items.len(), 256);
+    let rest = client.ask(&ListUsage { after: page.next }).await.unwrap();
+    assert_eq!(rest.items.len(), 44);
+    assert_eq!(rest.next, None);
+    for index in 1..=300 {
+        client.release(&format!("many.{index}")).await.unwrap();
+    }
+    setup.stop().await;
+    assert!(setup.subtrees_left().is_empty());
+}
