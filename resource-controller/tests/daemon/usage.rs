@@ -23,13 +23,13 @@ async fn one_batch_a_tick_with_shares_of_the_cpu() {
     let grant = setup.keep(client.prepare("hog.1", limits).await.unwrap());
     setup.keep(client.prepare("idle.1", Limits::default()).await.unwrap());
     let pid = setup.spawn(&grant, "while :; do :; done");
+    // The second tick for both is the first with shares.
     let tick = client
         .event(|tick: &UsageTick| {
             tick.usage.len() == 2
+                && tick.usage.iter().all(|usage| usage.cpu_percent.is_some())
+                && tick.usage[0].cpu_percent > Some(1.0)
                 && tick.usage[0].throttled_usec > 0
-                && tick.usage[0]
-                    .cpu_percent
-                    .is_some_and(|percent| percent > 1.0)
         })
         .await;
     let hog = &tick.usage[0];
@@ -122,12 +122,22 @@ async fn many_instances_come_in_pages() {
             .unwrap();
         setup.keep(grant);
     }
-    let first = client
-        .event(|tick: &UsageTick| tick.usage.len() == 256)
-        .await;
-    let second = client.event(|_: &UsageTick| true).await;
-    assert_eq!(second.usage.len(), 44);
+    // Ticks of fewer instances came while they were made.
+    let mut first = client.event(|_: &UsageTick| true).await;
+    let second = loop {
+        let tick = client.event(|_: &UsageTick| true).await;
+        if first.usage.len() == 256 && tick.usage.len() == 44 {
+            break tick;
+        }
+        first = tick;
+    };
     assert_eq!(first.interval_ms, second.interval_ms);
+    assert!(
+        first
+            .usage
+            .iter()
+            .all(|usage| usage.instance < second.usage[0].instance)
+    );
     let page = client.ask(&ListUsage::default()).await.unwrap();
     assert_eq!(page.items.len(), 256);
     let rest = client.ask(&ListUsage { after: page.next }).await.unwrap();
