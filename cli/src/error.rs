@@ -68,6 +68,16 @@ pub enum Error {
         /// Who should have answered.
         component: String,
     },
+    /// No daemon at all answers.
+    #[error("cannot {operation}: no daemon answers in {}", .run.display())]
+    Nobody {
+        /// What was wanted, as a verb.
+        operation: String,
+        /// The run directory.
+        run: PathBuf,
+        /// Instances that live without any daemon.
+        live: usize,
+    },
     /// It took longer than allowed.
     #[error("cannot {operation} within {}", human::duration(*.after))]
     TimedOut {
@@ -151,7 +161,7 @@ impl Error {
         match self {
             Self::Usage(_) | Self::Config(_) | Self::NoConfig { .. } => Exit::Usage,
             Self::NotFound { .. } => Exit::NotFound,
-            Self::Unreachable { .. } => Exit::Unreachable,
+            Self::Unreachable { .. } | Self::Nobody { .. } => Exit::Unreachable,
             Self::TimedOut { .. } => Exit::TimedOut,
             Self::Refused { status, .. } => exit_of(status.code),
             Self::Forbidden { .. } => Exit::Refused,
@@ -178,6 +188,13 @@ impl Error {
                 format!("known: {}", human::list(known, 8))
             }
             Self::NotFound { .. } => "`blackhole status` lists what there is".to_owned(),
+            Self::Nobody { live: 0, .. } => {
+                "`blackhole up -c FILE` starts everything; is this the right --run-dir?".to_owned()
+            }
+            Self::Nobody { live, .. } => format!(
+                "{} on without them: `blackhole --offline status` shows, `blackhole up` takes over",
+                if *live == 1 { "1 instance lives".to_owned() } else { format!("{live} instances live") }
+            ),
             Self::Unreachable { .. } => "is it running? `blackhole up -c FILE` starts everything, \
                  `blackhole component list` shows who is there, `blackhole doctor` looks for causes; \
                  status, logs, stop and kill also work with --offline"

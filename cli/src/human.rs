@@ -11,7 +11,7 @@ pub fn duration(time: Duration) -> String {
     }
     if seconds < 60 {
         let tenths = millis / 100;
-        return if tenths % 10 == 0 && tenths >= 100 {
+        return if tenths.is_multiple_of(10) && tenths >= 100 {
             format!("{} s", tenths / 10)
         } else {
             format!("{}.{} s", tenths / 10, tenths % 10)

@@ -3,13 +3,31 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`args`] | flags and commands |
+//! | [`cmd`] | the commands, one file each |
+//! | [`up`] | `up` and `down`: the daemons' keeper |
+//! | [`context`] | directories, configuration, form of output of one call |
 //! | [`error`] | what can go wrong, exit codes, what to do about it |
-//! | [`human`], [`out`], [`table`] | numbers for people, the two outputs, tables |
+//! | [`client`], [`watch`] | questions over the bus; a live picture of the whole |
+//! | [`direct`] | start and stop without a supervisor |
+//! | [`offline`], [`offline_logs`] | break-glass: records, shims' sockets and log files |
+//! | [`host`] | what the host offers |
 //! | [`view`] | what is shown: pure functions over the daemons' answers |
+//! | [`human`], [`out`], [`table`] | numbers for people, the two outputs, tables |
 
 pub mod args;
+pub mod client;
+pub mod cmd;
+pub mod context;
+pub mod direct;
 pub mod error;
+pub mod host;
 pub mod human;
+pub mod keeper_file;
+pub mod offline;
+pub mod offline_logs;
 pub mod out;
+mod sys;
 pub mod table;
+pub mod up;
 pub mod view;
+pub mod watch;

@@ -2,6 +2,7 @@
 //! documents and lines. Nothing here reads a clock, a socket or a file.
 
 pub mod component;
+pub mod config;
 pub mod event;
 pub mod health;
 pub mod log;

@@ -37,6 +37,18 @@ impl StatusView {
         }
     }
 
+    /// Leaves out the instances that are not wanted.
+    #[must_use]
+    pub fn only(mut self, wanted: impl Fn(&ServiceRow) -> bool) -> Self {
+        self.services.retain(|row| wanted(row));
+        self
+    }
+
+    /// The daemons, with what they said of themselves.
+    pub fn found(&self) -> &[Found] {
+        &self.found
+    }
+
     /// What is wrong, with the worst first.
     pub fn problems(&self) -> Vec<Problem> {
         let mut problems = problem::of_components(&self.found);

@@ -1,0 +1,24 @@
+//! `blackhole health`: the verdict on each instance.
+
+use crate::args;
+use crate::context::Context;
+use crate::error::{Error, Exit};
+use crate::out;
+use crate::view::health::HealthView;
+use crate::view::problem;
+
+use super::status;
+
+pub(super) async fn run(context: &Context, args: &args::Status) -> Result<(), Error> {
+    let view = status::picture(context, &args.names).await?;
+    let health = HealthView::new(&view.services);
+    out::document(context.format, &health, || health.table(context.style))?;
+    for problem in problem::of_components(view.found()) {
+        out::note(context.style_err.paint(problem.tone, &problem.text));
+    }
+    if health.healthy {
+        Ok(())
+    } else {
+        Err(Error::Shown(Exit::Failed))
+    }
+}

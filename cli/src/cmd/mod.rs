@@ -1,0 +1,95 @@
+//! The commands, one file each.
+
+mod bus;
+mod component;
+mod config;
+mod doctor;
+mod events;
+mod health;
+mod logs;
+mod monitor;
+mod services;
+mod signal;
+mod status;
+
+use clap::CommandFactory;
+
+pub(crate) use logs::Printer;
+pub(crate) use services::show as show_services;
+
+use crate::args::{BusCmd, Cli, Cmd, ComponentCmd, ConfigCmd};
+use crate::context::Context;
+use crate::error::{Error, Exit};
+use crate::{out, up};
+
+/// Runs a command to its end and prints what went wrong.
+pub fn run(cli: Cli) -> Exit {
+    let result = match cli.command {
+        // Needs neither directories nor a runtime.
+        Cmd::Completions { shell } => completions(shell),
+        command => Context::new(cli.global).and_then(|context| on_runtime(context, command)),
+    };
+    match result {
+        Ok(()) => Exit::Done,
+        Err(error) => {
+            if !error.is_quiet() {
+                out::note(error.report());
+            }
+            error.exit()
+        }
+    }
+}
+
+fn on_runtime(context: Context, command: Cmd) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| Error::io("make", "the runtime", source))?;
+    let result = runtime.block_on(dispatch(&context, command));
+    // A task that still reads a file must not hold the prompt back.
+    runtime.shutdown_timeout(std::time::Duration::from_millis(100));
+    result
+}
+
+async fn dispatch(context: &Context, command: Cmd) -> Result<(), Error> {
+    if context.offline
+        && !matches!(
+            command,
+            Cmd::Status(_) | Cmd::Logs(_) | Cmd::Stop(_) | Cmd::Kill(_)
+        )
+    {
+        return Err(Error::Usage(
+            "--offline works with status, logs, stop and kill: everything else needs the daemons"
+                .to_owned(),
+        ));
+    }
+    match command {
+        Cmd::Up(args) => up::run(context, &args).await,
+        Cmd::Down => up::down(context).await,
+        Cmd::Start(targets) => services::start(context, &targets).await,
+        Cmd::Stop(targets) => services::stop(context, &targets).await,
+        Cmd::Restart(targets) => services::restart(context, &targets).await,
+        Cmd::Reset(targets) => services::reset(context, &targets).await,
+        Cmd::Kill(args) => signal::run(context, &args.names, args.signal).await,
+        Cmd::Signal(args) => signal::run(context, &args.names, args.signal).await,
+        Cmd::Status(args) => status::run(context, &args).await,
+        Cmd::Logs(args) => logs::run(context, &args).await,
+        Cmd::Health(args) => health::run(context, &args).await,
+        Cmd::Monitor(args) => monitor::run(context, &args).await,
+        Cmd::Events(args) => events::run(context, &args).await,
+        Cmd::Config(ConfigCmd::Validate) => config::validate(context),
+        Cmd::Config(ConfigCmd::Show) => config::show(context),
+        Cmd::Component(ComponentCmd::List) => component::list(context).await,
+        Cmd::Bus(BusCmd::Ping { components, count }) => {
+            bus::ping(context, &components, count).await
+        }
+        Cmd::Doctor => doctor::run(context).await,
+        Cmd::Completions { shell } => completions(shell),
+    }
+}
+
+fn completions(shell: clap_complete::Shell) -> Result<(), Error> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "blackhole", &mut text);
+    out::print(text)
+}

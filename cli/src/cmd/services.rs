@@ -1,0 +1,244 @@
+//! `blackhole start`, `stop`, `restart`, `reset`.
+
+use std::time::Duration;
+
+use blackhole_bus_schema::bus::{Link, LinkEvent};
+use blackhole_bus_schema::message::Command;
+use blackhole_bus_schema::names::Component;
+use blackhole_bus_schema::supervision::{
+    Outcome, ResetServices, RestartServices, StartServices, StopServices, Target,
+};
+use blackhole_bus_schema::topic;
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+use crate::args::Targets;
+use crate::client;
+use crate::context::Context;
+use crate::direct;
+use crate::error::{Error, Exit};
+use crate::view::event;
+use crate::view::names::{self, Filter};
+use crate::view::service::{Answers, ServiceRow, rows};
+use crate::view::status;
+use crate::{human, offline, out};
+
+/// Time for a whole command when the operator does not say: longer than the
+/// usual grace, and than the first restarts of something that fails.
+const BUDGET: Duration = Duration::from_secs(120);
+
+/// The result of a command to services.
+#[derive(Serialize)]
+pub(crate) struct Document {
+    pub(crate) services: Vec<ServiceRow>,
+}
+
+pub(super) async fn start(context: &Context, targets: &Targets) -> Result<(), Error> {
+    let target = target(targets)?;
+    match supervisor(context).await? {
+        Some(way) => {
+            supervised(
+                context,
+                way,
+                &words("start", targets),
+                StartServices { target },
+            )
+            .await
+        }
+        None => direct::start(context, &target).await,
+    }
+}
+
+pub(super) async fn stop(context: &Context, targets: &Targets) -> Result<(), Error> {
+    if context.offline {
+        return stop_offline(context, targets).await;
+    }
+    let target = target(targets)?;
+    match supervisor(context).await? {
+        Some(way) => {
+            supervised(
+                context,
+                way,
+                &words("stop", targets),
+                StopServices {
+                    target,
+                    transient: false,
+                },
+            )
+            .await
+        }
+        None => direct::stop(context, &target).await,
+    }
+}
+
+pub(super) async fn restart(context: &Context, targets: &Targets) -> Result<(), Error> {
+    let target = target(targets)?;
+    match supervisor(context).await? {
+        Some(way) => {
+            supervised(
+                context,
+                way,
+                &words("restart", targets),
+                RestartServices { target },
+            )
+            .await
+        }
+        None => {
+            direct::stop(context, &target).await?;
+            direct::start(context, &target).await
+        }
+    }
+}
+
+pub(super) async fn reset(context: &Context, targets: &Targets) -> Result<(), Error> {
+    let target = target(targets)?;
+    match supervisor(context).await? {
+        Some(way) => {
+            supervised(
+                context,
+                way,
+                &words("reset", targets),
+                ResetServices { target },
+            )
+            .await
+        }
+        None => Err(Error::Unreachable {
+            operation: words("reset", targets),
+            component: "the supervisor".to_owned(),
+        }),
+    }
+}
+
+fn target(targets: &Targets) -> Result<Target, Error> {
+    if targets.all {
+        Ok(Target::All)
+    } else {
+        names::services(&targets.services).map(Target::Services)
+    }
+}
+
+fn words(verb: &str, targets: &Targets) -> String {
+    if targets.all {
+        format!("{verb} all services")
+    } else {
+        format!("{verb} {}", human::list(&targets.services, 6))
+    }
+}
+
+type Way = (Link, mpsc::Receiver<LinkEvent>);
+
+/// The way to the supervisor, if it answers.
+async fn supervisor(context: &Context) -> Result<Option<Way>, Error> {
+    let component = Component::Supervisor;
+    if !client::is_locked(&context.dirs.lock(&component.to_string())) {
+        return Ok(None);
+    }
+    let interest = blackhole_bus_schema::bus::Interest::none().prefix(topic::SUPERVISION);
+    let (link, events) = client::open(&context.dirs, component, interest).await?;
+    // A moment more than for a question: going past a living supervisor would
+    // be undone by it.
+    match link.ready(client::WAIT * 3).await {
+        Ok(_) => Ok(Some((link, events))),
+        Err(_) => Err(Error::Unreachable {
+            operation: "give it the command".to_owned(),
+            component: "the supervisor (it holds its lock)".to_owned(),
+        }),
+    }
+}
+
+async fn supervised<C>(
+    context: &Context,
+    way: Way,
+    operation: &str,
+    command: C,
+) -> Result<(), Error>
+where
+    C: Command<Reply = Outcome>,
+{
+    let (link, mut events) = way;
+    let budget = context.timeout(BUDGET);
+    let request = link.request(&command, budget);
+    tokio::pin!(request);
+    let result = loop {
+        tokio::select! {
+            // Events first: the last one tells what the result is about.
+            biased;
+            event = events.recv() => progress(context, event),
+            result = &mut request => break result,
+        }
+    };
+    let outcome = result.map_err(|error| client::request_error(operation, error, budget))?;
+    show(
+        context,
+        rows(
+            human::now_ns(),
+            &Answers {
+                status: Some(outcome),
+                ..Answers::default()
+            },
+        ),
+    )
+}
+
+fn progress(context: &Context, event: Option<LinkEvent>) {
+    match event {
+        Some(LinkEvent::Event(received)) => {
+            let told = event::tell(&received);
+            if !told.noise {
+                out::note(event::line(context.style_err, received.envelope.at, &told));
+            }
+        }
+        Some(LinkEvent::Down) => {
+            out::note("the supervisor is away; the command is repeated when it is back")
+        }
+        _ => {}
+    }
+}
+
+/// Prints the instances a command was about.
+pub(crate) fn show(context: &Context, services: Vec<ServiceRow>) -> Result<(), Error> {
+    let document = Document { services };
+    out::document(context.format, &document, || {
+        status::services(context.style, &document.services)
+    })
+}
+
+async fn stop_offline(context: &Context, targets: &Targets) -> Result<(), Error> {
+    let filter = Filter::parse(&targets.services)?;
+    let known = offline::instances(&context.dirs);
+    let meant = filter.select(&known)?;
+    if client::is_locked(&context.dirs.lock("supervisor")) {
+        out::note("a supervisor runs: it may start them again (without --offline it would not)");
+    }
+    let mut failed = false;
+    for (instance, result) in
+        offline::stop(&context.dirs, meant.clone(), false, context.own_timeout()).await
+    {
+        match result {
+            Ok(()) => out::note(format!("{instance}: stopped")),
+            Err(error) => {
+                failed = true;
+                out::note(error.report());
+            }
+        }
+    }
+    let records = offline::records(&context.dirs).await?;
+    let all = rows(
+        human::now_ns(),
+        &Answers {
+            processes: Some(records),
+            ..Answers::default()
+        },
+    );
+    show(
+        context,
+        all.into_iter()
+            .filter(|row| meant.contains(&row.instance))
+            .collect(),
+    )?;
+    if failed {
+        Err(Error::Shown(Exit::Failed))
+    } else {
+        Ok(())
+    }
+}

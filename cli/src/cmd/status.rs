@@ -1,0 +1,78 @@
+//! `blackhole status`: what runs, what does not, and why.
+
+use std::time::Duration;
+
+use crate::args;
+use crate::client::{self, Overview};
+use crate::context::Context;
+use crate::error::Error;
+use crate::view::component::Found;
+use crate::view::names::Filter;
+use crate::view::service::Answers;
+use crate::view::status::StatusView;
+use crate::{human, offline, out};
+
+/// Longest time for the lists themselves, once a daemon has answered at all.
+pub(super) const LISTS: Duration = Duration::from_secs(5);
+
+pub(super) async fn run(context: &Context, args: &args::Status) -> Result<(), Error> {
+    let view = picture(context, &args.names).await?;
+    out::document(context.format, &view, || view.table(context.style))
+}
+
+/// Asks everybody and brings the answers together.
+///
+/// # Errors
+/// When nobody answers at all, or a name means nothing.
+pub(super) async fn picture(context: &Context, names: &[String]) -> Result<StatusView, Error> {
+    let filter = Filter::parse(names)?;
+    let (answers, found) = if context.offline {
+        let processes = offline::records(&context.dirs).await?;
+        (
+            Answers {
+                processes: Some(processes),
+                ..Answers::default()
+            },
+            offline_found(context),
+        )
+    } else {
+        let overview = Overview::open(&context.dirs, context.timeout(LISTS)).await?;
+        let (answers, found) = overview.ask().await;
+        if found.iter().all(|found| found.info().is_none()) {
+            return Err(nobody(context, "show the status").await);
+        }
+        (answers, found)
+    };
+    select(StatusView::new(human::now_ns(), &answers, found), &filter)
+}
+
+/// Whose locks are held: without the bus that is all that can be told.
+fn offline_found(context: &Context) -> Vec<Found> {
+    client::components(&context.dirs)
+        .into_iter()
+        .map(|component| {
+            let lock_held = client::is_locked(&context.dirs.lock(&component.to_string()));
+            Found {
+                component,
+                presence: crate::view::component::Presence::Missing { lock_held },
+            }
+        })
+        .collect()
+}
+
+/// Leaves only the instances that are meant.
+pub(super) fn select(mut view: StatusView, filter: &Filter) -> Result<StatusView, Error> {
+    let meant = filter.select(view.services.iter().map(|row| &row.instance))?;
+    view.services.retain(|row| meant.contains(&row.instance));
+    Ok(view)
+}
+
+/// No daemon answers; tells about services that run all the same.
+pub(super) async fn nobody(context: &Context, operation: &str) -> Error {
+    let live = offline::live(&context.dirs).await.len();
+    Error::Nobody {
+        operation: operation.to_owned(),
+        run: context.dirs.run.clone(),
+        live,
+    }
+}

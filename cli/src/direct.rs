@@ -1,0 +1,356 @@
+//! Without a supervisor: start and stop go straight to the process-manager.
+//! Nothing is restarted then, and nothing is remembered.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use blackhole_bus_schema::bus::Link;
+use blackhole_bus_schema::config::{Config, ServiceConfig};
+use blackhole_bus_schema::limits::LimitGrant;
+use blackhole_bus_schema::names::{Component, Generation, InstanceName, ServiceName};
+use blackhole_bus_schema::process::{InstanceRecord, ListProcesses, Spawn, SpawnSpec, Stop};
+use blackhole_bus_schema::reply::{Code, Status};
+use blackhole_bus_schema::resource::Prepare;
+use blackhole_bus_schema::supervision::Target;
+use tokio::task::JoinSet;
+
+use crate::client::{self, Peer};
+use crate::cmd;
+use crate::context::Context;
+use crate::error::Error;
+use crate::view::service::{Answers, rows};
+use crate::{human, out};
+
+/// Time for one spawn.
+const SPAWN: Duration = Duration::from_secs(30);
+/// Time for one stop, on top of nothing: the grace is the operator's.
+const STOP: Duration = Duration::from_secs(120);
+
+/// Starts the services' instances that do not live, in the order of their dependencies.
+///
+/// # Errors
+/// When no process-manager answers, the configuration is wrong, or a spawn is refused.
+pub async fn start(context: &Context, target: &Target) -> Result<(), Error> {
+    let manager = manager(context, "start services").await?;
+    let (_, config) = context.config()?;
+    let wanted = wanted(&config, target)?;
+    out::note(
+        "no supervisor: nothing is restarted when it fails, and dependencies are not waited for",
+    );
+    let mut known = records(&manager).await?;
+    let resource = Peer::open(&context.dirs, Component::ResourceController).await?;
+    let resource_there = resource.found(client::WAIT).await.info().is_some();
+    if !resource_there {
+        out::note("no resource-controller: limits are not enforced");
+    }
+    let mut touched = BTreeSet::new();
+    for service in order(&config)
+        .iter()
+        .flatten()
+        .filter(|name| wanted.contains(*name))
+    {
+        let Some(settings) = config.services.get(service) else {
+            continue;
+        };
+        for index in 1..=settings.replicas {
+            let Some(instance) = InstanceName::new(service.clone(), index) else {
+                continue;
+            };
+            touched.insert(instance.clone());
+            let last = known.get(&instance);
+            if last.is_some_and(|record| record.state.is_live()) {
+                out::note(format!("{instance}: runs already"));
+                continue;
+            }
+            let generation = last.map_or(Generation(1), |record| record.generation.next());
+            let grant = grant(&resource, resource_there, &instance, settings).await?;
+            let spec = spec(&instance, generation, settings, grant);
+            let record = manager
+                .request(&Spawn { spec }, context.timeout(SPAWN))
+                .await
+                .map_err(|error| {
+                    client::request_error(
+                        &format!("start {instance}"),
+                        error,
+                        context.timeout(SPAWN),
+                    )
+                })?;
+            out::note(format!("{instance}: {}", record.state.name()));
+            known.insert(instance, record);
+        }
+    }
+    finish(context, known, &touched)
+}
+
+/// Stops the services' instances that live: dependents first where the
+/// configuration is at hand, else all at once.
+///
+/// # Errors
+/// When no process-manager answers or a stop fails.
+pub async fn stop(context: &Context, target: &Target) -> Result<(), Error> {
+    let manager = manager(context, "stop services").await?;
+    let mut known = records(&manager).await?;
+    let levels = match context.config() {
+        Ok((_, config)) => order(&config),
+        Err(_) => Vec::new(),
+    };
+    let services: BTreeSet<ServiceName> = known
+        .keys()
+        .map(|instance| instance.service().clone())
+        .collect();
+    let wanted: BTreeSet<ServiceName> = match target {
+        Target::All => services.clone(),
+        Target::Services(names) => {
+            if let Some(name) = names.iter().find(|name| !services.contains(name)) {
+                return Err(unknown(name, services.iter()));
+            }
+            names.iter().cloned().collect()
+        }
+    };
+    out::note(
+        "no supervisor: this is not remembered, the next supervisor starts what the configuration says",
+    );
+    let mut touched = BTreeSet::new();
+    for level in stop_levels(&levels, &wanted) {
+        let mut tasks = JoinSet::new();
+        for record in known
+            .values()
+            .filter(|record| level.contains(record.instance.service()))
+        {
+            touched.insert(record.instance.clone());
+            if !record.state.is_live() {
+                continue;
+            }
+            let (manager, instance, generation) =
+                (manager.clone(), record.instance.clone(), record.generation);
+            let budget = context.timeout(STOP);
+            tasks.spawn(async move {
+                let command = Stop {
+                    instance: instance.clone(),
+                    generation,
+                    stop: None,
+                    unhealthy: false,
+                };
+                let result = manager.request(&command, budget).await;
+                result.map_err(|error| {
+                    client::request_error(&format!("stop {instance}"), error, budget)
+                })
+            });
+        }
+        let mut first_error = None;
+        while let Some(joined) = tasks.join_next().await {
+            match joined {
+                Ok(Ok(record)) => {
+                    out::note(format!("{}: {}", record.instance, record.state.name()));
+                    known.insert(record.instance.clone(), record);
+                }
+                Ok(Err(error)) => first_error = first_error.or(Some(error)),
+                Err(_) => {}
+            }
+        }
+        if let Some(error) = first_error {
+            return Err(error);
+        }
+    }
+    finish(context, known, &touched)
+}
+
+fn finish(
+    context: &Context,
+    known: BTreeMap<InstanceName, InstanceRecord>,
+    touched: &BTreeSet<InstanceName>,
+) -> Result<(), Error> {
+    let records = known
+        .into_values()
+        .filter(|record| touched.contains(&record.instance))
+        .collect();
+    let answers = Answers {
+        processes: Some(records),
+        ..Answers::default()
+    };
+    let shown = rows(human::now_ns(), &answers);
+    let failed: Vec<String> = shown
+        .iter()
+        .filter(|row| row.state == Some(blackhole_bus_schema::process::StateName::Failed))
+        .map(|row| row.instance.to_string())
+        .collect();
+    cmd::show_services(context, shown)?;
+    if failed.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Failed {
+        message: format!("failed: {}", human::list(&failed, 6)),
+        hint: "`blackhole status` tells why, `blackhole logs` what they wrote".to_owned(),
+    })
+}
+
+async fn manager(context: &Context, operation: &str) -> Result<Link, Error> {
+    let peer = Peer::open(&context.dirs, Component::ProcessManager(None)).await?;
+    let there = peer
+        .found(context.timeout(client::WAIT))
+        .await
+        .info()
+        .is_some();
+    match peer.link {
+        Some(link) if there => Ok(link),
+        _ => Err(Error::Unreachable {
+            operation: operation.to_owned(),
+            component: "neither the supervisor nor the process-manager".to_owned(),
+        }),
+    }
+}
+
+async fn records(manager: &Link) -> Result<BTreeMap<InstanceName, InstanceRecord>, Error> {
+    let all = client::all::<ListProcesses>(manager, SPAWN)
+        .await
+        .map_err(|error| client::request_error("list the instances", error, SPAWN))?;
+    Ok(all
+        .into_iter()
+        .map(|record| (record.instance.clone(), record))
+        .collect())
+}
+
+fn wanted(config: &Config, target: &Target) -> Result<BTreeSet<ServiceName>, Error> {
+    match target {
+        Target::All => Ok(config.services.keys().cloned().collect()),
+        Target::Services(names) => match names
+            .iter()
+            .find(|name| !config.services.contains_key(name))
+        {
+            Some(name) => Err(unknown(name, config.services.keys())),
+            None => Ok(names.iter().cloned().collect()),
+        },
+    }
+}
+
+fn unknown<'a>(name: &ServiceName, known: impl Iterator<Item = &'a ServiceName>) -> Error {
+    Error::NotFound {
+        what: "service",
+        name: name.to_string(),
+        known: known.map(ToString::to_string).collect(),
+    }
+}
+
+async fn grant(
+    resource: &Peer,
+    there: bool,
+    instance: &InstanceName,
+    settings: &ServiceConfig,
+) -> Result<Option<LimitGrant>, Error> {
+    let operation = format!("start {instance}");
+    if !there {
+        if settings.limits.required {
+            let message =
+                "its limits are required and there is no resource-controller to enforce them";
+            return Err(Error::Refused {
+                operation,
+                status: Status::new(Code::FailedPrecondition, message),
+            });
+        }
+        return Ok(None);
+    }
+    let command = Prepare {
+        instance: instance.clone(),
+        limits: settings.limits.clone(),
+        oom_score_adj: Some(settings.oom_score_adj),
+    };
+    resource
+        .request(&operation, &command, SPAWN)
+        .await
+        .map(Some)
+}
+
+/// What to start an instance with.
+pub fn spec(
+    instance: &InstanceName,
+    generation: Generation,
+    settings: &ServiceConfig,
+    grant: Option<LimitGrant>,
+) -> SpawnSpec {
+    SpawnSpec {
+        instance: instance.clone(),
+        generation,
+        command: settings.command.clone(),
+        env: settings.env.clone(),
+        working_dir: settings.working_dir.clone(),
+        user: settings.user.clone(),
+        group: settings.group.clone(),
+        open_files: settings.open_files,
+        stop: settings.stop.clone(),
+        success_codes: settings.success_codes.clone(),
+        probes: settings.probes.clone(),
+        logs: settings.logs.clone(),
+        grant,
+        permit: None,
+        restarts: 0,
+    }
+}
+
+/// The services in levels: each depends on earlier ones only.
+pub fn order(config: &Config) -> Vec<BTreeSet<ServiceName>> {
+    let mut levels: Vec<BTreeSet<ServiceName>> = Vec::new();
+    let mut placed: BTreeSet<ServiceName> = BTreeSet::new();
+    // A checked configuration has no cycle; the last condition ends the loop for one that has.
+    loop {
+        let level: BTreeSet<ServiceName> = config
+            .services
+            .iter()
+            .filter(|(name, service)| {
+                !placed.contains(*name) && service.depends_on.keys().all(|on| placed.contains(on))
+            })
+            .map(|(name, _)| name.clone())
+            .collect();
+        if level.is_empty() {
+            return levels;
+        }
+        placed.extend(level.iter().cloned());
+        levels.push(level);
+    }
+}
+
+/// The wanted services in the order of stopping; what no level knows goes first.
+pub fn stop_levels(
+    levels: &[BTreeSet<ServiceName>],
+    wanted: &BTreeSet<ServiceName>,
+) -> Vec<BTreeSet<ServiceName>> {
+    let known: BTreeSet<&ServiceName> = levels.iter().flatten().collect();
+    let strangers = wanted
+        .iter()
+        .filter(|name| !known.contains(name))
+        .cloned()
+        .collect();
+    let ordered = levels
+        .iter()
+        .rev()
+        .map(|level| level.intersection(wanted).cloned().collect());
+    std::iter::once(strangers)
+        .chain(ordered)
+        .filter(|level: &BTreeSet<_>| !level.is_empty())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(list: &[&str]) -> BTreeSet<ServiceName> {
+        list.iter().map(|name| name.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn dependents_start_later_and_stop_earlier() {
+        let text = "services: {db: {command: [a]}, api: {command: [a], depends_on: {db: ready}}, \
+                    web: {command: [a], depends_on: {api: ready, db: started}}, cron: {command: [a]}}";
+        let config = Config::parse(text, "test").unwrap();
+        let levels = order(&config);
+        assert_eq!(
+            levels,
+            [names(&["cron", "db"]), names(&["api"]), names(&["web"])]
+        );
+        assert_eq!(
+            stop_levels(&levels, &names(&["db", "web", "old"])),
+            [names(&["old"]), names(&["web"]), names(&["db"])]
+        );
+        assert_eq!(stop_levels(&[], &names(&["a", "b"])), [names(&["a", "b"])]);
+    }
+}

@@ -1,0 +1,140 @@
+//! What the host offers: cgroups, limits, disk, users. Only reads.
+
+use std::path::{Path, PathBuf};
+
+/// One cgroup hierarchy that this process is in, see cgroups(7).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hierarchy {
+    /// Controllers; empty for the v2 tree.
+    pub controllers: Vec<String>,
+    /// Where it is mounted.
+    pub mount: PathBuf,
+    /// This process's group, below the mount.
+    pub own: PathBuf,
+    /// Whether it is the v2 tree.
+    pub v2: bool,
+}
+
+/// The hierarchies, from the texts of /proc/self/cgroup and /proc/self/mountinfo.
+pub fn hierarchies(cgroup: &str, mountinfo: &str) -> Vec<Hierarchy> {
+    let mut all = Vec::new();
+    for line in cgroup.lines() {
+        let mut fields = line.splitn(3, ':');
+        let (Some(_), Some(names), Some(path)) = (fields.next(), fields.next(), fields.next())
+        else {
+            continue;
+        };
+        let controllers: Vec<String> = names
+            .split(',')
+            .filter(|name| !name.is_empty())
+            .map(str::to_owned)
+            .collect();
+        let v2 = controllers.is_empty();
+        if controllers.iter().any(|name| name.starts_with("name=")) {
+            continue;
+        }
+        let Some(mount) = mountinfo
+            .lines()
+            .find_map(|line| mount_of(line, &controllers))
+        else {
+            continue;
+        };
+        let own = mount.join(path.trim_start_matches('/'));
+        all.push(Hierarchy {
+            controllers,
+            mount,
+            own,
+            v2,
+        });
+    }
+    all
+}
+
+/// The mount point of a line of mountinfo, if it mounts this hierarchy, see proc_pid_mountinfo(5).
+fn mount_of(line: &str, controllers: &[String]) -> Option<PathBuf> {
+    let (head, tail) = line.split_once(" - ")?;
+    let mut tail = tail.split(' ');
+    let kind = tail.next()?;
+    let options = tail.nth(1)?;
+    let fits = match controllers.first() {
+        None => kind == "cgroup2",
+        Some(first) => kind == "cgroup" && options.split(',').any(|option| option == first),
+    };
+    fits.then(|| head.split(' ').nth(4).map(PathBuf::from))
+        .flatten()
+}
+
+/// [`hierarchies`] of this process.
+pub fn own_hierarchies() -> Vec<Hierarchy> {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    hierarchies(&read("/proc/self/cgroup"), &read("/proc/self/mountinfo"))
+}
+
+/// This process's own groups, one a hierarchy.
+pub fn own_cgroups() -> Vec<PathBuf> {
+    own_hierarchies()
+        .into_iter()
+        .map(|hierarchy| hierarchy.own)
+        .collect()
+}
+
+/// The numeric id of a user named in the configuration, from the text of /etc/passwd.
+pub fn uid_of(passwd: &str, user: &str) -> Option<u32> {
+    if let Ok(id) = user.parse() {
+        return Some(id);
+    }
+    passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next() == Some(user))
+            .then(|| fields.nth(1)?.parse().ok())
+            .flatten()
+    })
+}
+
+/// Whether a process may write into a directory, as access(2) tells it.
+pub fn writable(path: &Path) -> bool {
+    rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOUNTS: &str = "\
+24 1 0:21 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
+25 24 0:22 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu
+26 24 0:23 / /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory
+27 24 0:24 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate
+";
+
+    #[test]
+    fn a_hybrid_host() {
+        let all = hierarchies("9:name=systemd:/\n4:memory:/a/b\n1:cpu:/\n0::/x\n", MOUNTS);
+        let own: Vec<_> = all.iter().map(|one| one.own.to_str().unwrap()).collect();
+        assert_eq!(
+            own,
+            [
+                "/sys/fs/cgroup/memory/a/b",
+                "/sys/fs/cgroup/cpu/",
+                "/sys/fs/cgroup/unified/x"
+            ]
+        );
+        assert_eq!(
+            all.iter().map(|one| one.v2).collect::<Vec<_>>(),
+            [false, false, true]
+        );
+    }
+
+    #[test]
+    fn a_controller_that_is_not_mounted_is_left_out() {
+        assert!(hierarchies("3:pids:/\n", MOUNTS).is_empty());
+    }
+
+    #[test]
+    fn users() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nweb:x:33:33::/:/bin/false\n";
+        assert_eq!(uid_of(passwd, "web"), Some(33));
+        assert_eq!(uid_of(passwd, "1000"), Some(1000));
+        assert_eq!(uid_of(passwd, "nobody"), None);
+    }
+}

@@ -1,0 +1,96 @@
+//! What a keeper (`up`) leaves for the commands and for the keeper after it.
+
+use std::path::{Path, PathBuf};
+
+use blackhole_bus_schema::dirs::Dirs;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+
+/// Name of the keeper's lock in the state directory.
+pub const LOCK: &str = "up";
+
+/// `<state>/keeper.json`. It outlives a killed keeper, so it tells what was
+/// meant, not what is: the lock tells that.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeeperFile {
+    /// The configuration the daemons were started with, absolute.
+    pub config: PathBuf,
+    /// [`fingerprint`] of its content at that time.
+    pub fingerprint: String,
+    /// Version of the daemons that were started.
+    pub version: String,
+    /// Services are being stopped, or were when the keeper was killed.
+    pub stopping: bool,
+}
+
+impl KeeperFile {
+    fn path(dirs: &Dirs) -> PathBuf {
+        dirs.state.join("keeper.json")
+    }
+
+    /// Reads it; `None` when there is none or it is damaged.
+    pub fn read(dirs: &Dirs) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(Self::path(dirs)).ok()?).ok()
+    }
+
+    /// Writes it whole or not at all.
+    ///
+    /// # Errors
+    /// When the state directory cannot be written.
+    pub fn write(&self, dirs: &Dirs) -> Result<(), Error> {
+        let path = Self::path(dirs);
+        let temporary = path.with_extension("new");
+        let text = serde_json::to_vec(self).map_err(|error| Error::io("write", &path, error))?;
+        std::fs::write(&temporary, text).map_err(|error| Error::io("write", &temporary, error))?;
+        std::fs::rename(&temporary, &path).map_err(|error| Error::io("rename", &temporary, error))
+    }
+
+    /// Removes it; there may be none.
+    pub fn remove(dirs: &Dirs) {
+        let _ = std::fs::remove_file(Self::path(dirs));
+    }
+}
+
+/// Tells whether a file has changed: its length and FNV-1a hash. Not for
+/// protection against anybody.
+pub fn fingerprint(path: &Path) -> String {
+    let bytes = std::fs::read(path).unwrap_or_default();
+    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{}-{hash:016x}", bytes.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_comes_back_as_written_and_a_damaged_one_does_not() {
+        let temp = tempfile::tempdir().unwrap();
+        let dirs =
+            Dirs::resolve(Some(temp.path().join("r")), Some(temp.path().to_owned())).unwrap();
+        assert_eq!(KeeperFile::read(&dirs), None);
+        let file = KeeperFile {
+            config: "/x/blackhole.yaml".into(),
+            fingerprint: "1-2".into(),
+            version: "0.1.0".into(),
+            stopping: false,
+        };
+        file.write(&dirs).unwrap();
+        assert_eq!(KeeperFile::read(&dirs), Some(file));
+        std::fs::write(temp.path().join("keeper.json"), b"{half").unwrap();
+        assert_eq!(KeeperFile::read(&dirs), None);
+    }
+
+    #[test]
+    fn a_change_of_one_byte_shows() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("c");
+        std::fs::write(&path, "a: 1").unwrap();
+        let before = fingerprint(&path);
+        std::fs::write(&path, "a: 2").unwrap();
+        assert_ne!(before, fingerprint(&path));
+    }
+}

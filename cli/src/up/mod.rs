@@ -1,0 +1,242 @@
+//! `blackhole up` and `blackhole down`.
+//!
+//! ```text
+//!   up (foreground)                      up -d            down
+//!     │ keeper                             │ starts         │ SIGTERM by pidfd
+//!     │   machine: decides                 ▼                ▼
+//!     │   process: pidfds            up --keeper ◄──────────┘
+//!     │   watch:   presence, status        (the same, in its own session)
+//!     └ teardown: services, daemons, rest
+//! ```
+//!
+//! The daemons are not bound to the keeper's life: killed with -9 it leaves
+//! all as it is, and the next `up` takes it over.
+
+mod binaries;
+mod daemon_log;
+mod detached;
+mod down;
+mod keeper;
+mod machine;
+mod process;
+mod report;
+mod signals;
+mod teardown;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use blackhole_bus_schema::config::Config;
+use blackhole_bus_schema::dirs::{Dirs, Lock};
+use blackhole_bus_schema::names::InstanceName;
+use tokio::time::Instant;
+
+pub use down::down;
+
+use crate::args;
+use crate::client;
+use crate::context::Context;
+use crate::error::{Error, Exit};
+use crate::keeper_file::{KeeperFile, LOCK, fingerprint};
+use crate::out::{self, Tone};
+use crate::view::progress::Assessment;
+use crate::view::status::StatusView;
+use crate::watch::Model;
+use crate::{human, watch};
+
+use binaries::Binaries;
+use keeper::{Keeper, Launch, Takeover};
+use report::{Report, assess_all, outcome};
+use signals::Signals;
+
+/// What is to be run, checked before anything is started.
+#[derive(Debug, Clone)]
+struct Plan {
+    launch: Launch,
+    expected: BTreeSet<InstanceName>,
+}
+
+impl Plan {
+    fn new(context: &Context) -> Result<Self, Error> {
+        let path: PathBuf = context.config_path_for_up()?;
+        let config = Config::load(&path)?;
+        Ok(Self {
+            expected: config.instances().collect(),
+            launch: Launch {
+                binaries: Binaries::find()?,
+                config: path,
+            },
+        })
+    }
+
+    /// How far a start is, as far as the supervisor has told.
+    fn assess(&self, model: &Model) -> Option<Assessment> {
+        Some(assess_all(&model.status()?, &self.expected))
+    }
+}
+
+/// Starts everything and stays, or leaves a keeper behind.
+///
+/// # Errors
+/// When the configuration is wrong, another keeper runs, a daemon does not
+/// come up, or (detached) a service does not.
+pub async fn run(context: &Context, args: &args::Up) -> Result<(), Error> {
+    let plan = Plan::new(context)?;
+    context.dirs.create()?;
+    if args.detach && !args.keeper {
+        refuse_second(&context.dirs)?;
+        return detached::run(context, &plan).await;
+    }
+    let lock = match Lock::try_take(&context.dirs.lock(LOCK))? {
+        Some(lock) => lock,
+        None => {
+            refuse_second(&context.dirs)?;
+            // It was free again a moment later: somebody only looked.
+            Lock::try_take(&context.dirs.lock(LOCK))?.ok_or_else(|| another(&context.dirs))?
+        }
+    };
+    let result = keep(context, &plan, args.keeper).await;
+    drop(lock);
+    result
+}
+
+fn refuse_second(dirs: &Dirs) -> Result<(), Error> {
+    if client::is_locked(&dirs.lock(LOCK)) {
+        Err(another(dirs))
+    } else {
+        Ok(())
+    }
+}
+
+fn another(dirs: &Dirs) -> Error {
+    let pid =
+        Lock::holder(&dirs.lock(LOCK)).map_or_else(String::new, |pid| format!(" (pid {pid})"));
+    Error::Forbidden {
+        message: format!(
+            "another `blackhole up`{pid} already keeps {}",
+            dirs.state.display()
+        ),
+        hint: "`blackhole status` shows what it runs, `blackhole down` ends it; \
+               a second deployment needs its own --run-dir and --state-dir"
+            .to_owned(),
+    }
+}
+
+/// How to take what an earlier keeper left; and the note for the one after this.
+fn takeover(dirs: &Dirs, plan: &Plan) -> Result<Takeover, Error> {
+    let mine = KeeperFile {
+        config: plan.launch.config.clone(),
+        fingerprint: fingerprint(&plan.launch.config),
+        version: blackhole_bus_schema::VERSION.to_owned(),
+        stopping: false,
+    };
+    let takeover = match KeeperFile::read(dirs) {
+        // A half-done stop: only a fresh supervisor starts the services again.
+        Some(last) if last != mine => Takeover::Replace,
+        _ => Takeover::Adopt,
+    };
+    mine.write(dirs)?;
+    Ok(takeover)
+}
+
+async fn keep(context: &Context, plan: &Plan, background: bool) -> Result<(), Error> {
+    let mut signals = Signals::new()?;
+    let takeover = takeover(&context.dirs, plan)?;
+    let report = Report::new(context.style_err, Instant::now());
+    out::note(format!(
+        "configuration {}, state {}, daemons' logs {}",
+        plan.launch.config.display(),
+        context.dirs.state.display(),
+        context.dirs.state.join("log").display()
+    ));
+    let mut keeper =
+        Keeper::new(&context.dirs, Some(plan.launch.clone()), takeover, report).await?;
+    let mut settled = false;
+    let end = loop {
+        tokio::select! {
+            // Cancel safe, both.
+            _ = keeper.step() => {}
+            name = signals.next() => break Ok(name),
+        }
+        if let Some(component) = keeper.hopeless() {
+            break Err(Error::Failed {
+                message: format!("the {component} does not come up"),
+                hint: format!(
+                    "the last lines of its log are above, all of it is in {}",
+                    context.dirs.daemon_log(&component.to_string()).display()
+                ),
+            });
+        }
+        if !settled
+            && keeper.all_up()
+            && let Some(assessment) = plan.assess(&keeper.watch.model)
+            && assessment.is_settled()
+        {
+            settled = true;
+            summary(
+                context,
+                &keeper.watch,
+                &keeper.report,
+                &assessment,
+                background,
+            )?;
+            keeper.report.settled();
+            if !background {
+                out::note("Ctrl-C stops everything in order");
+            }
+        }
+    };
+    keeper.report.restart(Instant::now());
+    if let Ok(name) = end {
+        keeper.report.say(
+            name,
+            Tone::Warn,
+            "stopping all services in order; once more kills at once",
+        );
+    }
+    let torn = teardown::run(&mut keeper, &context.dirs, &mut signals).await;
+    if torn.is_ok() {
+        keeper
+            .report
+            .say("down", Tone::Good, "everything has ended");
+    }
+    end.map(|_| ()).and(torn)
+}
+
+/// The outcome of a start: the table (not from the background), then a line.
+fn summary(
+    context: &Context,
+    watch: &watch::Watch,
+    report: &Report,
+    assessment: &Assessment,
+    background: bool,
+) -> Result<(), Error> {
+    if !background {
+        let view = StatusView::new(human::now_ns(), &watch.model.answers(), watch.found());
+        match out::document(context.format, &view, || view.table(context.style)) {
+            // Whoever read the table has gone; the services go on.
+            Err(Error::BrokenPipe) | Ok(()) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let tone = if assessment.is_ready() {
+        Tone::Good
+    } else {
+        Tone::Bad
+    };
+    out::note(
+        context
+            .style_err
+            .paint(tone, &outcome(assessment, &report.elapsed())),
+    );
+    Ok(())
+}
+
+/// The exit code of a start that is through.
+fn verdict(assessment: &Assessment) -> Result<(), Error> {
+    if assessment.is_ready() {
+        Ok(())
+    } else {
+        Err(Error::Shown(Exit::Failed))
+    }
+}

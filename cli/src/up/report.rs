@@ -1,0 +1,200 @@
+//! What a keeper says while it works: one line for each thing worth a line.
+
+use std::collections::BTreeSet;
+
+use blackhole_bus_schema::names::InstanceName;
+use blackhole_bus_schema::supervision::{InstanceStatus, Phase};
+use tokio::time::Instant;
+
+use crate::human;
+use crate::out::{self, Style, Tone};
+use crate::view::event::Told;
+use crate::view::progress::{Assessment, assess};
+use crate::watch::{Change, Model};
+
+/// Writes progress to standard error.
+#[derive(Debug)]
+pub(super) struct Report {
+    style: Style,
+    begin: Instant,
+    /// Whether times are told from the beginning, or by the clock.
+    starting: bool,
+}
+
+impl Report {
+    /// Times are told from now on.
+    pub(super) fn new(style: Style, begin: Instant) -> Self {
+        Self {
+            style,
+            begin,
+            starting: true,
+        }
+    }
+
+    /// From now on times are told by the clock.
+    pub(super) fn settled(&mut self) {
+        self.starting = false;
+    }
+
+    /// From now on times are told from `begin`.
+    pub(super) fn restart(&mut self, begin: Instant) {
+        self.begin = begin;
+        self.starting = true;
+    }
+
+    /// Time since the beginning, for people.
+    pub(super) fn elapsed(&self) -> String {
+        human::duration(self.begin.elapsed())
+    }
+
+    /// One line.
+    pub(super) fn say(&self, about: &str, tone: Tone, text: &str) {
+        let time = if self.starting {
+            format!("+{:>7.2} s", self.begin.elapsed().as_secs_f64())
+        } else {
+            human::clock(human::now_ns())
+        };
+        out::note(format!(
+            "{} {} {}",
+            self.style.paint(Tone::Dim, &time),
+            self.style.paint(Tone::Strong, &format!("{about:<20}")),
+            self.style.paint(tone, text)
+        ));
+    }
+
+    /// Lines of a daemon's own log, with its name in front.
+    pub(super) fn quote(&self, about: &str, lines: &[String]) {
+        for line in lines {
+            out::note(format!(
+                "{} {line}",
+                self.style.paint(Tone::Dim, &format!("    {about} |"))
+            ));
+        }
+    }
+
+    /// A change, if it is worth a line.
+    pub(super) fn change(&self, model: &Model, change: &Change) {
+        if let Change::Told {
+            told, supervision, ..
+        } = change
+            && worth(model, told, *supervision)
+        {
+            self.say(&told.about, told.tone, &told.text);
+        }
+    }
+}
+
+/// Whether an event is worth a line: what an instance came to, and troubles,
+/// but not each step on the way.
+fn worth(model: &Model, told: &Told, supervision: bool) -> bool {
+    let Some(instance) = &told.instance else {
+        return false;
+    };
+    if !supervision {
+        return !told.text.ends_with("SPAWN");
+    }
+    model.status_of(instance).is_some_and(|status| {
+        matches!(
+            status.phase,
+            Phase::Ready
+                | Phase::NotReady
+                | Phase::BackingOff { .. }
+                | Phase::CircuitOpen
+                | Phase::GaveUp
+                | Phase::Refused { .. }
+                | Phase::WaitingForComponent { .. }
+        )
+    })
+}
+
+/// [`assess`], with the instances that the configuration has and the supervisor
+/// has not told of yet as pending.
+pub(super) fn assess_all(all: &[InstanceStatus], expected: &BTreeSet<InstanceName>) -> Assessment {
+    let mut assessment = assess(all);
+    let told: BTreeSet<&InstanceName> = all.iter().map(|status| &status.instance).collect();
+    let silent = expected.iter().filter(|instance| !told.contains(instance));
+    assessment
+        .pending
+        .extend(silent.map(|instance| (instance.to_string(), "not told of yet".to_owned())));
+    assessment
+}
+
+/// The outcome of a start in a line.
+pub(super) fn outcome(assessment: &Assessment, elapsed: &str) -> String {
+    let wanted = assessment.wanted();
+    let down = match assessment.down {
+        0 => String::new(),
+        count => format!(
+            " ({} stopped by an operator or not started automatically)",
+            human::count(count, "instance")
+        ),
+    };
+    if wanted == 0 {
+        return format!("nothing to run{down}");
+    }
+    if assessment.is_ready() {
+        return format!("{} ready in {elapsed}{down}", all_of(wanted));
+    }
+    format!(
+        "{} of {} ready after {elapsed}{down}: {}",
+        assessment.ready,
+        human::count(wanted, "instance"),
+        reasons(assessment)
+    )
+}
+
+fn all_of(count: usize) -> String {
+    if count == 1 {
+        "the only instance is".to_owned()
+    } else {
+        format!("all {count} instances are")
+    }
+}
+
+/// Why not all is ready.
+pub(super) fn reasons(assessment: &Assessment) -> String {
+    let all: Vec<String> = assessment
+        .failed
+        .iter()
+        .chain(&assessment.pending)
+        .map(|(name, why)| format!("{name} {why}"))
+        .collect();
+    let shown = all.iter().take(6).cloned().collect::<Vec<_>>().join("; ");
+    match all.len().saturating_sub(6) {
+        0 => shown,
+        more => format!("{shown}; and {more} more"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::view::status::tests::status;
+
+    #[test]
+    fn what_is_expected_and_not_told_of_is_pending() {
+        let expected = BTreeSet::from(["a.1".parse().unwrap(), "b.1".parse().unwrap()]);
+        let assessment = assess_all(&[status("a.1", Phase::Ready)], &expected);
+        assert!(!assessment.is_settled());
+        let done = assess_all(
+            &[status("a.1", Phase::Ready), status("b.1", Phase::Ready)],
+            &expected,
+        );
+        assert!(done.is_ready());
+    }
+
+    #[test]
+    fn outcomes() {
+        let ready = assess(&[status("a.1", Phase::Ready), status("a.2", Phase::Ready)]);
+        assert_eq!(
+            outcome(&ready, "1.2 s"),
+            "all 2 instances are ready in 1.2 s"
+        );
+        let failed = assess(&[status("a.1", Phase::Ready), status("b.1", Phase::GaveUp)]);
+        assert_eq!(
+            outcome(&failed, "1.2 s"),
+            "1 of 2 instances ready after 1.2 s: b.1 no reason known"
+        );
+        assert_eq!(outcome(&assess(&[]), "1.2 s"), "nothing to run");
+    }
+}

@@ -1,0 +1,288 @@
+//! The end of everything: services in order, then the daemons, then what they
+//! left. Each stage has a way that works when the one before has failed.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use blackhole_bus_schema::bus::Link;
+use blackhole_bus_schema::dirs::{Dirs, Lock};
+use blackhole_bus_schema::names::{Component, InstanceName};
+use blackhole_bus_schema::resource::{ListUsage, Release};
+use blackhole_bus_schema::supervision::{StopServices, Target};
+use blackhole_process_manager::shim::client::ForkServer;
+
+use crate::error::Error;
+use crate::keeper_file::KeeperFile;
+use crate::out::{self, Tone};
+use crate::watch::Change;
+use crate::{client, direct, human, offline};
+
+use super::keeper::{Happening, Keeper};
+use super::signals::Signals;
+
+/// A stop ends when the last grace has run out; this is only a bound on a
+/// supervisor that forgot the command.
+const STOP: Duration = Duration::from_secs(3600);
+/// How long a supervisor that lives is given to answer at all.
+const SUPERVISOR: Duration = Duration::from_secs(5);
+/// How long the resource-controller is given to give back one instance's groups.
+const RELEASE: Duration = Duration::from_secs(3);
+
+/// Stops all services and ends all daemons. A signal meanwhile kills at once.
+///
+/// # Errors
+/// When something is left; the error says what.
+pub(super) async fn run(
+    keeper: &mut Keeper,
+    dirs: &Dirs,
+    signals: &mut Signals,
+) -> Result<(), Error> {
+    mark_stopping(dirs);
+    keeper.no_restarts();
+    let mut killing = false;
+    if keeper.lives(&Component::Supervisor) {
+        match by_supervisor(keeper, signals).await {
+            Way::Done => {}
+            Way::Failed(why) => {
+                out::note(format!(
+                    "{why}: the services are stopped without the supervisor"
+                ));
+            }
+            Way::Signal => killing = true,
+        }
+        if killing || !offline::live(dirs).await.is_empty() {
+            // It must not start again what is stopped behind its back.
+            keeper.end(&Component::Supervisor, killing).await;
+        }
+    }
+    killing = by_shims(keeper, dirs, signals, killing).await;
+    for component in keeper.end_order() {
+        if component == Component::ResourceController {
+            shut_down_fork_server(dirs).await;
+            release_groups(keeper).await;
+        }
+        tokio::select! {
+            () = keeper.end(&component, killing) => continue,
+            name = signals.next(), if !killing => {
+                out::note(format!("{name} again: killing"));
+                killing = true;
+            }
+        }
+        keeper.end(&component, true).await;
+    }
+    clean(dirs);
+    left_over(dirs).await
+}
+
+/// Tells the next keeper, should this one be killed now, that the supervisor
+/// was told to stop everything.
+fn mark_stopping(dirs: &Dirs) {
+    if let Some(mut file) = KeeperFile::read(dirs) {
+        file.stopping = true;
+        let _ = file.write(dirs);
+    }
+}
+
+enum Way {
+    Done,
+    Failed(String),
+    Signal,
+}
+
+/// The usual way: the supervisor stops everything in reverse order of dependencies.
+async fn by_supervisor(keeper: &mut Keeper, signals: &mut Signals) -> Way {
+    let Some(link) = keeper.watch.link(&Component::Supervisor).cloned() else {
+        return Way::Failed("the supervisor cannot be asked".to_owned());
+    };
+    let request = stop_all(link);
+    tokio::pin!(request);
+    loop {
+        tokio::select! {
+            // Cancel safe: the request is kept, a step takes nothing half.
+            happening = keeper.step() => match happening {
+                Happening::Ended(component @ (Component::Supervisor | Component::ProcessManager(_))) => {
+                    return Way::Failed(format!("the {component} has ended"));
+                }
+                Happening::Change(Change::Presence { .. } | Change::Told { .. }) | Happening::Time => {}
+                Happening::Change(_) | Happening::Ended(_) => {}
+            },
+            result = &mut request => return match result {
+                Ok(()) => Way::Done,
+                Err(error) => Way::Failed(error.report()),
+            },
+            name = signals.next() => {
+                out::note(format!("{name} again: killing everything at once"));
+                return Way::Signal;
+            }
+        }
+    }
+}
+
+async fn stop_all(link: Link) -> Result<(), Error> {
+    let operation = "stop all services";
+    link.ready(SUPERVISOR)
+        .await
+        .map_err(|error| client::request_error(operation, error, SUPERVISOR))?;
+    let command = StopServices {
+        target: Target::All,
+        transient: true,
+    };
+    link.request(&command, STOP)
+        .await
+        .map_err(|error| client::request_error(operation, error, STOP))?;
+    Ok(())
+}
+
+/// What lives still is stopped through its shims: dependents first where the
+/// configuration can be read. Returns whether everything is to be killed from now on.
+async fn by_shims(
+    keeper: &mut Keeper,
+    dirs: &Dirs,
+    signals: &mut Signals,
+    mut killing: bool,
+) -> bool {
+    let levels = KeeperFile::read(dirs)
+        .and_then(|file| blackhole_bus_schema::config::Config::load(&file.config).ok())
+        .map(|config| direct::order(&config))
+        .unwrap_or_default();
+    loop {
+        let live = offline::live(dirs).await;
+        if live.is_empty() {
+            return killing;
+        }
+        let services = live
+            .iter()
+            .map(|instance| instance.service().clone())
+            .collect();
+        let first = direct::stop_levels(&levels, &services)
+            .into_iter()
+            .next()
+            .unwrap_or_default();
+        let batch: Vec<InstanceName> = live
+            .iter()
+            .filter(|instance| killing || first.contains(instance.service()))
+            .cloned()
+            .collect();
+        let verb = if killing { "killing" } else { "stopping" };
+        let names: Vec<String> = batch.iter().map(ToString::to_string).collect();
+        keeper.report.say(verb, Tone::Warn, &human::list(&names, 8));
+        let before = live.len();
+        let stopped = tokio::select! {
+            stopped = offline::stop(dirs, batch, killing, None) => stopped,
+            name = signals.next(), if !killing => {
+                out::note(format!("{name} again: killing everything at once"));
+                killing = true;
+                continue;
+            }
+        };
+        let mut failed = false;
+        for (_, result) in stopped {
+            if let Err(error) = result {
+                failed = true;
+                out::note(error.report());
+            }
+        }
+        if failed && offline::live(dirs).await.len() >= before {
+            // No progress: what is left is told at the end.
+            return killing;
+        }
+    }
+}
+
+/// Ends the fork server and its idle shims; there may be none.
+pub(super) async fn shut_down_fork_server(dirs: &Dirs) {
+    if let Err(error) = ForkServer::shutdown(dirs).await {
+        let error = Error::Bus {
+            operation: "end the fork server".to_owned(),
+            source: Box::new(error),
+        };
+        out::note(error.report());
+    }
+}
+
+/// Has the resource-controller remove the groups of instances that are gone:
+/// when it ends, it leaves those that it thinks are in use.
+async fn release_groups(keeper: &Keeper) {
+    let Some(link) = keeper.watch.link(&Component::ResourceController) else {
+        return;
+    };
+    if link.info().is_none() {
+        return;
+    }
+    let Ok(usage) = client::all::<ListUsage>(link, RELEASE).await else {
+        return;
+    };
+    for one in usage {
+        // One that is refused shows up among what is left.
+        let _ = link
+            .request(
+                &Release {
+                    instance: one.instance,
+                },
+                RELEASE,
+            )
+            .await;
+    }
+}
+
+/// Removes files that only mean something while somebody is there.
+fn clean(dirs: &Dirs) {
+    for component in client::components(dirs) {
+        let path = dirs.lock(&component.to_string());
+        // Free locks only: dropping one removes its file.
+        if path.exists() && !matches!(Lock::try_take(&path), Ok(Some(_))) {
+            return;
+        }
+    }
+    for folder in ["bus", "rpc", "i", "fs"] {
+        for entry in std::fs::read_dir(dirs.run.join(folder))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+    KeeperFile::remove(dirs);
+}
+
+/// Says what could not be ended.
+async fn left_over(dirs: &Dirs) -> Result<(), Error> {
+    let mut left: Vec<String> = offline::live(dirs)
+        .await
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    for component in client::components(dirs) {
+        if client::is_locked(&dirs.lock(&component.to_string())) {
+            left.push(component.to_string());
+        }
+    }
+    let groups = cgroups(dirs);
+    left.extend(
+        groups
+            .iter()
+            .map(|path| format!("cgroup {}", path.display())),
+    );
+    if left.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Failed {
+        message: format!(
+            "not everything could be ended, left: {}",
+            human::list(&left, 8)
+        ),
+        hint: "`blackhole --offline status` shows what lives; `blackhole down` tries again"
+            .to_owned(),
+    })
+}
+
+/// This deployment's cgroups that still exist, below the own group of each hierarchy.
+fn cgroups(dirs: &Dirs) -> Vec<PathBuf> {
+    let name = dirs.cgroup_name();
+    crate::host::own_cgroups()
+        .into_iter()
+        .map(|own| own.join(&name))
+        .filter(|path| path.is_dir())
+        .collect()
+}
