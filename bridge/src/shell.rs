@@ -1,0 +1,366 @@
+//! The task around the core: sockets, clock and bus.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use blackhole_bus_schema::bus::{self, Incoming, Interest, Link, LinkEvent, Server};
+use blackhole_bus_schema::daemon::{Daemon, Shutdown};
+use blackhole_bus_schema::dirs::Dirs;
+use blackhole_bus_schema::message::Message;
+use blackhole_bus_schema::names::{ClientName, Component, Generation};
+use blackhole_bus_schema::process::{InstanceRecord, ListProcesses, ProcessChanged};
+use blackhole_bus_schema::registry::ListRegistry;
+use blackhole_bus_schema::rpc::header::{Header, HeaderError};
+use blackhole_bus_schema::rpc::{Credentials, Key};
+use blackhole_bus_schema::supervision::{
+    Circuit, Desired, InstanceStatus, ListStatus, Phase, SupervisionChanged,
+};
+use blackhole_bus_schema::topic::{self, Topic};
+use blackhole_bus_schema::transport::rpc::{FromPeer, PeerEvent, PeerWatch, Router, SendError};
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use crate::BridgeError;
+use crate::core::{Action, Core, Outlook, ProcessReport, Sender, Undelivered};
+
+/// Messages taken from the ROUTER before the other inputs have a turn.
+const BURST: usize = 64;
+/// How long the supervisor is waited for, at the start without a configuration,
+/// before a service that nobody has named counts as unknown.
+const SETTLE: Duration = Duration::from_secs(3);
+/// How long calls under way may take when the bridge is asked to end.
+const DRAIN: Duration = Duration::from_secs(2);
+/// Refusals of tokens that are logged; more would let a peer fill the log.
+const LOGGED_REFUSALS: u32 = 32;
+
+pub(crate) struct Shell {
+    core: Core,
+    router: Router,
+    peers: PeerWatch,
+    server: Server,
+    commands: mpsc::Receiver<Incoming>,
+    shutdown: Shutdown,
+    /// To the process-manager and the supervisor.
+    links: [Link; 2],
+    manager: mpsc::Receiver<LinkEvent>,
+    supervisor: mpsc::Receiver<LinkEvent>,
+    dirs: Dirs,
+    /// Actions that wait for the end of a burst of messages.
+    later: Vec<Action>,
+}
+
+impl Shell {
+    pub(crate) async fn open(daemon: Daemon) -> Result<Self, BridgeError> {
+        let Daemon {
+            dirs,
+            config,
+            server,
+            commands,
+            shutdown,
+            ..
+        } = daemon;
+        let key = Key::load_or_create(&dirs)?;
+        let refusals = AtomicU32::new(0);
+        let router = Router::bind(&dirs.rpc_socket(), move |username, password| {
+            match key.check(username, password) {
+                Ok(who) => Some(who.generation.to_string().into()),
+                Err(error) => {
+                    if refusals.fetch_add(1, Ordering::Relaxed) < LOGGED_REFUSALS {
+                        let username: String = username.chars().take(80).collect();
+                        tracing::warn!(username, %error, "a connection was refused");
+                    }
+                    None
+                }
+            }
+        })
+        .await?;
+        let peers = router.watch();
+        let me = ClientName::fresh("bridge");
+        let manager = Component::ProcessManager(None);
+        let interest = Interest::none().stream::<ListProcesses>(topic::PROCESS);
+        let (manager_link, manager) = Link::open(&dirs, me.clone(), manager, interest).await?;
+        let interest = Interest::none().stream::<ListStatus>(topic::SUPERVISION);
+        let (supervisor_link, supervisor) =
+            Link::open(&dirs, me, Component::Supervisor, interest).await?;
+        let mut core = Core::new(server.incarnation());
+        if let Some(config) = config {
+            core.configured(config.services.into_keys());
+            core.settled(Instant::now());
+        }
+        Ok(Self {
+            core,
+            router,
+            peers,
+            server,
+            commands,
+            shutdown,
+            links: [manager_link, supervisor_link],
+            manager,
+            supervisor,
+            dirs,
+            later: Vec::new(),
+        })
+    }
+
+    /// Works until it is asked to end, and a little longer for the calls under way.
+    pub(crate) async fn run(mut self) -> Result<(), BridgeError> {
+        tracing::info!(socket = %self.dirs.rpc_socket().display(), "carrying calls");
+        let shutdown = self.shutdown.clone();
+        let settle = tokio::time::sleep(SETTLE);
+        tokio::pin!(settle);
+        let mut settled = false;
+        let mut end: Option<tokio::time::Instant> = None;
+        loop {
+            if end.is_some() && self.core.is_idle() {
+                break;
+            }
+            let due = self
+                .core
+                .next_deadline()
+                .map(tokio::time::Instant::from_std);
+            // Every arm is cancel safe: it takes something only when it completes.
+            tokio::select! {
+                message = self.router.recv() => {
+                    self.message(message?);
+                    for _ in 1..BURST {
+                        match self.router.try_recv() {
+                            Some(message) => self.message(message),
+                            None => break,
+                        }
+                    }
+                }
+                event = self.peers.next() => self.peer(event).await,
+                Some(incoming) = self.commands.recv() => self.command(incoming).await,
+                Some(event) = self.manager.recv() => self.manager(event),
+                Some(event) = self.supervisor.recv() => {
+                    let snapshot = matches!(event, LinkEvent::Snapshot { .. });
+                    self.supervisor(event);
+                    if snapshot && !settled {
+                        settled = true;
+                        self.core.settled(Instant::now());
+                    }
+                }
+                () = &mut settle, if !settled => {
+                    settled = true;
+                    self.core.settled(Instant::now());
+                }
+                () = until(due) => self.core.tick(Instant::now()),
+                () = shutdown.requested(), if end.is_none() => {
+                    end = Some(tokio::time::Instant::now() + DRAIN);
+                    self.core.end();
+                }
+                () = until(end) => break,
+            }
+            self.act().await;
+        }
+        self.act().await;
+        self.router.close().await;
+        let _ = std::fs::remove_file(self.dirs.rpc_socket());
+        Ok(())
+    }
+
+    fn message(&mut self, message: FromPeer) {
+        let FromPeer {
+            peer,
+            header,
+            payload,
+        } = message;
+        let Some(who) = credentials(&peer.username, &peer.proven) else {
+            return;
+        };
+        let header = match Header::decode(&header) {
+            Ok(header) => header,
+            // From a newer client: not for this version.
+            Err(HeaderError::UnknownKind(kind)) => {
+                tracing::debug!(instance = %who.instance, kind, "skipped");
+                return;
+            }
+            Err(error) => {
+                tracing::debug!(instance = %who.instance, %error, "a message is not understood");
+                return;
+            }
+        };
+        let sender = Sender {
+            conn: peer.connection,
+            route: peer.route,
+            who,
+        };
+        self.core.message(Instant::now(), sender, header, payload);
+        self.send_now();
+    }
+
+    async fn peer(&mut self, event: PeerEvent) {
+        match event {
+            PeerEvent::Gone(conn) => self.core.disconnected(Instant::now(), conn),
+            PeerEvent::Refused(reason) => tracing::debug!(reason, "a handshake failed"),
+            PeerEvent::Missed => {
+                let there = self.router.connections().await.into_iter().collect();
+                self.core.retain(Instant::now(), &there);
+            }
+        }
+    }
+
+    async fn command(&mut self, incoming: Incoming) {
+        if incoming.kind != ListRegistry::KIND {
+            return incoming.unknown().await;
+        }
+        let result = incoming.parse::<ListRegistry>().map(|command| {
+            let all = self.core.registrations().into_iter();
+            self.server
+                .snapshot(topic::REGISTRY, all, command.after.as_deref())
+        });
+        incoming.reply::<ListRegistry>(result).await;
+    }
+
+    fn manager(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Snapshot { items, .. } => {
+                for record in items.into_iter().filter_map(|item| bus::item(item).ok()) {
+                    self.process(record);
+                }
+            }
+            LinkEvent::Event(received) if received.kind() == ProcessChanged::KIND => {
+                if let Ok(changed) = received.parse::<ProcessChanged>() {
+                    self.process(changed.record);
+                }
+            }
+            LinkEvent::Up(_) | LinkEvent::Down => self.note(),
+            _ => {}
+        }
+    }
+
+    fn process(&mut self, record: InstanceRecord) {
+        let report = ProcessReport {
+            live: record.state.is_live(),
+            instance: record.instance,
+            generation: record.generation,
+        };
+        self.core.process(Instant::now(), report);
+    }
+
+    fn supervisor(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Snapshot { items, .. } => {
+                for status in items.into_iter().filter_map(|item| bus::item(item).ok()) {
+                    self.status(&status);
+                }
+            }
+            LinkEvent::Event(received) if received.kind() == SupervisionChanged::KIND => {
+                if let Ok(changed) = received.parse::<SupervisionChanged>() {
+                    self.status(&changed.status);
+                }
+            }
+            LinkEvent::Up(_) | LinkEvent::Down => self.note(),
+            _ => {}
+        }
+    }
+
+    fn status(&mut self, status: &InstanceStatus) {
+        self.core
+            .outlook(Instant::now(), &status.instance, outlook(status));
+    }
+
+    /// Says whom it misses.
+    fn note(&self) {
+        let missing = self.links.iter().filter(|link| link.info().is_none());
+        let notes = missing
+            .map(|link| format!("{} is not there", link.component()))
+            .collect();
+        self.server.set_notes(notes);
+    }
+
+    /// Carries out what the core has decided, in order.
+    async fn act(&mut self) {
+        self.send_now();
+        for action in std::mem::take(&mut self.later) {
+            match action {
+                Action::Publish(changed) => {
+                    let topic = Topic::registry(changed.instance.service());
+                    match &changed.registration {
+                        Some(entry) => tracing::info!(
+                            instance = %changed.instance,
+                            generation = %entry.generation,
+                            methods = entry.methods.len(),
+                            draining = entry.draining,
+                            "registered"
+                        ),
+                        None => tracing::info!(instance = %changed.instance, "unregistered"),
+                    }
+                    self.server.publish(topic, &changed, None).await;
+                }
+                Action::Disconnect(conn) => self.router.disconnect(conn).await,
+                Action::Offence { who, what } => {
+                    tracing::warn!(instance = %who, "{what}; reported once")
+                }
+                Action::Send { .. } => {}
+            }
+        }
+    }
+
+    /// Sends what is to be sent, and keeps the rest of the actions for `act`.
+    fn send_now(&mut self) {
+        loop {
+            let actions = self.core.take_actions();
+            if actions.is_empty() {
+                return;
+            }
+            for action in actions {
+                match action {
+                    Action::Send {
+                        conn,
+                        route,
+                        header,
+                        payload,
+                    } => {
+                        self.send(conn, &route, header, payload);
+                    }
+                    other => self.later.push(other),
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, conn: u64, route: &[u8], header: Header, payload: Bytes) {
+        let frame = header.encode();
+        let why = match self.router.send(route, frame.into(), payload.clone()) {
+            Ok(()) => return,
+            Err(SendError::Full) => Undelivered::Full,
+            Err(SendError::Gone | SendError::Closed) => Undelivered::Gone,
+        };
+        self.core
+            .undelivered(Instant::now(), conn, header, payload, why);
+    }
+}
+
+async fn until(due: Option<tokio::time::Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What the authenticator proved.
+fn credentials(username: &str, proven: &[u8]) -> Option<Credentials> {
+    let generation = std::str::from_utf8(proven).ok()?.parse().ok()?;
+    Some(Credentials {
+        instance: username.parse().ok()?,
+        generation: Generation(generation),
+    })
+}
+
+/// What the supervisor's word on an instance means for calls to it.
+fn outlook(status: &InstanceStatus) -> Outlook {
+    let hopeless = |reason: &str| Outlook::Hopeless {
+        reason: reason.to_owned(),
+    };
+    if status.circuit == Circuit::Open || status.phase == Phase::CircuitOpen {
+        return hopeless("its circuit is open");
+    }
+    match &status.phase {
+        Phase::GaveUp => hopeless("it has failed and is not restarted"),
+        Phase::Refused { reason } => hopeless(&format!("it was refused: {reason}")),
+        Phase::Idle if status.desired == Desired::Down => hopeless("it is stopped"),
+        Phase::Idle => hopeless("it has completed"),
+        _ => Outlook::Coming,
+    }
+}
