@@ -1,24 +1,64 @@
 //! `blackhole-shim`: the fork server, the shims that it forks, and the client
 //! that the process-manager holds them with.
 //!
+//! ```text
+//!   process-manager ── client ──► <run>/fs/v1 ──► idle shims, forked ahead by the
+//!        ▲                                        fork server (server, idle)
+//!        │ protocol                                  │ takes a spawn request:
+//!        ▼                                           │ prepare, start, exec
+//!   <run>/i/<hash> ◄────────────── service ◄─────────┘
+//!   (connection)                   │  one loop: reaps, stops, kills (tree),
+//!                                  │  pumps output (logs), hears NOTIFY_SOCKET (notify)
+//!                                  ▼
+//!                    <state>/instances/<instance>/{lock,record,log,log.1,…}
+//! ```
+//!
 //! | module | what it holds |
 //! |---|---|
 //! | [`protocol`] | what travels between a client and a shim |
 //! | [`record`] | what stays on disk of a spawn until the next |
 //! | [`client`] | for the process-manager: fork server, handles, events (tokio) |
+//! | [`server`] | the fork server: the program `blackhole-shim` |
+//! | `idle`, `prepare`, `start`, `exec` | from a waiting shim to a running program |
+//! | `service`, `connection`, `logs`, `notify`, `verdict` | the life of a service and its end |
+//! | `tree` | finding and killing processes |
+//! | `lock`, `hint`, `sys` | locks with a holder, advice after failures, system calls |
+//!
+//! The program never has a second thread and never uses tokio. A shim sleeps in
+//! poll(2) without any periodic wake-up, keeps bounded buffers only, and goes on
+//! when the manager, the fork server, the run directory or the disk space are gone.
 
 pub mod client;
+mod connection;
+mod exec;
+mod hint;
+mod idle;
+mod lock;
+mod logs;
+mod notify;
+mod prepare;
 pub mod protocol;
 pub mod record;
+pub mod server;
+mod service;
+mod start;
+pub(crate) mod sys;
+mod tree;
+mod verdict;
 
-/// Kills what a lost shim left behind: everything in the cgroups of the record's
-/// grant, and every process whose environment names the instance's notification
-/// socket. Returns how many processes were killed. Blocks; call it from a
-/// blocking thread.
-///
-/// The caller must know that no shim holds the instance (see
-/// [`record::instance_lock_held`]).
-pub fn sweep(record: &record::Record) -> u32 {
-    let _ = record;
-    unimplemented!("in the next commit")
+use std::path::{Path, PathBuf};
+
+pub use self::tree::sweep;
+
+/// The notification socket that belongs to an instance's socket.
+fn notify_path(socket: &Path) -> PathBuf {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".n");
+    path.into()
+}
+
+/// Removes an instance's sockets. Only under its lock.
+fn remove_sockets(socket: &Path) {
+    let _ = std::fs::remove_file(socket);
+    let _ = std::fs::remove_file(notify_path(socket));
 }

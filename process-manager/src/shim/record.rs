@@ -1,12 +1,39 @@
 //! What stays on disk of a spawn until the next one: who ran, as what, and how it ended.
+//!
+//! The file `record` in an instance's folder is a sequence of frames as in
+//! [`super::protocol`]: one at the spawn, one when the program runs, one at the
+//! end. The first is written to a new file that then takes the old one's place;
+//! the others are appended with one write each. Nothing is synced: a record has
+//! to outlive processes, and the boot id tells when the host went down. Against
+//! one file replaced at each step this costs 5 µs instead of 270 to 1,000
+//! (ext4 starts writing out data that a rename puts in the place of other
+//! data), and the end still fits when the disk is full, since the space for it
+//! is taken with the first frame.
 
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use blackhole_bus_schema::limits::LimitGrant;
 use blackhole_bus_schema::names::{Generation, InstanceName};
 use blackhole_bus_schema::process::{ExitRecord, SpawnFailure, SpawnSpec};
+use serde::{Deserialize, Serialize};
 
-use crate::shim::protocol::Started;
+use super::protocol::{self, FrameError, MAX_SPAWN_FRAME, SpawnRequest, Started};
+
+const NAME: &str = "record";
+const NEW: &str = "record.new";
+const LOCK: &str = "lock";
+
+/// Disk space comes in blocks of this size nearly everywhere.
+const BLOCK: usize = 4096;
+
+/// Room kept in the last block for the frames that follow the first.
+const RESERVE: usize = 1536;
+
+/// A record is never longer than this many bytes.
+const MAX_BYTES: u64 = 2 * MAX_SPAWN_FRAME as u64;
 
 /// Everything recorded of the latest spawn of an instance.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,7 +42,7 @@ pub struct Record {
     pub instance: InstanceName,
     /// Which spawn.
     pub generation: Generation,
-    /// The boot during which it ran, /proc/sys/kernel/random/boot_id.
+    /// The boot during which it ran, see [`boot_id`].
     pub boot_id: String,
     /// Pid of its shim.
     pub shim_pid: u32,
@@ -45,7 +72,7 @@ pub enum RecordError {
         path: PathBuf,
         /// Why it failed.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The file holds something else.
     #[error("{path} is damaged: {problem}")]
@@ -67,14 +94,41 @@ impl Record {
     }
 }
 
-/// Reads the record of the instance whose folder is `dir`; `None` when there is none.
-///
-/// # Errors
-/// When it cannot be read or is damaged. A record cut short by a full disk or a
-/// kill is no error: what was written is returned.
-pub fn read_record(dir: &Path) -> Result<Option<Record>, RecordError> {
-    let _ = dir;
-    unimplemented!("in the next commit")
+/// One frame of the file.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Entry {
+    Spawn {
+        instance: InstanceName,
+        generation: Generation,
+        boot_id: String,
+        shim_pid: u32,
+        socket: PathBuf,
+        #[serde(default)]
+        grant: Option<LimitGrant>,
+        #[serde(default, with = "serde_bytes")]
+        spec: Vec<u8>,
+    },
+    Started {
+        started: Started,
+    },
+    Failed {
+        failure: SpawnFailure,
+    },
+    Exited {
+        exit: ExitRecord,
+    },
+    /// Of a later version.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Names this boot of the host: /proc/sys/kernel/random/boot_id, see proc_sys_kernel(5).
+/// Empty where it cannot be read.
+pub fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|text| text.trim().to_owned())
+        .unwrap_or_default()
 }
 
 /// Who holds the lock of the instance whose folder is `dir`: the pid of the live
@@ -82,7 +136,300 @@ pub fn read_record(dir: &Path) -> Result<Option<Record>, RecordError> {
 ///
 /// # Errors
 /// When the lock file exists but cannot be examined.
-pub fn instance_lock_held(dir: &Path) -> std::io::Result<Option<u32>> {
-    let _ = dir;
-    unimplemented!("in the next commit")
+pub fn instance_lock_held(dir: &Path) -> io::Result<Option<u32>> {
+    super::lock::holder(&lock_path(dir))
+}
+
+/// The file that a shim locks.
+pub(crate) fn lock_path(dir: &Path) -> PathBuf {
+    dir.join(LOCK)
+}
+
+/// Reads the record of the instance whose folder is `dir`; `None` when there is
+/// none. Blocks on the disk.
+///
+/// # Errors
+/// When it cannot be read or is damaged. A record cut short by a full disk or a
+/// kill is no error: what was written is returned.
+pub fn read_record(dir: &Path) -> Result<Option<Record>, RecordError> {
+    // A shim killed between its two steps leaves only the new file.
+    for name in [NAME, NEW] {
+        let path = dir.join(name);
+        let failed = |operation| {
+            let path = path.clone();
+            move |source| RecordError::Io { operation, path, source }
+        };
+        match std::fs::metadata(&path) {
+            Ok(meta) if meta.len() > MAX_BYTES => {
+                let problem = format!("{} bytes long", meta.len());
+                return Err(RecordError::Damaged { path, problem });
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(failed("examine")(error)),
+        }
+        let bytes = std::fs::read(&path).map_err(failed("read"))?;
+        return match parse(bytes) {
+            Ok(Some(record)) => Ok(Some(record)),
+            // Cut short within the first frame: nothing was started by it.
+            Ok(None) => Ok(None),
+            Err(error) => {
+                let problem = match std::error::Error::source(&error) {
+                    Some(source) => format!("{error}: {source}"),
+                    None => error.to_string(),
+                };
+                Err(RecordError::Damaged { path, problem })
+            }
+        };
+    }
+    Ok(None)
+}
+
+fn parse(mut bytes: Vec<u8>) -> Result<Option<Record>, FrameError> {
+    let mut record: Option<Record> = None;
+    loop {
+        // Room kept for later frames is filled with zeros.
+        let zeros = bytes.chunks_exact(4).take_while(|chunk| *chunk == [0; 4]).count();
+        bytes.drain(..zeros * 4);
+        let entry = match protocol::take::<Entry>(&mut bytes, MAX_SPAWN_FRAME) {
+            Ok(Some(entry)) => entry,
+            Ok(None) => return Ok(record),
+            // The first frame makes the record; a damaged later one leaves it incomplete.
+            Err(FrameError::Malformed(_)) if record.is_some() => continue,
+            Err(_) if record.is_some() => return Ok(record),
+            Err(error) => return Err(error),
+        };
+        match (entry, &mut record) {
+            (Entry::Spawn { instance, generation, boot_id, shim_pid, socket, grant, spec }, _) => {
+                record = Some(Record {
+                    instance,
+                    generation,
+                    boot_id,
+                    shim_pid,
+                    socket,
+                    grant,
+                    spec,
+                    started: None,
+                    failure: None,
+                    exit: None,
+                });
+            }
+            (Entry::Started { started }, Some(record)) => record.started = Some(started),
+            (Entry::Failed { failure }, Some(record)) => record.failure = Some(failure),
+            (Entry::Exited { exit }, Some(record)) => record.exit = Some(exit),
+            _ => {}
+        }
+    }
+}
+
+/// Writes one record, frame by frame. Belongs to the shim that holds the lock.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    path: PathBuf,
+    file: Option<File>,
+    length: u64,
+}
+
+impl Writer {
+    /// Begins a new record in the place of the last one. The returned writer
+    /// does nothing more when this has failed.
+    pub(crate) fn begin(request: &SpawnRequest, boot_id: &str, shim_pid: u32) -> (Self, io::Result<()>) {
+        let mut writer = Self { path: request.instance_dir.join(NAME), file: None, length: 0 };
+        let result = writer.create(request, boot_id, shim_pid);
+        if result.is_err() {
+            writer.file = None;
+        }
+        (writer, result)
+    }
+
+    fn create(&mut self, request: &SpawnRequest, boot_id: &str, shim_pid: u32) -> io::Result<()> {
+        let entry = Entry::Spawn {
+            instance: request.instance.clone(),
+            generation: request.generation,
+            boot_id: boot_id.to_owned(),
+            shim_pid,
+            socket: request.socket.clone(),
+            grant: request.grant.clone(),
+            spec: request.spec.clone(),
+        };
+        let mut bytes = Vec::with_capacity(BLOCK);
+        protocol::encode(&entry, MAX_SPAWN_FRAME, &mut bytes).map_err(io::Error::other)?;
+        let left = BLOCK - bytes.len() % BLOCK;
+        if left < RESERVE {
+            // Zeros in whole fours up to the next block and four into it.
+            bytes.resize(bytes.len() + (left / 4 + 1) * 4, 0);
+        }
+        let new = self.path.with_file_name(NEW);
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&new)?;
+        file.write_all(&bytes)?;
+        // Removed first: see the top of this file. A reader looks at both names.
+        match std::fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        std::fs::rename(&new, &self.path)?;
+        self.length = bytes.len() as u64;
+        self.file = Some(file);
+        Ok(())
+    }
+
+    /// Notes that the program runs.
+    pub(crate) fn started(&mut self, started: &Started) -> io::Result<()> {
+        self.append(&Entry::Started { started: started.clone() })
+    }
+
+    /// Notes that it never did.
+    pub(crate) fn failed(&mut self, failure: &SpawnFailure) -> io::Result<()> {
+        self.append(&Entry::Failed { failure: failure.clone() })
+    }
+
+    /// Notes the end.
+    pub(crate) fn exited(&mut self, exit: &ExitRecord) -> io::Result<()> {
+        self.append(&Entry::Exited { exit: exit.clone() })
+    }
+
+    fn append(&mut self, entry: &Entry) -> io::Result<()> {
+        let Some(file) = &mut self.file else {
+            return Err(io::Error::other("there is no record"));
+        };
+        let mut bytes = Vec::new();
+        protocol::encode(entry, MAX_SPAWN_FRAME, &mut bytes).map_err(io::Error::other)?;
+        match file.write_all(&bytes) {
+            Ok(()) => {
+                self.length += bytes.len() as u64;
+                Ok(())
+            }
+            Err(error) => {
+                // Half a frame would hide those after it.
+                let _ = file.set_len(self.length);
+                let _ = io::Seek::seek(file, io::SeekFrom::Start(self.length));
+                Err(error)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blackhole_bus_schema::process::{ExitResult, ExitStatus};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn request(dir: &Path, spec: Vec<u8>) -> SpawnRequest {
+        SpawnRequest {
+            instance: "web.1".parse().unwrap(),
+            generation: Generation(7),
+            instance_dir: dir.to_owned(),
+            socket: dir.join("s"),
+            command: vec!["true".into()],
+            env: Default::default(),
+            working_dir: None,
+            user: None,
+            group: None,
+            nofile: None,
+            success_codes: vec![0],
+            stop: Default::default(),
+            logs: Default::default(),
+            grant: Some(LimitGrant { oom_score_adj: Some(3), ..Default::default() }),
+            spec,
+        }
+    }
+
+    fn exit() -> ExitRecord {
+        ExitRecord {
+            generation: Generation(7),
+            pid: 12,
+            status: ExitStatus::Exited { code: 3 },
+            result: ExitResult::ExitCode,
+            started_at: 1,
+            ended_at: 2,
+            killed_leftovers: 0,
+        }
+    }
+
+    fn started() -> Started {
+        Started {
+            pid: 12,
+            start_ticks: 99,
+            started_at: 1,
+            shim_pid: 11,
+            steps: Vec::new(),
+            warnings: vec!["w".into()],
+        }
+    }
+
+    #[test]
+    fn a_record_grows_with_the_life_of_its_instance() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path();
+        assert_eq!(read_record(dir).unwrap(), None);
+        let (mut writer, result) = Writer::begin(&request(dir, vec![1, 2]), "boot", 11);
+        result.unwrap();
+        let record = read_record(dir).unwrap().unwrap();
+        assert_eq!((record.generation, record.shim_pid), (Generation(7), 11));
+        assert_eq!((record.spec.as_slice(), record.boot_id.as_str()), (&[1_u8, 2][..], "boot"));
+        assert_eq!(record.grant.unwrap().oom_score_adj, Some(3));
+        assert_eq!((record.started, record.exit), (None, None));
+        writer.started(&started()).unwrap();
+        writer.exited(&exit()).unwrap();
+        let record = read_record(dir).unwrap().unwrap();
+        assert_eq!((record.started, record.exit), (Some(started()), Some(exit())));
+        let (_, result) = Writer::begin(&request(dir, vec![]), "boot", 12);
+        result.unwrap();
+        assert_eq!(read_record(dir).unwrap().unwrap().exit, None, "the next spawn begins anew");
+    }
+
+    #[test]
+    fn a_record_cut_anywhere_is_read_as_far_as_it_goes() {
+        for size in [10, BLOCK - 200, 2 * BLOCK] {
+            let temp = tempfile::tempdir().unwrap();
+            let dir = temp.path();
+            let (mut writer, _) = Writer::begin(&request(dir, vec![9; size]), "boot", 11);
+            writer.started(&started()).unwrap();
+            writer.exited(&exit()).unwrap();
+            let whole = std::fs::read(dir.join(NAME)).unwrap();
+            for cut in 0..whole.len() {
+                if let Some(record) = parse(whole[..cut].to_vec()).unwrap() {
+                    assert!(record.exit.is_none());
+                    assert_eq!(record.spec.len(), size);
+                }
+            }
+            assert_eq!(parse(whole).unwrap().unwrap().exit, Some(exit()));
+        }
+    }
+
+    #[test]
+    fn the_end_fits_into_blocks_that_the_first_frame_took() {
+        for size in (0..2 * BLOCK).step_by(61) {
+            let temp = tempfile::tempdir().unwrap();
+            let dir = temp.path();
+            let (mut writer, _) = Writer::begin(&request(dir, vec![9; size]), "boot", 11);
+            let first = writer.length.div_ceil(BLOCK as u64);
+            writer.started(&started()).unwrap();
+            writer.exited(&exit()).unwrap();
+            assert_eq!(writer.length.div_ceil(BLOCK as u64), first);
+            assert_eq!(read_record(dir).unwrap().unwrap().exit, Some(exit()));
+        }
+    }
+
+    #[test]
+    fn another_file_is_damaged_and_says_so() {
+        let temp = tempfile::tempdir().unwrap();
+        std::fs::write(temp.path().join(NAME), b"hello, this is no record").unwrap();
+        let error = read_record(temp.path()).unwrap_err().to_string();
+        assert!(error.contains("record") && error.contains("damaged"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_crash_the_reader(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = parse(bytes);
+        }
+    }
 }

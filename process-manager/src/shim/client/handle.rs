@@ -1,11 +1,36 @@
 //! A shim as the manager sees it.
 
-use blackhole_bus_schema::dirs::Dirs;
-use blackhole_bus_schema::names::InstanceName;
-use blackhole_bus_schema::process::{ExitRecord, NotifyState};
-use tokio::sync::mpsc;
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use super::{ClientError, Loss, ShimStatus, StopRequest};
+use blackhole_bus_schema::dirs::Dirs;
+use blackhole_bus_schema::names::{Generation, InstanceName};
+use blackhole_bus_schema::process::{ExitRecord, NotifyState};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, oneshot};
+
+use super::wire::Wire;
+use super::{ClientError, Loss, ShimStatus, StopRequest, instance_lock_held, read_record};
+use crate::readiness::readable;
+use crate::shim::protocol::{Request, RequestBody, ShimMessage};
+
+/// Requests waiting for the shim's task: more than anybody asks of one service
+/// at a time. Who comes when it is full waits.
+const REQUESTS: usize = 16;
+
+/// Events waiting for the manager. When it is full the task stops reading, the
+/// shim's own buffer fills and it cuts the connection; the next one begins
+/// with how things stand.
+const EVENTS: usize = 64;
+
+/// How long a shim may take to greet. It has one thread and may be busy writing a log.
+const GREETING: Duration = Duration::from_secs(5);
+
+/// Between two attempts to reach a live shim whose connection was lost.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// What happens to a held instance.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,10 +68,17 @@ impl ShimEvents {
     }
 }
 
+#[derive(Debug)]
+struct Ask {
+    request: RequestBody,
+    reply: oneshot::Sender<Result<Option<ShimStatus>, ClientError>>,
+}
+
 /// Sends requests to one shim. Cheap to clone. The service goes on when all are dropped.
 #[derive(Debug, Clone)]
 pub struct ShimHandle {
     shim_pid: u32,
+    sender: mpsc::Sender<Ask>,
 }
 
 impl ShimHandle {
@@ -60,37 +92,40 @@ impl ShimHandle {
     /// only shorten the grace.
     ///
     /// # Errors
-    /// When the shim is gone.
+    /// When the shim is gone or out of reach, or the signal's number is none.
     pub async fn stop(&self, stop: StopRequest) -> Result<(), ClientError> {
-        let _ = stop;
-        unimplemented!("in the next commit")
+        self.ask(RequestBody::Stop { stop }).await.map(drop)
     }
 
     /// Kills the whole tree. Returns when the shim has begun; the end comes as
     /// [`ShimEvent::Exited`].
     ///
     /// # Errors
-    /// When the shim is gone.
+    /// When the shim is gone or out of reach.
     pub async fn kill(&self, unhealthy: bool) -> Result<(), ClientError> {
-        let _ = unhealthy;
-        unimplemented!("in the next commit")
+        self.ask(RequestBody::Kill { unhealthy }).await.map(drop)
     }
 
     /// Sends a signal to the first process.
     ///
     /// # Errors
-    /// When the shim is gone, or the signal's number is none.
+    /// When the shim is gone or out of reach, or the signal's number is none.
     pub async fn signal(&self, signal: i32) -> Result<(), ClientError> {
-        let _ = signal;
-        unimplemented!("in the next commit")
+        self.ask(RequestBody::Signal { signal }).await.map(drop)
     }
 
     /// Asks how things stand.
     ///
     /// # Errors
-    /// When the shim is gone.
+    /// When the shim is gone or out of reach.
     pub async fn status(&self) -> Result<ShimStatus, ClientError> {
-        unimplemented!("in the next commit")
+        self.ask(RequestBody::Status).await?.ok_or(ClientError::Closed)
+    }
+
+    async fn ask(&self, request: RequestBody) -> Result<Option<ShimStatus>, ClientError> {
+        let (reply, answer) = oneshot::channel();
+        self.sender.send(Ask { request, reply }).await.map_err(|_| ClientError::Closed)?;
+        answer.await.map_err(|_| ClientError::Closed)?
     }
 }
 
@@ -111,6 +146,239 @@ pub struct Attached {
 /// [`ClientError::NoShim`] when none holds the instance: its record tells the
 /// rest. [`ClientError::Unreachable`] when one does and does not answer.
 pub async fn attach(dirs: &Dirs, instance: &InstanceName) -> Result<Attached, ClientError> {
-    let _ = instance;
-    Err(ClientError::NoShim { dir: dirs.state.clone() })
+    let (dir, socket) = (dirs.instance(instance), dirs.shim_socket(instance));
+    let Some(shim_pid) = lock_holder(&dir)? else { return Err(ClientError::NoShim { dir }) };
+    let (wire, status) = match greet(&socket).await {
+        // Not another instance whose name has the same hash.
+        Ok((wire, status)) if status.instance == *instance => (wire, status),
+        Ok(_) => return Err(ClientError::Unreachable { shim_pid, socket, source: None }),
+        Err(error) => {
+            // It may have ended while this asked.
+            if lock_holder(&dir)?.is_none() {
+                return Err(ClientError::NoShim { dir });
+            }
+            let source = match error {
+                ClientError::Io { source, .. } => Some(source),
+                _ => None,
+            };
+            return Err(ClientError::Unreachable { shim_pid, socket, source });
+        }
+    };
+    let place = Place { dir, socket, generation: status.generation };
+    let (handle, events) = hold(wire, place, status.started.shim_pid);
+    Ok(Attached { status, handle, events })
+}
+
+fn lock_holder(dir: &Path) -> Result<Option<u32>, ClientError> {
+    instance_lock_held(dir).map_err(|source| ClientError::Io {
+        operation: "ask who holds the lock in",
+        path: dir.to_owned(),
+        source,
+    })
+}
+
+/// Connects, subscribes to changes, and returns how things stand at that moment.
+async fn greet(socket: &Path) -> Result<(Wire, ShimStatus), ClientError> {
+    let work = async {
+        let mut wire = Wire::connect(socket).await.map_err(|source| ClientError::Io {
+            operation: "connect to",
+            path: socket.to_owned(),
+            source,
+        })?;
+        wire.send(&Request { id: 0, request: RequestBody::Watch }).await?;
+        let mut latest = None;
+        loop {
+            match wire.next().await? {
+                // The first greets, the second comes with the subscription.
+                Some(ShimMessage::Hello { status, .. }) => latest = Some(*status),
+                Some(ShimMessage::Answer { id: 0, .. }) => {
+                    if let Some(status) = latest {
+                        return Ok((wire, status));
+                    }
+                }
+                Some(_) => {}
+                None => return Err(ClientError::Closed),
+            }
+        }
+    };
+    tokio::time::timeout(GREETING, work).await.unwrap_or(Err(ClientError::Closed))
+}
+
+/// Where an instance is, and which of its lives is meant.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) dir: PathBuf,
+    pub(super) socket: PathBuf,
+    pub(super) generation: Generation,
+}
+
+/// Holds on to a shim over a connection that hears of changes: one task, which
+/// ends with the shim, or when handle and events are dropped.
+pub(super) fn hold(wire: Wire, place: Place, shim_pid: u32) -> (ShimHandle, ShimEvents) {
+    let (sender, requests) = mpsc::channel(REQUESTS);
+    let (events, receiver) = mpsc::channel(EVENTS);
+    let process = i32::try_from(shim_pid).ok().and_then(Pid::from_raw);
+    let process = process.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    let holder = Holder {
+        place,
+        shim_pid,
+        process: process.and_then(|fd| readable(fd).ok()),
+        requests,
+        events,
+        next_id: 1,
+        pending: HashMap::new(),
+        status: None,
+    };
+    tokio::spawn(holder.run(wire));
+    (ShimHandle { shim_pid, sender }, ShimEvents { receiver })
+}
+
+struct Holder {
+    place: Place,
+    shim_pid: u32,
+    /// Readable when the shim has ended.
+    process: Option<AsyncFd<OwnedFd>>,
+    requests: mpsc::Receiver<Ask>,
+    events: mpsc::Sender<ShimEvent>,
+    next_id: u64,
+    /// Asked and not yet answered; as many as callers wait.
+    pending: HashMap<u64, oneshot::Sender<Result<Option<ShimStatus>, ClientError>>>,
+    /// The latest greeting, for the answer that follows it.
+    status: Option<ShimStatus>,
+}
+
+/// Why a connection is not used any more.
+enum Over {
+    /// The last event was sent, or nobody listens.
+    Done,
+    /// It was lost.
+    Lost,
+}
+
+impl Holder {
+    async fn run(mut self, wire: Wire) {
+        let mut wire = wire;
+        loop {
+            match self.converse(&mut wire).await {
+                Over::Done => return,
+                Over::Lost => {}
+            }
+            // Those who asked cannot know what became of it.
+            self.pending.clear();
+            match self.reconnect().await {
+                Some(again) => wire = again,
+                None => return,
+            }
+        }
+    }
+
+    async fn converse(&mut self, wire: &mut Wire) -> Over {
+        let mut asked = true;
+        loop {
+            tokio::select! {
+                // Cancel safe: what has been read stays in the wire.
+                message = wire.next() => match message {
+                    Ok(Some(message)) => {
+                        if self.hear(message).await {
+                            return Over::Done;
+                        }
+                    }
+                    Ok(None) | Err(_) => return Over::Lost,
+                },
+                // Cancel safe: a request is taken or stays in the queue.
+                ask = self.requests.recv(), if asked => match ask {
+                    Some(ask) => {
+                        let id = self.next_id;
+                        self.next_id += 1;
+                        self.pending.insert(id, ask.reply);
+                        // An error shows in the next read.
+                        let _ = wire.send(&Request { id, request: ask.request }).await;
+                    }
+                    None => asked = false,
+                },
+                () = self.events.closed(), if !asked => return Over::Done,
+            }
+        }
+    }
+
+    /// Returns true after the last message.
+    async fn hear(&mut self, message: ShimMessage) -> bool {
+        let event = match message {
+            ShimMessage::Hello { status, .. } => {
+                self.status = Some(*status);
+                return false;
+            }
+            ShimMessage::Answer { id, error } => {
+                let result = match error {
+                    Some(error) => Err(ClientError::Refused(error)),
+                    None => Ok(self.status.take()),
+                };
+                if let Some(reply) = self.pending.remove(&id) {
+                    let _ = reply.send(result);
+                }
+                return false;
+            }
+            ShimMessage::Notify { notify } => ShimEvent::Notify(notify),
+            ShimMessage::Loss { loss } => ShimEvent::Loss(loss),
+            ShimMessage::Stopping => ShimEvent::Stopping,
+            ShimMessage::Exited { exit, loss } => ShimEvent::Exited { exit, loss },
+            ShimMessage::Started { .. } | ShimMessage::SpawnFailed { .. } | ShimMessage::Unknown => {
+                return false;
+            }
+        };
+        let last = matches!(event, ShimEvent::Exited { .. });
+        // When nobody listens the requests still matter.
+        let _ = self.events.send(event).await;
+        last
+    }
+
+    /// After a lost connection: a new one while the shim lives, else its last event and `None`.
+    async fn reconnect(&mut self) -> Option<Wire> {
+        loop {
+            let held = lock_holder(&self.place.dir);
+            if matches!(held, Ok(holder) if holder != Some(self.shim_pid)) {
+                let event = self.last_event().await;
+                let _ = self.events.send(event).await;
+                return None;
+            }
+            match greet(&self.place.socket).await {
+                Ok((wire, status)) if status.started.shim_pid == self.shim_pid => {
+                    let _ = self.events.send(ShimEvent::Status(Box::new(status))).await;
+                    return Some(wire);
+                }
+                _ => {}
+            }
+            if self.requests.is_closed() && self.events.is_closed() {
+                return None;
+            }
+            // Its socket is gone. It still has a lock to give up and an end to record.
+            match &self.process {
+                Some(process) => {
+                    let _ = tokio::time::timeout(RETRY, process.readable()).await;
+                }
+                None => tokio::time::sleep(RETRY).await,
+            }
+            // Whoever asks meanwhile is told.
+            while let Ok(ask) = self.requests.try_recv() {
+                let _ = ask.reply.send(Err(ClientError::Unreachable {
+                    shim_pid: self.shim_pid,
+                    socket: self.place.socket.clone(),
+                    source: None,
+                }));
+            }
+        }
+    }
+
+    /// What the record says of a shim that is gone.
+    async fn last_event(&self) -> ShimEvent {
+        let dir = self.place.dir.clone();
+        let record = tokio::task::spawn_blocking(move || read_record(&dir)).await;
+        match record {
+            Ok(Ok(Some(record))) if record.generation == self.place.generation => match record.exit {
+                Some(exit) => ShimEvent::Exited { exit, loss: Loss::default() },
+                None => ShimEvent::Gone,
+            },
+            _ => ShimEvent::Gone,
+        }
+    }
 }

@@ -3,6 +3,7 @@
 
 mod handle;
 mod server;
+mod wire;
 
 use std::path::PathBuf;
 

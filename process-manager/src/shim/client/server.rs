@@ -1,18 +1,33 @@
 //! The fork server as the manager sees it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
 
 use blackhole_bus_schema::dirs::Dirs;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use super::handle::{self, Place};
+use super::wire::Wire;
 use super::{ClientError, ShimEvents, ShimHandle, SpawnError, SpawnRequest, Started};
+use crate::readiness::readable;
+use crate::shim::protocol::{Request, RequestBody, ShimMessage};
+use crate::shim::server::{lock_path, socket_path};
+use crate::shim::lock;
+
+/// Between two looks at a fork server that another process is just starting.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// How many of those: half a minute.
+const RETRIES: u32 = 3000;
 
 /// How a fork server is started.
 #[derive(Debug, Clone)]
 pub struct ForkServerOptions {
     /// The program `blackhole-shim`.
     pub binary: PathBuf,
-    /// Idle shims kept waiting.
-    pub pool: usize,
+    /// Idle shims kept waiting, 1 to 256.
+    pub pool: u16,
     /// `cgroup.procs` or `tasks` files of the leaves to move it to; one that
     /// cannot be joined is noted in its log and left out.
     pub cgroups: Vec<PathBuf>,
@@ -25,10 +40,10 @@ impl ForkServerOptions {
     }
 }
 
-/// A live fork server. Cheap to clone; no connection is kept.
+/// A fork server that was found alive. Cheap to clone; no connection is kept.
 #[derive(Debug, Clone)]
 pub struct ForkServer {
-    socket: PathBuf,
+    dirs: Dirs,
 }
 
 impl ForkServer {
@@ -38,12 +53,23 @@ impl ForkServer {
     /// # Errors
     /// When none lives and none could be started.
     pub async fn ensure(dirs: &Dirs, options: &ForkServerOptions) -> Result<Self, ClientError> {
-        let _ = options;
-        Ok(Self { socket: dirs.fork_server_dir() })
+        let dir = dirs.fork_server_dir();
+        let (lock, socket) = (lock_path(&dir), socket_path(&dir));
+        for _ in 0..RETRIES {
+            match holder(&lock)? {
+                Some(_) if socket.exists() => return Ok(Self { dirs: dirs.clone() }),
+                // One takes the lock before it listens, a moment apart; or ends.
+                Some(_) => tokio::time::sleep(RETRY).await,
+                None => start(dirs, options).await?,
+            }
+        }
+        let problem = format!("{} is held, but nobody listens on {}", lock.display(), socket.display());
+        Err(ClientError::ForkServer { binary: options.binary.clone(), problem })
     }
 
-    /// Starts a service and returns when its program runs. Call
-    /// [`ForkServer::ensure`] again after [`ClientError::Io`] and try once more.
+    /// Starts a service and returns when its program runs. After
+    /// [`ClientError::Io`] the fork server is gone: call [`ForkServer::ensure`]
+    /// and try once more.
     ///
     /// Cancelling it does not cancel the spawn: the service may run and can then
     /// be had with [`super::attach`].
@@ -55,8 +81,33 @@ impl ForkServer {
         &self,
         request: &SpawnRequest,
     ) -> Result<(Started, ShimHandle, ShimEvents), SpawnError> {
-        let _ = (request, &self.socket);
-        unimplemented!("in the next commit")
+        let socket = socket_path(&self.dirs.fork_server_dir());
+        let mut wire = Wire::connect(&socket).await.map_err(|source| ClientError::Io {
+            operation: "connect to the fork server on",
+            path: socket,
+            source,
+        })?;
+        let spawn = RequestBody::Spawn { spawn: Box::new(request.clone()) };
+        wire.send(&Request { id: 0, request: spawn }).await?;
+        let place = Place {
+            dir: request.instance_dir.clone(),
+            socket: request.socket.clone(),
+            generation: request.generation,
+        };
+        loop {
+            match wire.next().await? {
+                Some(ShimMessage::Started { started }) => {
+                    let (handle, events) = handle::hold(wire, place, started.shim_pid);
+                    return Ok((started, handle, events));
+                }
+                Some(ShimMessage::SpawnFailed { failure }) => return Err(SpawnError::Failed(failure)),
+                Some(ShimMessage::Answer { error: Some(error), .. }) => {
+                    return Err(ClientError::Refused(error).into());
+                }
+                Some(_) => {}
+                None => return Err(ClientError::Closed.into()),
+            }
+        }
     }
 
     /// Ends the fork server of `dirs` and its idle shims, if one lives. Services
@@ -65,7 +116,50 @@ impl ForkServer {
     /// # Errors
     /// When it cannot be signalled.
     pub async fn shutdown(dirs: &Dirs) -> Result<(), ClientError> {
-        let _ = dirs;
-        unimplemented!("in the next commit")
+        let lock = lock_path(&dirs.fork_server_dir());
+        let failed = |source| ClientError::Io { operation: "end the holder of", path: lock.clone(), source };
+        let Some(pid) = holder(&lock)?.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)) else {
+            return Ok(());
+        };
+        let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) else { return Ok(()) };
+        // The descriptor may be of a process that came after: ask again.
+        if holder(&lock)? != Some(pid.as_raw_nonzero().get().unsigned_abs()) {
+            return Ok(());
+        }
+        pidfd_send_signal(&fd, Signal::TERM).map_err(|error| failed(error.into()))?;
+        let _ended = readable(fd).map_err(failed)?.readable().await.map_err(failed)?;
+        Ok(())
     }
+}
+
+fn holder(lock: &Path) -> Result<Option<u32>, ClientError> {
+    lock::holder(lock).map_err(|source| ClientError::Io {
+        operation: "ask who holds",
+        path: lock.to_owned(),
+        source,
+    })
+}
+
+/// Runs the program, which returns when a fork server listens.
+async fn start(dirs: &Dirs, options: &ForkServerOptions) -> Result<(), ClientError> {
+    let mut command = tokio::process::Command::new(&options.binary);
+    command.arg("--dir").arg(dirs.fork_server_dir());
+    command.arg("--log").arg(dirs.state.join("log/fork-server.log"));
+    command.arg("--pool").arg(options.pool.to_string());
+    for cgroup in &options.cgroups {
+        command.arg("--cgroup").arg(cgroup);
+    }
+    // Nothing of the manager's surroundings, and no secret, lives on in it.
+    command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let output = command.output().await.map_err(|source| ClientError::Io {
+        operation: "run",
+        path: options.binary.clone(),
+        source,
+    })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let problem = format!("{} ({})", said.trim(), output.status);
+    Err(ClientError::ForkServer { binary: options.binary.clone(), problem })
 }

@@ -1,0 +1,53 @@
+//! One connection to a shim, frame by frame.
+
+use std::path::Path;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+use super::ClientError;
+use crate::shim::protocol::{
+    self, FrameError, MAX_MESSAGE_FRAME, MAX_SPAWN_FRAME, Request, ShimMessage,
+};
+
+/// A connection to one shim.
+#[derive(Debug)]
+pub(super) struct Wire {
+    stream: UnixStream,
+    received: Vec<u8>,
+}
+
+impl Wire {
+    pub(super) async fn connect(path: &Path) -> std::io::Result<Self> {
+        let stream = UnixStream::connect(path).await?;
+        Ok(Self { stream, received: Vec::with_capacity(4096) })
+    }
+
+    /// Sends a request. The shim always reads, so this does not wait for long.
+    /// Not cancel safe: a frame may be cut.
+    pub(super) async fn send(&mut self, request: &Request) -> Result<(), ClientError> {
+        let mut bytes = Vec::new();
+        protocol::encode(request, MAX_SPAWN_FRAME, &mut bytes).map_err(ClientError::Protocol)?;
+        self.stream.write_all(&bytes).await.map_err(|_| ClientError::Closed)
+    }
+
+    /// The next message; `None` at the end. What cannot be understood is noted
+    /// and skipped. Cancel safe: what has been read is kept.
+    pub(super) async fn next(&mut self) -> Result<Option<ShimMessage>, ClientError> {
+        loop {
+            match protocol::take(&mut self.received, MAX_MESSAGE_FRAME) {
+                Ok(Some(message)) => return Ok(Some(message)),
+                Ok(None) => {}
+                Err(FrameError::Malformed(error)) => {
+                    tracing::warn!(%error, "a shim sent a message that is none");
+                    continue;
+                }
+                Err(error) => return Err(ClientError::Protocol(error)),
+            }
+            match self.stream.read_buf(&mut self.received).await {
+                Ok(0) | Err(_) => return Ok(None),
+                Ok(_) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! From fork to exec: what the child does before it becomes the service.
+//!
+//! The child is made by clone3(2) with `CLONE_VFORK`: the shim sleeps until the
+//! program has been replaced or the child has ended, so that no pipe has to tell
+//! it. What went wrong, and when the limits were in place, stands in a page of
+//! memory that both share. The child has its own copy of everything else: a
+//! child that shared all memory could be stopped, after it changed its user, by
+//! that user's processes, and the shim with it.
+//!
+//! Between clone and exec only async-signal-safe calls are made, and nothing is
+//! allocated: all strings are made ahead, in a [`Plan`].
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::ptr;
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+
+use rustix::process::Pid;
+
+/// See clone3(2). The constant of the `libc` crate does not fit its type.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// What the child does, prepared ahead.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// Files of cgroups to write `0` to.
+    pub(crate) join: Vec<CString>,
+    /// The v2 cgroup to be born in.
+    pub(crate) born_in: Option<OwnedFd>,
+    /// `cgroup.procs` of that, where a child cannot be born in a cgroup.
+    pub(crate) born_in_procs: Option<CString>,
+    /// Text for /proc/self/oom_score_adj.
+    pub(crate) oom_score_adj: Vec<u8>,
+    /// Soft and hard limit of open files.
+    pub(crate) nofile: Option<(u64, u64)>,
+    /// What becomes standard output and standard error. Standard input is the shim's own, /dev/null.
+    pub(crate) output: [OwnedFd; 2],
+    /// Supplementary groups, group and user; `None` keeps the shim's.
+    pub(crate) identity: Option<Identity>,
+    /// Working directory.
+    pub(crate) directory: CString,
+    /// The file to execute.
+    pub(crate) program: CString,
+    /// Its arguments, from the program's name on.
+    pub(crate) arguments: Vec<CString>,
+    /// Its environment, each `NAME=value`.
+    pub(crate) environment: Vec<CString>,
+}
+
+/// Whom the service runs as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// `None` where the shim may not set them and need not.
+    pub(crate) groups: Option<Vec<u32>>,
+}
+
+/// Where a child failed. The numbers travel through the shared page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Step {
+    /// It did not get to say anything.
+    Born = 0,
+    /// Writing to the cgroup file with the index beside it.
+    Join = 1,
+    Session = 2,
+    OpenFiles = 3,
+    Output = 4,
+    Groups = 5,
+    Gid = 6,
+    Uid = 7,
+    Directory = 8,
+    /// Having the kernel kill it when the shim dies.
+    DeathSignal = 9,
+    /// The shim had died already.
+    Orphaned = 10,
+    Exec = 11,
+}
+
+impl Step {
+    fn from_number(number: u32) -> Self {
+        use Step::{
+            Born, DeathSignal, Directory, Exec, Gid, Groups, Join, OpenFiles, Orphaned, Output,
+            Session, Uid,
+        };
+        [
+            Born, Join, Session, OpenFiles, Output, Groups, Gid, Uid, Directory, DeathSignal,
+            Orphaned, Exec,
+        ]
+        .into_iter()
+        .find(|step| *step as u32 == number)
+        .unwrap_or(Born)
+    }
+}
+
+/// The page of memory shared with the child.
+#[repr(C)]
+struct Shared {
+    step: AtomicU32,
+    index: AtomicU32,
+    errno: AtomicI32,
+    oom_errno: AtomicI32,
+    limits_ns: AtomicU64,
+}
+
+/// What the child told.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Report {
+    /// The step it was at when it told last.
+    pub(crate) step: Step,
+    /// Which cgroup file.
+    pub(crate) index: usize,
+    /// The error it stopped at; 0 if none.
+    pub(crate) errno: i32,
+    /// Why the OOM score was not set; 0 if it was. No reason to stop.
+    pub(crate) oom_errno: i32,
+    /// When the limits and the identity were in place, monotonic nanoseconds.
+    pub(crate) limits_ns: u64,
+}
+
+/// A child that was born.
+#[derive(Debug)]
+pub(crate) struct Launched {
+    /// Its pid.
+    pub(crate) pid: Pid,
+    /// What it told until exec succeeded or it ended.
+    pub(crate) report: Report,
+}
+
+/// The monotonic clock in nanoseconds.
+pub(crate) fn monotonic_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: clock_gettime(2) fills `time`; it is async-signal-safe.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
+}
+
+/// Makes the child and returns when it has executed its program or has ended;
+/// [`Report::errno`] and the step tell which. The caller reaps it in either case.
+///
+/// # Errors
+/// When there is no child at all.
+pub(crate) fn launch(plan: &Plan) -> io::Result<Launched> {
+    let pointers = |strings: &[CString]| {
+        strings.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect::<Vec<_>>()
+    };
+    let (argv, envp) = (pointers(&plan.arguments), pointers(&plan.environment));
+    let size = size_of::<Shared>();
+    // SAFETY: a new anonymous mapping, zeroed by the kernel; all fields of
+    // `Shared` are atomics for which zero is valid. It is unmapped below, after
+    // the last use of `shared`, in this process only.
+    let (memory, shared) = unsafe {
+        let memory = libc::mmap(
+            ptr::null_mut(),
+            size,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        );
+        if memory == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        (memory, &*memory.cast::<Shared>())
+    };
+    // SAFETY: getpid(2) cannot fail.
+    let shim = unsafe { libc::getpid() };
+    let (born_in, mut join_late) = (plan.born_in.as_ref().map(AsRawFd::as_raw_fd), false);
+    let mut pid = vfork_like(born_in);
+    if born_in.is_some() && matches!(pid, Err(libc::EINVAL | libc::E2BIG)) {
+        // Linux before 5.7 cannot have a child born in a cgroup.
+        join_late = true;
+        pid = vfork_like(None);
+    }
+    let result = match pid {
+        // SAFETY: this is the child; it was made for this and does not return.
+        Ok(0) => unsafe { child(plan, shared, &argv, &envp, shim, join_late) },
+        Ok(pid) => Pid::from_raw(pid).ok_or_else(|| io::Error::from_raw_os_error(libc::ECHILD)),
+        Err(errno) => Err(io::Error::from_raw_os_error(errno)),
+    };
+    let report = Report {
+        step: Step::from_number(shared.step.load(Ordering::SeqCst)),
+        index: shared.index.load(Ordering::SeqCst) as usize,
+        errno: shared.errno.load(Ordering::SeqCst),
+        oom_errno: shared.oom_errno.load(Ordering::SeqCst),
+        limits_ns: shared.limits_ns.load(Ordering::SeqCst),
+    };
+    // SAFETY: the mapping made above; `shared` is not used any more.
+    unsafe { libc::munmap(memory, size) };
+    result.map(|pid| Launched { pid, report })
+}
+
+/// clone3(2) with a copy of the memory, the caller sleeping until exec or exit;
+/// 0 in the child, an error number where there is none.
+fn vfork_like(cgroup: Option<RawFd>) -> Result<libc::pid_t, i32> {
+    // SAFETY: `clone_args` holds plain numbers for which zero is valid, and is
+    // given with its size. Without CLONE_VM the child has its own copy of this
+    // stack, so returning twice is what fork(2) does. The process has one thread.
+    unsafe {
+        let mut arguments: libc::clone_args = std::mem::zeroed();
+        arguments.flags = libc::CLONE_VFORK as u64;
+        arguments.exit_signal = libc::SIGCHLD as u64;
+        if let Some(fd) = cgroup {
+            arguments.flags |= CLONE_INTO_CGROUP;
+            arguments.cgroup = u64::try_from(fd).unwrap_or(0);
+        }
+        let pid = libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>());
+        if pid >= 0 {
+            return Ok(libc::pid_t::try_from(pid).unwrap_or(0));
+        }
+        match *libc::__errno_location() {
+            // Linux before 5.3, or a sandbox that does not know clone3.
+            libc::ENOSYS if cgroup.is_some() => Err(libc::EINVAL),
+            libc::ENOSYS => {
+                let flags = libc::CLONE_VFORK as libc::c_long | libc::SIGCHLD as libc::c_long;
+                let zero: libc::c_long = 0;
+                match libc::syscall(libc::SYS_clone, flags, zero, zero, zero, zero) {
+                    -1 => Err(*libc::__errno_location()),
+                    pid => Ok(libc::pid_t::try_from(pid).unwrap_or(0)),
+                }
+            }
+            errno => Err(errno),
+        }
+    }
+}
+
+/// The child. Everything here is async-signal-safe, allocates nothing and
+/// cannot panic.
+///
+/// # Safety
+/// Only in a child made by [`vfork_like`]; `argv` and `envp` end with null and
+/// point to live C strings.
+unsafe fn child(
+    plan: &Plan,
+    shared: &Shared,
+    argv: &[*const libc::c_char],
+    envp: &[*const libc::c_char],
+    shim: libc::pid_t,
+    join_late: bool,
+) -> ! {
+    // SAFETY: system calls with numbers, with strings and arrays that `plan`,
+    // `argv` and `envp` keep alive, and with locals. The calls that change the
+    // identity go to the kernel directly: the C library's wrappers are made for
+    // threads.
+    unsafe {
+        let fail = |step: Step, index: u32| -> ! {
+            shared.errno.store(*libc::__errno_location(), Ordering::SeqCst);
+            shared.index.store(index, Ordering::SeqCst);
+            shared.step.store(step as u32, Ordering::SeqCst);
+            libc::_exit(127)
+        };
+        let late = if join_late { plan.born_in_procs.as_ref() } else { None };
+        let mut index = 0;
+        for file in plan.join.iter().chain(late) {
+            let fd = libc::open(file.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+            if fd < 0 || libc::write(fd, b"0".as_ptr().cast(), 1) != 1 {
+                fail(Step::Join, index);
+            }
+            libc::close(fd);
+            index += 1;
+        }
+        let adjust = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        let text = &plan.oom_score_adj;
+        if adjust < 0 || libc::write(adjust, text.as_ptr().cast(), text.len()) < 0 {
+            shared.oom_errno.store(*libc::__errno_location(), Ordering::SeqCst);
+        }
+        libc::close(adjust);
+        if libc::setsid() < 0 {
+            fail(Step::Session, 0);
+        }
+        if let Some((soft, hard)) = plan.nofile {
+            let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+            if libc::setrlimit(libc::RLIMIT_NOFILE, &limit) != 0 {
+                fail(Step::OpenFiles, 0);
+            }
+        }
+        if libc::dup2(plan.output[0].as_raw_fd(), 1) < 0 || libc::dup2(plan.output[1].as_raw_fd(), 2) < 0 {
+            fail(Step::Output, 0);
+        }
+        if let Some(identity) = &plan.identity {
+            if let Some(groups) = &identity.groups
+                && libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) != 0
+            {
+                fail(Step::Groups, 0);
+            }
+            let gid = identity.gid;
+            if libc::syscall(libc::SYS_setresgid, gid, gid, gid) != 0 {
+                fail(Step::Gid, 0);
+            }
+            let uid = identity.uid;
+            if libc::syscall(libc::SYS_setresuid, uid, uid, uid) != 0 {
+                fail(Step::Uid, 0);
+            }
+        }
+        shared.limits_ns.store(monotonic_ns(), Ordering::SeqCst);
+        // As the service's user: it must be able to be there.
+        if libc::chdir(plan.directory.as_ptr()) != 0 {
+            fail(Step::Directory, 0);
+        }
+        libc::umask(0o022);
+        // After the change of user, which clears it. A set-user-ID program
+        // clears it again, see PR_SET_PDEATHSIG(2const).
+        if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+            fail(Step::DeathSignal, 0);
+        }
+        if libc::getppid() != shim {
+            fail(Step::Orphaned, 0);
+        }
+        for signal in 1..=64 {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+        // All descriptors here close on exec; this is for those of a mistake.
+        let (first, last, flag): (libc::c_uint, libc::c_uint, libc::c_uint) =
+            (3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_uint);
+        libc::syscall(libc::SYS_close_range, first, last, flag);
+        shared.step.store(Step::Exec as u32, Ordering::SeqCst);
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
+        libc::execve(plan.program.as_ptr(), argv.as_ptr(), envp.as_ptr());
+        fail(Step::Exec, 0)
+    }
+}

@@ -1,0 +1,136 @@
+//! An idle shim: waits for a client, takes its spawn request, becomes the shim of that service.
+
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
+
+use super::connection::{self, Connection};
+use super::exec::monotonic_ns;
+use super::prepare;
+use super::protocol::{self, FrameError, Loss, MAX_SPAWN_FRAME, Request, RequestBody, ShimMessage, SpawnRequest};
+use super::server::note;
+use super::service::Service;
+use super::start;
+
+/// How long a client that took a shim may take to say what it wants.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What an idle shim has from the fork server.
+#[derive(Debug)]
+pub(crate) struct Idle {
+    pub(crate) server: Pid,
+    pub(crate) listener: UnixListener,
+    pub(crate) taken: OwnedFd,
+    pub(crate) signals: OwnedFd,
+    pub(crate) boot_id: String,
+}
+
+impl Idle {
+    /// Waits, serves one service, and returns when nothing of it is left.
+    pub(crate) fn run(self) {
+        // Nobody could take an idle shim's place in a pool that has no server.
+        let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+        if rustix::process::getppid() != Some(self.server) {
+            return;
+        }
+        let stream = loop {
+            match self.listener.accept() {
+                Ok((stream, _)) => break stream,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return note(&format!("cannot accept: {error}")),
+            }
+        };
+        let begun = monotonic_ns();
+        // From here on its life is its own.
+        let _ = rustix::process::set_parent_process_death_signal(None);
+        let _ = rustix::process::setsid();
+        let pid = rustix::process::getpid().as_raw_nonzero().get();
+        let _ = rustix::io::write(&self.taken, &pid.to_ne_bytes());
+        drop((self.taken, self.listener));
+        if !connection::trusted(&stream) {
+            return note("a client of another user was refused");
+        }
+        match receive(stream) {
+            Ok((request, client)) => serve(request, client, self.signals, &self.boot_id, begun),
+            Err(problem) => note(&format!("no service started: {problem}")),
+        }
+    }
+}
+
+/// Reads the spawn request.
+fn receive(mut stream: UnixStream) -> Result<(SpawnRequest, Connection), String> {
+    let until = Instant::now() + REQUEST_TIMEOUT;
+    let mut received = Vec::new();
+    let mut bytes = vec![0_u8; 16 * 1024];
+    let request: Request = loop {
+        match protocol::take(&mut received, MAX_SPAWN_FRAME) {
+            Ok(Some(request)) => break request,
+            Ok(None) => {}
+            Err(error) => {
+                let text = match &error {
+                    FrameError::Malformed(source) => format!("{error}: {source}"),
+                    _ => error.to_string(),
+                };
+                refuse(stream, 0, &text);
+                return Err(text);
+            }
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() || stream.set_read_timeout(Some(left)).is_err() {
+            return Err("the client did not say in time what it wants".into());
+        }
+        match stream.read(&mut bytes) {
+            Ok(0) => return Err("the client went away".into()),
+            Ok(count) => received.extend_from_slice(&bytes[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(format!("cannot read from the client: {error}")),
+        }
+    };
+    match request.request {
+        RequestBody::Spawn { spawn } => {
+            let client = Connection::new(stream, true, received).map_err(|error| error.to_string())?;
+            Ok((*spawn, client))
+        }
+        other => {
+            let text = format!("the first request must be a spawn, not {other:?}");
+            refuse(stream, request.id, &text);
+            Err(text)
+        }
+    }
+}
+
+fn refuse(stream: UnixStream, id: u64, error: &str) {
+    if let Ok(mut client) = Connection::new(stream, false, Vec::new()) {
+        client.send(&ShimMessage::Answer { id, error: Some(error.to_owned()) });
+    }
+}
+
+fn serve(request: SpawnRequest, mut client: Connection, signals: OwnedFd, boot_id: &str, begun: u64) {
+    if let Ok(name) = std::ffi::CString::new(format!("bh:{}", request.instance)) {
+        // The first 15 bytes are shown by ps.
+        let _ = rustix::thread::set_name(&name);
+    }
+    // Orphans of the service become children of this process: none is lost sight of.
+    if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
+        note(&format!("cannot become a subreaper: {error}"));
+    }
+    let mut loss = Loss::default();
+    let mut held = match prepare::hold(&request, boot_id, &mut loss) {
+        Ok(held) => held,
+        Err(failure) => return client.send(&ShimMessage::SpawnFailed { failure }),
+    };
+    match start::start(&request, begun) {
+        Ok(running) => Service::new(request, held, signals, running, client, loss).run(),
+        Err(failure) => {
+            if let Err(error) = held.record.failed(&failure) {
+                note(&format!("{}: failure not recorded: {error}", request.instance));
+            }
+            super::remove_sockets(&request.socket);
+            held.lock.remove();
+            client.send(&ShimMessage::SpawnFailed { failure });
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! From a request to a child that is ready to be made: step one of a spawn.
+
+use std::collections::BTreeMap;
+use std::ffi::{CString, OsStr};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use blackhole_bus_schema::limits::{JoinMethod, LimitGrant};
+use blackhole_bus_schema::process::{SpawnFailure, SpawnStep};
+use rustix::fs::{Mode, OFlags};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::exec::{Identity, Plan};
+use super::hint::Who;
+use super::lock::Lock;
+use super::notify::Notify;
+use super::protocol::{Loss, SpawnRequest};
+use super::record::{self, Writer};
+use super::sys;
+
+/// Used where the environment of a service has no `PATH`.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The instance's lock and record: held from here to the end.
+#[derive(Debug)]
+pub(crate) struct Held {
+    /// Given up when this is dropped.
+    pub(crate) lock: Lock,
+    /// What the next one will read.
+    pub(crate) record: Writer,
+}
+
+/// Makes a failure of the spawn.
+pub(crate) fn failure(
+    step: SpawnStep,
+    operation: impl Into<String>,
+    errno: i32,
+    hint: impl Into<String>,
+) -> SpawnFailure {
+    SpawnFailure { step, operation: operation.into(), errno, hint: hint.into() }
+}
+
+fn errno(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(0)
+}
+
+/// Takes the instance's lock and begins its record.
+pub(crate) fn hold(request: &SpawnRequest, boot_id: &str, loss: &mut Loss) -> Result<Held, SpawnFailure> {
+    let step = SpawnStep::PrepareEnvironment;
+    let dir = &request.instance_dir;
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(|error| {
+        failure(step, format!("create directory {}", dir.display()), errno(&error), "")
+    })?;
+    let path = record::lock_path(dir);
+    let operation = || format!("lock {}", path.display());
+    let lock = match Lock::take(&path) {
+        Ok(Ok(lock)) => lock,
+        Ok(Err(holder)) => {
+            let hint = format!("the instance is alive: shim {holder} holds it");
+            return Err(failure(step, operation(), libc::EAGAIN, hint));
+        }
+        Err(error) => return Err(failure(step, operation(), errno(&error), "")),
+    };
+    let (record, written) = Writer::begin(request, boot_id, std::process::id());
+    note_record(loss, written);
+    Ok(Held { lock, record })
+}
+
+/// Counts a write of the record that failed.
+pub(crate) fn note_record(loss: &mut Loss, written: io::Result<()>) {
+    if let Err(error) = written {
+        loss.record_writes += 1;
+        loss.record_error = Some(error.to_string());
+    }
+}
+
+/// Everything around a child that is ready to be made.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) plan: Plan,
+    /// Ends of the pipes to read the service's output and errors from.
+    pub(crate) output: [OwnedFd; 2],
+    pub(crate) listener: Option<UnixListener>,
+    pub(crate) notify: Option<Notify>,
+    /// As whom it will run, for hints.
+    pub(crate) who: Who,
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Looks up users and programs, makes sockets, pipes and strings.
+pub(crate) fn prepare(request: &SpawnRequest) -> Result<Prepared, SpawnFailure> {
+    let mut warnings = Vec::new();
+    let mut environment = request.env.clone();
+    let (identity, who) = identity(request, &mut environment)?;
+    let listener = match listen(&request.socket) {
+        Ok(listener) => Some(listener),
+        Err(error) => {
+            // It runs without: the manager's own connection is there.
+            warnings.push(format!("no socket {}: {error}", request.socket.display()));
+            None
+        }
+    };
+    let notify_path = super::notify_path(&request.socket);
+    let notify = match Notify::bind(&notify_path, who.uid) {
+        Ok(notify) => Some(notify),
+        Err(error) => {
+            warnings.push(format!("no notification socket {}: {error}", notify_path.display()));
+            None
+        }
+    };
+    environment.remove("NOTIFY_SOCKET");
+    let directory = request.working_dir.clone().unwrap_or_else(|| "/".to_owned());
+    let program = program(request, &environment, &who)?;
+    let mut variables = Vec::with_capacity(environment.len() + 1);
+    for (name, value) in &environment {
+        if name.is_empty() || name.contains('=') {
+            let hint = "a variable's name is neither empty nor has a '='";
+            return Err(failure(SpawnStep::PrepareEnvironment, format!("set variable {name:?}"), 0, hint));
+        }
+        let what = || format!("set variable {name}");
+        variables.push(c_string(format!("{name}={value}"), SpawnStep::PrepareEnvironment, what)?);
+    }
+    if let Some(notify) = &notify {
+        let text = [b"NOTIFY_SOCKET=", notify.path().as_os_str().as_bytes()].concat();
+        variables.push(c_string(text, SpawnStep::PrepareEnvironment, || "set NOTIFY_SOCKET".into())?);
+    }
+    let mut arguments = Vec::with_capacity(request.command.len());
+    for argument in &request.command {
+        arguments.push(c_string(argument.as_str(), SpawnStep::Exec, || "pass an argument".into())?);
+    }
+    let step = SpawnStep::PrepareEnvironment;
+    let pipe = || {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC)
+            .map_err(|error| failure(step, "make a pipe", error.raw_os_error(), ""))?;
+        // Only this end: the service's must block, as programs expect.
+        rustix::fs::fcntl_setfl(&read, OFlags::NONBLOCK)
+            .map_err(|error| failure(step, "set up a pipe", error.raw_os_error(), ""))?;
+        Ok((read, write))
+    };
+    let ((out_read, out_write), (err_read, err_write)) = (pipe()?, pipe()?);
+    let grant = request.grant.as_ref();
+    let (join, born_in, born_in_procs) = cgroups(grant)?;
+    let score = grant.and_then(|grant| grant.oom_score_adj).unwrap_or(0);
+    let plan = Plan {
+        join,
+        born_in,
+        born_in_procs,
+        oom_score_adj: score.to_string().into_bytes(),
+        nofile: request.nofile,
+        output: [out_write, err_write],
+        identity,
+        directory: c_string(directory, step, || "use the working directory".into())?,
+        program: c_string(program.into_os_string().as_bytes(), SpawnStep::Exec, || "use the program's path".into())?,
+        arguments,
+        environment: variables,
+    };
+    Ok(Prepared { plan, output: [out_read, err_read], listener, notify, who, warnings })
+}
+
+fn c_string(
+    text: impl Into<Vec<u8>>,
+    step: SpawnStep,
+    operation: impl FnOnce() -> String,
+) -> Result<CString, SpawnFailure> {
+    CString::new(text).map_err(|_| failure(step, operation(), libc::EINVAL, "it holds a NUL byte"))
+}
+
+/// Binds the instance's socket in the place of a stale one. The caller holds the lock.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let bind = || {
+        let _ = fs::remove_file(path);
+        UnixListener::bind(path)
+    };
+    let listener = match bind() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let Some(dir) = path.parent() else { return Err(error) };
+            DirBuilder::new().recursive(true).mode(0o711).create(dir)?;
+            bind()?
+        }
+        other => other?,
+    };
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+type Cgroups = (Vec<CString>, Option<OwnedFd>, Option<CString>);
+
+/// Files to write to, and the v2 cgroup to be born in: the first of them.
+fn cgroups(grant: Option<&LimitGrant>) -> Result<Cgroups, SpawnFailure> {
+    let step = SpawnStep::ApplyLimits;
+    let (mut join, mut born_in, mut born_in_procs) = (Vec::new(), None, None);
+    for cgroup in grant.iter().flat_map(|grant| &grant.cgroups) {
+        let dir = Path::new(&cgroup.path);
+        let file = |name: &str| {
+            let path = dir.join(name);
+            c_string(path.into_os_string().as_bytes(), step, || format!("join cgroup {}", cgroup.path))
+        };
+        match cgroup.join {
+            JoinMethod::V1Tasks => join.push(file("tasks")?),
+            JoinMethod::V2 if born_in.is_none() => {
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let fd = rustix::fs::open(dir, flags, Mode::empty()).map_err(|error| {
+                    failure(step, format!("join cgroup {}", cgroup.path), error.raw_os_error(), CGROUP_HINT)
+                })?;
+                born_in = Some(fd);
+                born_in_procs = Some(file("cgroup.procs")?);
+            }
+            JoinMethod::V2 => join.push(file("cgroup.procs")?),
+        }
+    }
+    Ok((join, born_in, born_in_procs))
+}
+
+/// For whoever reads that a cgroup could not be joined.
+pub(crate) const CGROUP_HINT: &str =
+    "the group that the resource-controller made is gone or not this user's: start it again with the resource-controller up";
+
+/// The user and groups to run as, and what belongs to them in the environment.
+fn identity(
+    request: &SpawnRequest,
+    environment: &mut BTreeMap<String, String>,
+) -> Result<(Option<Identity>, Who), SpawnFailure> {
+    let step = SpawnStep::ApplyLimits;
+    let own = Who {
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+        groups: rustix::process::getgroups()
+            .unwrap_or_default()
+            .into_iter()
+            .map(rustix::process::Gid::as_raw)
+            .collect(),
+    };
+    if request.user.is_none() && request.group.is_none() {
+        return Ok((None, own));
+    }
+    let group = match &request.group {
+        None => None,
+        Some(name) => Some(match name.parse::<u32>() {
+            Ok(number) => number,
+            Err(_) => {
+                let operation = || format!("look up group {name}");
+                match sys::group(&c_string(name.as_str(), step, operation)?) {
+                    Ok(Some(gid)) => gid,
+                    Ok(None) => return Err(failure(step, operation(), 0, "group unknown: create it or correct `group`")),
+                    Err(error) => return Err(failure(step, operation(), errno(&error), "")),
+                }
+            }
+        }),
+    };
+    let who = match &request.user {
+        None => Who { uid: own.uid, gid: group.unwrap_or(own.gid), groups: group.into_iter().collect() },
+        Some(name) => {
+            let operation = || format!("look up user {name}");
+            let found = sys::user(&c_string(name.as_str(), step, operation)?)
+                .map_err(|error| failure(step, operation(), errno(&error), ""))?;
+            match (found, name.parse::<u32>(), group) {
+                (Some(user), _, group) => {
+                    let gid = group.unwrap_or(user.gid);
+                    for (variable, value) in [("USER", &user.name), ("LOGNAME", &user.name), ("HOME", &user.home)] {
+                        let value = value.to_string_lossy().into_owned();
+                        environment.entry(variable.to_owned()).or_insert(value);
+                    }
+                    Who { uid: user.uid, gid, groups: sys::groups_of(&user.name, gid) }
+                }
+                (None, Ok(uid), Some(gid)) => Who { uid, gid, groups: vec![gid] },
+                (None, Ok(_), None) => {
+                    let hint = "no user has this number: name a `group` too";
+                    return Err(failure(step, operation(), 0, hint));
+                }
+                (None, Err(_), _) => {
+                    return Err(failure(step, operation(), 0, "user unknown: create it or correct `user`"));
+                }
+            }
+        }
+    };
+    if who.uid == own.uid && who.gid == own.gid && (own.uid != 0 || request.user.is_none()) {
+        return Ok((None, own));
+    }
+    // Who is not root may not set groups, and needs not for what it is already.
+    let groups = (own.uid == 0 || who.uid != own.uid).then(|| who.groups.clone());
+    Ok((Some(Identity { uid: who.uid, gid: who.gid, groups }), who))
+}
+
+/// The file to execute.
+fn program(
+    request: &SpawnRequest,
+    environment: &BTreeMap<String, String>,
+    who: &Who,
+) -> Result<PathBuf, SpawnFailure> {
+    let step = SpawnStep::Exec;
+    let Some(name) = request.command.first().filter(|name| !name.is_empty()) else {
+        return Err(failure(step, "exec nothing", 0, "the command is empty"));
+    };
+    if name.contains('/') {
+        return Ok(PathBuf::from(name));
+    }
+    let path = environment.get("PATH").map_or(DEFAULT_PATH, String::as_str);
+    let mut forbidden = None;
+    for dir in path.split(':').filter(|dir| dir.starts_with('/')) {
+        let candidate = Path::new(dir).join(OsStr::new(name));
+        match fs::metadata(&candidate) {
+            Ok(meta) if meta.is_file() && who.may_execute(&meta) => return Ok(candidate),
+            Ok(meta) if meta.is_file() => forbidden = Some(candidate),
+            _ => {}
+        }
+    }
+    Err(match forbidden {
+        Some(file) => {
+            let hint = super::hint::exec(&file, libc::EACCES, who);
+            failure(step, format!("exec {}", file.display()), libc::EACCES, hint)
+        }
+        None => {
+            let hint = format!("not found in PATH ({path}): install it or give its absolute path");
+            failure(step, format!("exec {name}"), libc::ENOENT, hint)
+        }
+    })
+}

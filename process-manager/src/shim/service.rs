@@ -1,0 +1,548 @@
+//! The life of one service: one loop, one thread, woken only by what happens.
+//!
+//! ```text
+//!   SIGCHLD ──► reap ──► first process gone? ──► kill the rest ──► nothing left? ──► end
+//!   deadlines ─► grace over: kill all; notification or loss due: tell
+//!   stdout, stderr ─► log files
+//!   NOTIFY_SOCKET ──► state, told to watchers
+//!   sockets ────────► requests, answers
+//! ```
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
+
+use blackhole_bus_schema::dirs::unix_now_ns;
+use blackhole_bus_schema::process::{ExitRecord, ExitStatus};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, WaitOptions, WaitStatus};
+
+use super::connection::{self, Connection, MAX_CONNECTIONS};
+use super::logs::{Log, READ_BYTES, Stream};
+use super::notify::{Change, Notify};
+use super::prepare::{Held, note_record};
+use super::protocol::{
+    Loss, PROTOCOL, Request, RequestBody, ShimMessage, ShimPhase, ShimStatus, SpawnRequest,
+    Started, StopRequest,
+};
+use super::start::Running;
+use super::verdict::{Facts, verdict};
+use super::{sys, tree};
+
+/// Status texts and signs of life are told at most this often.
+const NOTIFY_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Losses are told at most this often.
+const LOSS_INTERVAL: Duration = Duration::from_millis(250);
+
+/// How long no client is taken after the process or the host ran out of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// Reads of each pipe after the end: more than a pipe holds at its largest
+/// (1 MiB). Somebody outside the tree may have it open and write without end.
+const LAST_READS: usize = 32;
+
+/// A stop that was asked for.
+#[derive(Debug)]
+struct Stopping {
+    /// When everything is killed; `None` when it has been, or never will be.
+    deadline: Option<Instant>,
+    unhealthy: bool,
+    timed_out: bool,
+}
+
+/// One pipe of the service.
+#[derive(Debug)]
+struct Output {
+    pipe: Option<OwnedFd>,
+    stream: Stream,
+}
+
+/// One running service and all that belongs to it.
+#[derive(Debug)]
+pub(crate) struct Service {
+    request: SpawnRequest,
+    held: Held,
+    signals: OwnedFd,
+    pid: Pid,
+    started: Started,
+    oom_before: Option<u64>,
+    log: Log,
+    outputs: [Output; 2],
+    buffer: Vec<u8>,
+    notify: Option<Notify>,
+    listener: Option<UnixListener>,
+    connections: Vec<Connection>,
+    stopping: Option<Stopping>,
+    end: Option<ExitStatus>,
+    told_stopping: bool,
+    killed_leftovers: u32,
+    /// Losses of the record; those of the log are counted there.
+    loss: Loss,
+    loss_told: Loss,
+    loss_due: Option<Instant>,
+    notify_due: Option<Instant>,
+    notify_told: Option<Instant>,
+    accept_after: Option<Instant>,
+}
+
+impl Service {
+    /// Takes over a service that has just been started, and the connection that asked for it.
+    pub(crate) fn new(
+        mut request: SpawnRequest,
+        held: Held,
+        signals: OwnedFd,
+        running: Running,
+        first: Connection,
+        loss: Loss,
+    ) -> Self {
+        let prepared = running.prepared;
+        let [out, err] = prepared.output;
+        // Secrets are not needed any more, nor is what the record holds.
+        request.env.clear();
+        request.spec = Vec::new();
+        Self {
+            log: Log::new(&request.instance_dir, &request.instance, request.logs.clone()),
+            outputs: [
+                Output { pipe: Some(out), stream: Stream::new("out") },
+                Output { pipe: Some(err), stream: Stream::new("err") },
+            ],
+            request,
+            held,
+            signals,
+            pid: running.pid,
+            started: running.started,
+            oom_before: running.oom_before,
+            buffer: vec![0; READ_BYTES],
+            notify: prepared.notify,
+            listener: prepared.listener,
+            connections: vec![first],
+            stopping: None,
+            end: None,
+            told_stopping: false,
+            killed_leftovers: 0,
+            loss_told: Loss::default(),
+            loss,
+            loss_due: None,
+            notify_due: None,
+            notify_told: None,
+            accept_after: None,
+        }
+    }
+
+    /// Runs until nothing of the service is left, its end is recorded and its lock is free.
+    pub(crate) fn run(mut self) {
+        let written = self.held.record.started(&self.started);
+        note_record(&mut self.loss, written);
+        self.tell(&ShimMessage::Started { started: self.started.clone() });
+        loop {
+            let ready = self.wait();
+            if ready.signals && self.on_signals() {
+                break;
+            }
+            self.on_deadlines();
+            self.pump(ready.outputs);
+            if ready.notify {
+                self.on_notify();
+            }
+            if ready.listener {
+                self.accept();
+            }
+            self.serve(&ready.connections);
+            self.note_loss();
+        }
+        self.finish();
+    }
+
+    /// Sleeps until something happens or is due.
+    fn wait(&self) -> Ready {
+        let due = [
+            self.stopping.as_ref().and_then(|stopping| stopping.deadline),
+            self.loss_due,
+            self.notify_due,
+            self.accept_after,
+        ];
+        let timeout = due.into_iter().flatten().min().map(|due| {
+            let left = due.saturating_duration_since(Instant::now());
+            Timespec {
+                tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: left.subsec_nanos().into(),
+            }
+        });
+        let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
+        let [out, err] = self.outputs.each_ref().map(|output| output.pipe.as_ref().map(AsFd::as_fd));
+        let notify = self.notify.as_ref().map(AsFd::as_fd);
+        let listener = self.listener.as_ref().filter(|_| self.accept_after.is_none()).map(AsFd::as_fd);
+        let [out, err, notify, listener] = [out, err, notify, listener].map(|fd| {
+            fds.push(PollFd::from_borrowed_fd(fd?, PollFlags::IN));
+            Some(fds.len() - 1)
+        });
+        let first = fds.len();
+        for connection in &self.connections {
+            let mut flags = PollFlags::IN;
+            if connection.is_waiting() {
+                flags |= PollFlags::OUT;
+            }
+            fds.push(PollFd::from_borrowed_fd(connection.as_fd(), flags));
+        }
+        // An error (EINTR, ENOMEM) is an empty answer: everything is asked again.
+        if poll(&mut fds, timeout.as_ref()).is_err() {
+            for fd in &mut fds {
+                fd.clear_revents();
+            }
+        }
+        let is_ready = |index: Option<usize>| index.is_some_and(|index| !fds[index].revents().is_empty());
+        Ready {
+            signals: is_ready(Some(0)),
+            outputs: [out, err].map(is_ready),
+            notify: is_ready(notify),
+            listener: is_ready(listener),
+            connections: fds[first..].iter().map(PollFd::revents).collect(),
+        }
+    }
+
+    /// Children that ended, and requests by signal to the shim itself. Returns
+    /// true when nothing of the service is left.
+    fn on_signals(&mut self) -> bool {
+        let mut asked = false;
+        sys::drain_signals(&self.signals, |signal| {
+            asked |= matches!(signal, libc::SIGTERM | libc::SIGINT);
+        });
+        if self.reap() {
+            return true;
+        }
+        if self.end.is_some() {
+            // What outlives the first process is killed, pass after pass.
+            self.tell_stopping();
+            self.kill_all();
+            return self.reap();
+        }
+        if asked {
+            // Whoever ends the shim in order (the host going down) means the service.
+            let _ = self.stop(&StopRequest::default());
+        }
+        false
+    }
+
+    /// Takes the children that have ended; true when there is none left.
+    fn reap(&mut self) -> bool {
+        loop {
+            match rustix::process::wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) if pid == self.pid && self.end.is_none() => {
+                    self.end = Some(exit_status(status));
+                }
+                Ok(Some((_, status))) => {
+                    if self.end.is_some() && status.terminating_signal() == Some(libc::SIGKILL) {
+                        self.killed_leftovers += 1;
+                    }
+                }
+                Ok(None) => return false,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => return true,
+            }
+        }
+    }
+
+    fn kill_all(&mut self) {
+        if let Some(grant) = &self.request.grant {
+            tree::kill_cgroups(grant);
+        }
+        tree::kill_descendants();
+    }
+
+    fn on_deadlines(&mut self) {
+        let now = Instant::now();
+        let is_due = |due: Option<Instant>| due.is_some_and(|due| due <= now);
+        if let Some(stopping) = &mut self.stopping
+            && is_due(stopping.deadline)
+        {
+            stopping.deadline = None;
+            stopping.timed_out = true;
+            self.kill_all();
+        }
+        if is_due(self.notify_due) {
+            self.tell_notify(now);
+        }
+        if is_due(self.loss_due) {
+            self.loss_due = None;
+            self.loss_told = self.all_loss();
+            self.tell(&ShimMessage::Loss { loss: self.loss_told.clone() });
+        }
+        if is_due(self.accept_after) {
+            self.accept_after = None;
+        }
+    }
+
+    /// Reads each ready pipe once.
+    fn pump(&mut self, ready: [bool; 2]) -> bool {
+        let mut more = false;
+        for (output, _) in self.outputs.iter_mut().zip(ready).filter(|(_, ready)| *ready) {
+            let Some(pipe) = &output.pipe else { continue };
+            match rustix::io::read(pipe, self.buffer.as_mut_slice()) {
+                Ok(0) => {
+                    output.pipe = None;
+                    self.log.finish(&mut output.stream);
+                }
+                Ok(bytes) => {
+                    more = true;
+                    self.log.take(&mut output.stream, &self.buffer[..bytes]);
+                }
+                Err(_) => {}
+            }
+        }
+        more
+    }
+
+    fn on_notify(&mut self) {
+        let Some(notify) = &mut self.notify else { return };
+        let change = notify.take();
+        let now = Instant::now();
+        match change {
+            Change::None => {}
+            Change::Major => self.tell_notify(now),
+            Change::Minor if self.notify_due.is_none() => {
+                let earliest = self.notify_told.and_then(|last| last.checked_add(NOTIFY_INTERVAL));
+                match earliest {
+                    Some(earliest) if earliest > now => self.notify_due = Some(earliest),
+                    _ => self.tell_notify(now),
+                }
+            }
+            Change::Minor => {}
+        }
+    }
+
+    fn tell_notify(&mut self, now: Instant) {
+        self.notify_due = None;
+        self.notify_told = Some(now);
+        if let Some(notify) = &self.notify {
+            let notify = notify.state();
+            self.tell(&ShimMessage::Notify { notify });
+        }
+    }
+
+    fn accept(&mut self) {
+        let Some(listener) = &self.listener else { return };
+        match listener.accept() {
+            Ok((stream, _)) if connection::trusted(&stream) => {
+                let Ok(mut client) = Connection::new(stream, false, Vec::new()) else { return };
+                client.send(&self.hello());
+                if self.connections.len() >= MAX_CONNECTIONS {
+                    let oldest = self.connections.iter().position(|other| !other.watching);
+                    self.connections.remove(oldest.unwrap_or(0));
+                }
+                self.connections.push(client);
+            }
+            Ok(_) => {}
+            Err(error) => {
+                if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS)) {
+                    self.accept_after = Instant::now().checked_add(ACCEPT_PAUSE);
+                }
+            }
+        }
+    }
+
+    /// Reads from and writes to the clients that are ready, and drops those that are gone.
+    fn serve(&mut self, ready: &[PollFlags]) {
+        for (index, flags) in ready.iter().enumerate() {
+            if flags.is_empty() {
+                continue;
+            }
+            let Some(client) = self.connections.get_mut(index) else { break };
+            if flags.contains(PollFlags::OUT) {
+                client.flush();
+            }
+            if !flags.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
+                continue;
+            }
+            let (requests, malformed) = client.receive();
+            for _ in 0..malformed {
+                let error = Some("not a request of this protocol".to_owned());
+                client.send(&ShimMessage::Answer { id: 0, error });
+            }
+            for request in requests {
+                self.answer(index, request);
+            }
+        }
+        self.connections.retain(|client| !client.closed);
+    }
+
+    fn answer(&mut self, index: usize, request: Request) {
+        let result = match request.request {
+            RequestBody::Stop { stop } => self.stop(&stop),
+            RequestBody::Kill { unhealthy } => self.kill(unhealthy),
+            RequestBody::Signal { signal } => self.signal(signal, false),
+            RequestBody::Status | RequestBody::Watch => {
+                let hello = self.hello();
+                if let Some(client) = self.connections.get_mut(index) {
+                    client.watching |= matches!(request.request, RequestBody::Watch);
+                    client.send(&hello);
+                }
+                Ok(())
+            }
+            RequestBody::Spawn { .. } => Err("this shim has its service".to_owned()),
+            RequestBody::Unknown => Err(format!("not known to protocol version {PROTOCOL}")),
+        };
+        if let Some(client) = self.connections.get_mut(index) {
+            client.send(&ShimMessage::Answer { id: request.id, error: result.err() });
+        }
+    }
+
+    /// The stop signal, and the timer for the kill. A second stop sends its
+    /// signal too and can only bring the kill forward.
+    fn stop(&mut self, request: &StopRequest) -> Result<(), String> {
+        let stop = request.stop.as_ref().unwrap_or(&self.request.stop).clone();
+        if self.end.is_some() {
+            return Ok(());
+        }
+        self.signal(stop.signal, request.process_group)?;
+        // A stopped process does not see the signal before it goes on.
+        let _ = sys::signal_child(self.pid, libc::SIGCONT, request.process_group);
+        let deadline = Instant::now().checked_add(Duration::from_millis(stop.grace_ms));
+        match &mut self.stopping {
+            Some(stopping) if stopping.deadline.is_some() => {
+                stopping.deadline = stopping.deadline.min(deadline).or(stopping.deadline);
+            }
+            Some(_) => {}
+            None => {
+                self.stopping = Some(Stopping { deadline, unhealthy: request.unhealthy, timed_out: false });
+            }
+        }
+        self.tell_stopping();
+        Ok(())
+    }
+
+    fn kill(&mut self, unhealthy: bool) -> Result<(), String> {
+        if self.end.is_none() {
+            let stopping = self.stopping.get_or_insert(Stopping { deadline: None, unhealthy, timed_out: false });
+            stopping.deadline = None;
+            self.tell_stopping();
+        }
+        self.kill_all();
+        Ok(())
+    }
+
+    fn signal(&self, signal: i32, group: bool) -> Result<(), String> {
+        if !(1..=64).contains(&signal) {
+            return Err(format!("{signal} is not the number of a signal"));
+        }
+        if self.end.is_some() {
+            return Err("it has ended".to_owned());
+        }
+        sys::signal_child(self.pid, signal, group)
+            .map_err(|error| format!("cannot send signal {signal} to process {}: {error}", self.started.pid))
+    }
+
+    fn hello(&self) -> ShimMessage {
+        let phase = if self.stopping.is_some() || self.end.is_some() {
+            ShimPhase::Stopping
+        } else {
+            ShimPhase::Running
+        };
+        let status = ShimStatus {
+            instance: self.request.instance.clone(),
+            generation: self.request.generation,
+            phase,
+            started: self.started.clone(),
+            notify: self.notify.as_ref().map(Notify::state).unwrap_or_default(),
+            loss: self.all_loss(),
+        };
+        ShimMessage::Hello { v: PROTOCOL, status: Box::new(status) }
+    }
+
+    fn tell_stopping(&mut self) {
+        if !self.told_stopping {
+            self.told_stopping = true;
+            self.tell(&ShimMessage::Stopping);
+        }
+    }
+
+    fn tell(&mut self, message: &ShimMessage) {
+        for client in self.connections.iter_mut().filter(|client| client.watching) {
+            client.send(message);
+        }
+    }
+
+    fn all_loss(&self) -> Loss {
+        Loss { log_lines: self.log.lost, log_error: self.log.error.clone(), ..self.loss.clone() }
+    }
+
+    fn note_loss(&mut self) {
+        let news = self.log.lost != self.loss_told.log_lines
+            || self.loss.record_writes != self.loss_told.record_writes;
+        if news && self.loss_due.is_none() {
+            self.loss_due = Instant::now().checked_add(LOSS_INTERVAL);
+        }
+    }
+
+    /// Nothing is left of the service: the rest of its output, its verdict, its
+    /// record; then sockets and lock go, in this order, so that whoever hears of
+    /// the end can start the next generation at once.
+    fn finish(mut self) {
+        let ended_at = unix_now_ns();
+        for _ in 0..LAST_READS {
+            if !self.pump([true, true]) {
+                break;
+            }
+        }
+        for output in &mut self.outputs {
+            self.log.finish(&mut output.stream);
+        }
+        if let Some(grant) = &self.request.grant {
+            // Others may have been put there: a probe in the service's own context.
+            tree::kill_cgroups(grant);
+        }
+        let status = self.end.unwrap_or(ExitStatus::Unknown);
+        let oom_file = self.request.grant.as_ref().and_then(|grant| grant.oom_file.as_ref());
+        let oom_after = oom_file.and_then(|file| tree::oom_kills(file));
+        let exit = ExitRecord {
+            generation: self.request.generation,
+            pid: self.started.pid,
+            status,
+            result: verdict(Facts {
+                status,
+                stop_asked: self.stopping.is_some(),
+                unhealthy: self.stopping.as_ref().is_some_and(|stopping| stopping.unhealthy),
+                timed_out: self.stopping.as_ref().is_some_and(|stopping| stopping.timed_out),
+                oom_rose: matches!((self.oom_before, oom_after), (Some(before), Some(after)) if after > before),
+                success_codes: &self.request.success_codes,
+            }),
+            started_at: self.started.started_at,
+            ended_at,
+            killed_leftovers: self.killed_leftovers,
+        };
+        let written = self.held.record.exited(&exit);
+        note_record(&mut self.loss, written);
+        let last_words = self.notify.take().map(|mut notify| (notify.take(), notify.state()));
+        super::remove_sockets(&self.request.socket);
+        let loss = self.all_loss();
+        self.held.lock.remove();
+        for mut client in self.connections {
+            if client.watching
+                && let Some((Change::Minor | Change::Major, notify)) = &last_words
+            {
+                client.send(&ShimMessage::Notify { notify: notify.clone() });
+            }
+            client.send(&ShimMessage::Exited { exit: exit.clone(), loss: loss.clone() });
+        }
+    }
+}
+
+/// What happened.
+#[derive(Debug)]
+struct Ready {
+    signals: bool,
+    outputs: [bool; 2],
+    notify: bool,
+    listener: bool,
+    connections: Vec<PollFlags>,
+}
+
+fn exit_status(status: WaitStatus) -> ExitStatus {
+    if let Some(code) = status.exit_status() {
+        ExitStatus::Exited { code }
+    } else if let Some(signal) = status.terminating_signal() {
+        ExitStatus::Signaled { signal, core_dumped: libc::WCOREDUMP(status.as_raw()) }
+    } else {
+        ExitStatus::Unknown
+    }
+}

@@ -1,0 +1,222 @@
+//! The system calls that no safe library offers. With `exec` (the way from fork
+//! to exec) the only unsafe code of the shim.
+//!
+//! Everything here relies on one fact: the process `blackhole-shim` never has a
+//! second thread, so that a forked copy of it may go on as an ordinary program.
+//! [`single_threaded`] is checked at the start of the fork server.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+use rustix::process::Pid;
+
+/// Whether this process has exactly one thread.
+pub(crate) fn single_threaded() -> bool {
+    std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() == 1)
+}
+
+/// Forks this single-threaded process: the child's pid, or `None` in the child.
+pub(crate) fn fork() -> io::Result<Option<Pid>> {
+    // SAFETY: with one thread no lock can be held by a thread that the child
+    // does not have, so the child may run any code.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(None),
+        pid => Ok(Pid::from_raw(pid)),
+    }
+}
+
+/// Ends this process without running destructors or exit handlers.
+pub(crate) fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit(2) does not return and touches no memory.
+    unsafe { libc::_exit(code) }
+}
+
+/// Sends a signal to a child that has not been reaped, or to its process group.
+/// Its pid cannot belong to another process as long.
+pub(crate) fn signal_child(pid: Pid, signal: i32, group: bool) -> io::Result<()> {
+    let pid = pid.as_raw_nonzero().get();
+    // SAFETY: kill(2) with plain numbers.
+    match unsafe { libc::kill(if group { -pid } else { pid }, signal) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Default disposition for every signal, but SIGPIPE, SIGXFSZ (a write error
+/// tells the same) and SIGHUP (there is no terminal) ignored.
+pub(crate) fn reset_signals() {
+    for signal in 1..=64 {
+        let action = match signal {
+            libc::SIGPIPE | libc::SIGXFSZ | libc::SIGHUP => libc::SIG_IGN,
+            _ => libc::SIG_DFL,
+        };
+        // SAFETY: no handler is installed, only the two constant dispositions.
+        // SIGKILL, SIGSTOP and those that the C library keeps are refused with
+        // an error that changes nothing.
+        unsafe { libc::signal(signal, action) };
+    }
+}
+
+/// Blocks all signals but those of faults, and returns a descriptor from which
+/// `signals` are read, see signalfd(2). After a fork it reads the child's own.
+pub(crate) fn signal_fd(signals: &[i32]) -> io::Result<OwnedFd> {
+    // SAFETY: both sets are initialised by sigfillset/sigemptyset before use,
+    // the descriptor returned is new and owned by nobody else.
+    unsafe {
+        let mut blocked: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&mut blocked);
+        for fault in [
+            libc::SIGSEGV,
+            libc::SIGBUS,
+            libc::SIGILL,
+            libc::SIGFPE,
+            libc::SIGABRT,
+        ] {
+            libc::sigdelset(&mut blocked, fault);
+        }
+        if libc::sigprocmask(libc::SIG_SETMASK, &blocked, std::ptr::null_mut()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let mut wanted: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut wanted);
+        for signal in signals {
+            libc::sigaddset(&mut wanted, *signal);
+        }
+        let fd = libc::signalfd(-1, &wanted, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+        if fd < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(OwnedFd::from_raw_fd(fd))
+        }
+    }
+}
+
+/// Signals read off a [`signal_fd`] until none is waiting.
+pub(crate) fn drain_signals(fd: &OwnedFd, mut each: impl FnMut(i32)) {
+    // A signalfd_siginfo has 128 bytes, its first field is the number.
+    let mut buffer = [0_u8; 128 * 8];
+    while let Ok(bytes @ 1..) = rustix::io::read(fd, &mut buffer) {
+        for info in buffer[..bytes].chunks_exact(128) {
+            if let Some(number) = info.first_chunk::<4>() {
+                each(i32::from_ne_bytes(*number));
+            }
+        }
+    }
+}
+
+/// Closes every descriptor from `first` on. Only at the start of the program,
+/// when none of them is owned by a value here.
+pub(crate) fn close_inherited(first: RawFd) {
+    // SAFETY: close_range(2) with plain numbers; the caller owns none of them.
+    let failed = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) } != 0;
+    if failed {
+        // Before Linux 5.9.
+        for fd in first..4096 {
+            // SAFETY: as above; one that is not open is refused with EBADF.
+            unsafe { libc::close(fd) };
+        }
+    }
+}
+
+/// A user as the host's databases know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct User {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) name: CString,
+    pub(crate) home: CString,
+}
+
+/// Looks a user up by name or number, see getpwnam(3). Blocks as long as the
+/// host's name service does.
+pub(crate) fn user(name: &CStr) -> io::Result<Option<User>> {
+    let number = name.to_str().ok().and_then(|text| text.parse::<u32>().ok());
+    let mut buffer: Vec<libc::c_char> = vec![0; 1024];
+    loop {
+        // SAFETY: `entry` is filled by the call before it is read, and its
+        // strings lie in `buffer`, which lives until they are copied.
+        unsafe {
+            let mut entry: libc::passwd = std::mem::zeroed();
+            let mut found = std::ptr::null_mut();
+            let (memory, size) = (buffer.as_mut_ptr(), buffer.len());
+            let error = match number {
+                Some(uid) => libc::getpwuid_r(uid, &mut entry, memory, size, &mut found),
+                None => libc::getpwnam_r(name.as_ptr(), &mut entry, memory, size, &mut found),
+            };
+            match error {
+                0 if found.is_null() => return Ok(None),
+                0 => {
+                    return Ok(Some(User {
+                        uid: entry.pw_uid,
+                        gid: entry.pw_gid,
+                        name: CStr::from_ptr(entry.pw_name).to_owned(),
+                        home: CStr::from_ptr(entry.pw_dir).to_owned(),
+                    }));
+                }
+                libc::ERANGE if buffer.len() < 1 << 20 => buffer.resize(buffer.len() * 4, 0),
+                libc::ENOENT | libc::ESRCH => return Ok(None),
+                error => return Err(io::Error::from_raw_os_error(error)),
+            }
+        }
+    }
+}
+
+/// Looks a group's number up by name, see getgrnam(3).
+pub(crate) fn group(name: &CStr) -> io::Result<Option<u32>> {
+    let mut buffer: Vec<libc::c_char> = vec![0; 1024];
+    loop {
+        // SAFETY: as in `user`; only a number is taken out.
+        unsafe {
+            let mut entry: libc::group = std::mem::zeroed();
+            let mut found = std::ptr::null_mut();
+            let (memory, size) = (buffer.as_mut_ptr(), buffer.len());
+            match libc::getgrnam_r(name.as_ptr(), &mut entry, memory, size, &mut found) {
+                0 if found.is_null() => return Ok(None),
+                0 => return Ok(Some(entry.gr_gid)),
+                libc::ERANGE if buffer.len() < 1 << 20 => buffer.resize(buffer.len() * 4, 0),
+                libc::ENOENT | libc::ESRCH => return Ok(None),
+                error => return Err(io::Error::from_raw_os_error(error)),
+            }
+        }
+    }
+}
+
+/// The groups of a user, `gid` among them, see getgrouplist(3).
+pub(crate) fn groups_of(user: &CStr, gid: u32) -> Vec<u32> {
+    let mut groups: Vec<libc::gid_t> = vec![0; 32];
+    loop {
+        let mut count = libc::c_int::try_from(groups.len()).unwrap_or(libc::c_int::MAX);
+        // SAFETY: `count` is the number of elements that `groups` has room for.
+        let result =
+            unsafe { libc::getgrouplist(user.as_ptr(), gid, groups.as_mut_ptr(), &mut count) };
+        let needed = usize::try_from(count).unwrap_or(0);
+        if result >= 0 {
+            groups.truncate(needed);
+            return groups;
+        }
+        // NGROUPS_MAX is 65536.
+        if needed <= groups.len() || needed > 65536 {
+            return vec![gid];
+        }
+        groups.resize(needed, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_and_groups_are_found_by_name_and_number() {
+        let root = user(c"root").unwrap().unwrap();
+        assert_eq!((root.uid, root.gid), (0, 0));
+        assert_eq!(user(c"0").unwrap().unwrap(), root);
+        assert_eq!(user(c"no-such-user-here").unwrap(), None);
+        assert_eq!(group(c"root").unwrap(), Some(0));
+        assert_eq!(group(c"no-such-group-here").unwrap(), None);
+        assert!(groups_of(&root.name, 0).contains(&0));
+    }
+}
