@@ -93,11 +93,8 @@ pub(crate) async fn serve(methods: Methods, stop: &mut Stop) -> anyhow::Result<(
     client.serve(methods);
     notify::status("waiting for the bridge");
     let registration = async {
-        // A bridge that is away is waited for, however long; refused credentials are final.
-        client
-            .registered(Duration::MAX / 4)
-            .await
-            .context("cannot serve")
+        // A bridge that is away is waited for; refused credentials are final.
+        client.registered(PATIENCE).await.context("cannot serve")
     };
     tokio::select! {
         // Both cancel safe: nothing but waiting.
