@@ -9,18 +9,12 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use blackhole_benches::runtime;
 use blackhole_bus_schema::bus::{Interest, Link, Server};
 use blackhole_bus_schema::component::Ping;
 use blackhole_bus_schema::dirs::Dirs;
 use blackhole_bus_schema::names::{ClientName, Component};
 use criterion::{Criterion, criterion_group, criterion_main};
-
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap()
-}
 
 fn round_trips(c: &mut Criterion) {
     let mut group = c.benchmark_group("round trip");

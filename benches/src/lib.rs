@@ -1,2 +1,79 @@
 //! Benchmarks of Blackhole. Each stands beside its floor, measured in the same
 //! run: absolute times of a shared machine say little, their ratio does.
+//!
+//! The programs are those beside the benchmark: build them in the same profile
+//! first, `cargo build --release && cargo bench -p blackhole-benches`.
+
+#![allow(clippy::panic)]
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use blackhole_bus_schema::dirs::Dirs;
+
+/// A program of this repository, built in the benchmark's own profile.
+///
+/// # Panics
+/// When it is not there: a benchmark without its subject has nothing to say.
+pub fn program(name: &str) -> PathBuf {
+    let own = std::env::current_exe().unwrap_or_default();
+    // target/<profile>/deps/<benchmark>
+    let path = own
+        .parent()
+        .and_then(|deps| deps.parent())
+        .map(|profile| profile.join(name))
+        .unwrap_or_default();
+    if !path.is_file() {
+        panic!("{} is not built: cargo build --release", path.display());
+    }
+    path
+}
+
+/// A daemon of this repository on directories of its own; killed when dropped.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+}
+
+impl Daemon {
+    /// Starts one, quietly.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn start(name: &str, dirs: &Dirs) -> Self {
+        let child = Command::new(program(name))
+            .arg("--run-dir")
+            .arg(&dirs.run)
+            .arg("--state-dir")
+            .arg(&dirs.state)
+            .env("BLACKHOLE_LOG", "error")
+            .env("BLACKHOLE_RUNTIME_ORCHESTRATOR_MAX_PROCESSES", "100000")
+            .stdin(Stdio::null())
+            .spawn();
+        match child {
+            Ok(child) => Self { child },
+            Err(error) => panic!("{name}: {error}"),
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A current-thread runtime, as the daemons have.
+///
+/// # Panics
+/// When the host has no more descriptors.
+pub fn runtime() -> tokio::runtime::Runtime {
+    match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => panic!("runtime: {error}"),
+    }
+}
