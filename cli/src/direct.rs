@@ -195,7 +195,7 @@ async fn manager(context: &Context, operation: &str) -> Result<Link, Error> {
         Some(link) if there => Ok(link),
         _ => Err(Error::Unreachable {
             operation: operation.to_owned(),
-            component: "neither the supervisor nor the process-manager".to_owned(),
+            component: "the supervisor or the process-manager".to_owned(),
         }),
     }
 }

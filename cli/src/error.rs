@@ -61,7 +61,7 @@ pub enum Error {
         known: Vec<String>,
     },
     /// No daemon that could do it answers.
-    #[error("cannot {operation}: {component} does not answer")]
+    #[error("cannot {operation}: no answer from {component}")]
     Unreachable {
         /// What was wanted, as a verb: `start web`.
         operation: String,
@@ -193,27 +193,33 @@ impl Error {
             }
             Self::Nobody { live, .. } => format!(
                 "{} on without them: `blackhole --offline status` shows, `blackhole up` takes over",
-                if *live == 1 { "1 instance lives".to_owned() } else { format!("{live} instances live") }
+                if *live == 1 {
+                    "1 instance lives".to_owned()
+                } else {
+                    format!("{live} instances live")
+                }
             ),
-            Self::Unreachable { .. } => "is it running? `blackhole up -c FILE` starts everything, \
-                 `blackhole component list` shows who is there, `blackhole doctor` looks for causes; \
-                 status, logs, stop and kill also work with --offline"
-                .to_owned(),
-            Self::TimedOut { .. } => {
-                "it may still go on: `blackhole status` shows how far it is; \
-                 --timeout allows more time"
+            Self::Unreachable { .. } => {
+                "`blackhole component list` shows who is there, `blackhole up` starts what is \
+                 missing; status, logs, stop and kill also work without daemons, with --offline"
                     .to_owned()
             }
+            Self::TimedOut { .. } => "it may still go on: `blackhole status` shows how far it is; \
+                 --timeout allows more time"
+                .to_owned(),
             Self::Refused { status, .. } => match status.code {
-                Code::ResourceExhausted => "stop something, lower its requests or raise the capacity; \
+                Code::ResourceExhausted => {
+                    "stop something, lower its requests or raise the capacity; \
                      `blackhole status` shows what is reserved"
-                    .to_owned(),
+                        .to_owned()
+                }
                 Code::NotFound => "`blackhole status` lists what there is".to_owned(),
                 Code::Unavailable | Code::DeadlineExceeded => {
                     "try again; `blackhole component list` shows who is there".to_owned()
                 }
                 Code::Unimplemented => {
-                    "the daemon is of another version: `blackhole component list` shows which".to_owned()
+                    "the daemon is of another version: `blackhole component list` shows which"
+                        .to_owned()
                 }
                 _ => String::new(),
             },

@@ -39,7 +39,10 @@ pub fn hierarchies(cgroup: &str, mountinfo: &str) -> Vec<Hierarchy> {
         else {
             continue;
         };
-        let own = mount.join(path.trim_start_matches('/'));
+        let own = match path.trim_start_matches('/') {
+            "" => mount.clone(),
+            below => mount.join(below),
+        };
         all.push(Hierarchy {
             controllers,
             mount,
@@ -115,7 +118,7 @@ mod tests {
             own,
             [
                 "/sys/fs/cgroup/memory/a/b",
-                "/sys/fs/cgroup/cpu/",
+                "/sys/fs/cgroup/cpu",
                 "/sys/fs/cgroup/unified/x"
             ]
         );

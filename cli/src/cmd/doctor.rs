@@ -451,6 +451,7 @@ fn daemons(found: &[Found], live: usize) -> Vec<Check> {
                 Presence::Running(info) => {
                     ok(&what, format!("pid {}, version {}", info.pid, info.version))
                 }
+                Presence::NotAsked { .. } => ok(&what, "runs"),
                 Presence::Missing { lock_held: true } => fail(
                     &what,
                     "holds its lock and does not answer",

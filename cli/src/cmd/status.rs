@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use blackhole_bus_schema::dirs::Lock;
+
 use crate::args;
 use crate::client::{self, Overview};
 use crate::context::Context;
 use crate::error::Error;
-use crate::view::component::Found;
+use crate::view::component::{Found, Presence};
 use crate::view::names::Filter;
 use crate::view::service::Answers;
 use crate::view::status::StatusView;
@@ -51,10 +53,16 @@ fn offline_found(context: &Context) -> Vec<Found> {
     client::components(&context.dirs)
         .into_iter()
         .map(|component| {
-            let lock_held = client::is_locked(&context.dirs.lock(&component.to_string()));
+            let lock = context.dirs.lock(&component.to_string());
+            let presence = match client::is_locked(&lock) {
+                true => Presence::NotAsked {
+                    pid: Lock::holder(&lock),
+                },
+                false => Presence::Missing { lock_held: false },
+            };
             Found {
                 component,
-                presence: crate::view::component::Presence::Missing { lock_held },
+                presence,
             }
         })
         .collect()

@@ -13,6 +13,11 @@ use crate::table::{Table, maybe, plain, toned};
 pub enum Presence {
     /// It answered.
     Running(ComponentInfo),
+    /// It was not asked (`--offline`); a process holds its lock.
+    NotAsked {
+        /// Its process, where the lock tells.
+        pid: Option<u32>,
+    },
     /// It did not; `lock_held` tells that a process holds its lock all the
     /// same, so it starts, hangs or is stopped in a debugger.
     Missing {
@@ -35,6 +40,15 @@ impl Found {
     pub fn info(&self) -> Option<&ComponentInfo> {
         match &self.presence {
             Presence::Running(info) => Some(info),
+            Presence::NotAsked { .. } | Presence::Missing { .. } => None,
+        }
+    }
+
+    /// Its process id, where known.
+    pub fn pid(&self) -> Option<u32> {
+        match &self.presence {
+            Presence::Running(info) => Some(info.pid),
+            Presence::NotAsked { pid } => *pid,
             Presence::Missing { .. } => None,
         }
     }
@@ -68,8 +82,8 @@ impl From<&Found> for ComponentRow {
         Self {
             component: kind(&found.component).to_owned(),
             instance: found.component.to_string(),
-            state: info.is_some(),
-            pid: info.map(|info| info.pid),
+            state: !matches!(found.presence, Presence::Missing { .. }),
+            pid: found.pid(),
             incarnation: info.map(|info| info.incarnation),
             version: info.map(|info| info.version.clone()),
         }
@@ -103,13 +117,13 @@ pub fn table(style: Style, now: u64, components: &[Found]) -> String {
     for found in components {
         let info = found.info();
         let state = match &found.presence {
-            Presence::Running(_) => toned("running", Tone::Good),
+            Presence::Running(_) | Presence::NotAsked { .. } => toned("running", Tone::Good),
             Presence::Missing { .. } => toned("missing", Tone::Bad),
         };
         table.row(vec![
             plain(found.component.to_string()),
             state,
-            maybe(info.map(|info| info.pid.to_string())),
+            maybe(found.pid().map(|pid| pid.to_string())),
             maybe(info.map(|info| info.incarnation.to_string())),
             maybe(info.map(|info| {
                 human::uptime(std::time::Duration::from_nanos(

@@ -171,6 +171,7 @@ pub fn of_components(components: &[Found]) -> Vec<Problem> {
                 }
                 problems.push(problem(Tone::Bad, text));
             }
+            Presence::NotAsked { .. } => {}
             Presence::Running(info) => {
                 for note in &info.notes {
                     problems.push(problem(

@@ -1,0 +1,276 @@
+//! What the program does where no daemon runs: exit codes, messages, streams.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use blackhole_bus_schema::dirs::{Dirs, Lock};
+use tempfile::TempDir;
+
+const CONFIG: &str = "services: {web: {command: [sleep, \"1000\"]}}\n";
+
+fn temp() -> TempDir {
+    let temp = tempfile::tempdir().unwrap();
+    std::fs::write(temp.path().join("b.yaml"), CONFIG).unwrap();
+    temp
+}
+
+fn command(program: &Path, temp: &TempDir, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .arg("--run-dir")
+        .arg(temp.path().join("r"))
+        .arg("--state-dir")
+        .arg(temp.path().join("s"))
+        .env_remove("BLACKHOLE_CONFIG")
+        .current_dir(temp.path())
+        .stdin(Stdio::null());
+    command
+}
+
+fn run(temp: &TempDir, arguments: &[&str]) -> Output {
+    command(Path::new(env!("CARGO_BIN_EXE_blackhole")), temp, arguments)
+        .output()
+        .unwrap()
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn exit_codes() {
+    let temp = temp();
+    for (arguments, expected) in [
+        (&["status"][..], 4),
+        (&["health"], 4),
+        (&["monitor", "--once"], 4),
+        (&["start", "web", "-c", "b.yaml"], 4),
+        (&["stop", "web"], 4),
+        (&["restart", "--all"], 4),
+        (&["reset", "web"], 4),
+        (&["kill", "web"], 4),
+        (&["logs", "web"], 4),
+        (&["component", "list"], 0),
+        (&["down"], 0),
+        (&["--offline", "status"], 0),
+        (&["--offline", "status", "web"], 3),
+        (&["--offline", "logs", "web"], 3),
+        (&["--offline", "stop", "web"], 3),
+        (&["--offline", "kill", "web"], 3),
+        (&["--offline", "start", "web"], 2),
+        (&["config", "validate", "-c", "b.yaml"], 0),
+        (&["config", "validate", "-c", "missing.yaml"], 2),
+        (&["stop", "web.1"], 2),
+        (&["stop", "WEB"], 2),
+        (&["stop"], 2),
+        (&["signal", "NOPE", "web"], 2),
+        (&["bus", "ping", "systemd"], 2),
+        (&["status", "--timeout", "5"], 2),
+        (&["nonsense"], 2),
+        (&["--help"], 0),
+        (&["--version"], 0),
+    ] {
+        let output = run(&temp, arguments);
+        assert_eq!(code(&output), expected, "{arguments:?}: {}", err(&output));
+        if expected != 0 {
+            assert_eq!(out(&output), "", "{arguments:?} wrote to standard output");
+            assert!(
+                err(&output).contains("error:"),
+                "{arguments:?}: {}",
+                err(&output)
+            );
+        }
+    }
+}
+
+#[test]
+fn a_ping_tells_who_does_not_answer() {
+    let temp = temp();
+    let output = run(&temp, &["bus", "ping", "-o", "json"]);
+    assert_eq!(code(&output), 4);
+    assert_eq!(
+        out(&output).matches("\"answered\": 0").count(),
+        4,
+        "{}",
+        out(&output)
+    );
+}
+
+#[test]
+fn asking_makes_no_directories() {
+    let temp = temp();
+    for arguments in [
+        &["status"][..],
+        &["down"],
+        &["doctor"],
+        &["--offline", "status"],
+        &["component", "list"],
+    ] {
+        run(&temp, arguments);
+    }
+    assert!(!temp.path().join("r").exists() && !temp.path().join("s").exists());
+}
+
+#[test]
+fn a_wrong_configuration_is_one_error_with_its_place_and_starts_nothing() {
+    let temp = temp();
+    std::fs::write(
+        temp.path().join("b.yaml"),
+        "services:\n  web:\n    comand: [x]\n",
+    )
+    .unwrap();
+    for arguments in [
+        &["up"][..],
+        &["up", "-d"],
+        &["config", "validate"],
+        &["config", "show"],
+    ] {
+        let output = run(&temp, &[arguments, &["-c", "b.yaml"]].concat());
+        assert_eq!(code(&output), 2, "{arguments:?}");
+        let text = err(&output);
+        assert_eq!(text.matches("error:").count(), 1, "{text}");
+        assert!(
+            text.contains("b.yaml:3:5") && text.contains("command"),
+            "{text}"
+        );
+    }
+    assert!(!temp.path().join("s").exists(), "something was started");
+}
+
+#[test]
+fn the_configuration_is_found_where_it_usually_is() {
+    let temp = temp();
+    let output = run(&temp, &["config", "validate"]);
+    assert_eq!(code(&output), 2);
+    assert!(err(&output).contains("-c FILE"), "{}", err(&output));
+    std::fs::rename(
+        temp.path().join("b.yaml"),
+        temp.path().join("blackhole.yaml"),
+    )
+    .unwrap();
+    assert_eq!(code(&run(&temp, &["config", "validate"])), 0);
+}
+
+#[test]
+fn what_is_shown_can_be_used_as_a_configuration() {
+    let temp = temp();
+    let output = run(&temp, &["config", "show", "-c", "b.yaml"]);
+    std::fs::write(temp.path().join("shown.yaml"), &output.stdout).unwrap();
+    let again = run(&temp, &["config", "show", "-c", "shown.yaml"]);
+    assert_eq!(code(&again), 0, "{}", err(&again));
+    assert_eq!(out(&output), out(&again));
+}
+
+#[test]
+fn a_reader_that_goes_away_is_not_an_error() {
+    let temp = temp();
+    let mut child = command(
+        Path::new(env!("CARGO_BIN_EXE_blackhole")),
+        &temp,
+        &["completions", "bash"],
+    )
+    .stdout(Stdio::piped())
+    .stderr(Stdio::piped())
+    .spawn()
+    .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((code(&output), err(&output).as_str()), (0, ""));
+}
+
+#[test]
+fn no_colours_in_a_pipe() {
+    let temp = temp();
+    let output = run(&temp, &["component", "list"]);
+    assert!(!out(&output).contains('\u{1b}'));
+}
+
+#[test]
+fn a_second_up_is_refused_and_told_about_the_first() {
+    let temp = temp();
+    let dirs = Dirs::resolve(Some(temp.path().join("r")), Some(temp.path().join("s"))).unwrap();
+    dirs.create().unwrap();
+    let _held = Lock::try_take(&dirs.lock("up")).unwrap().unwrap();
+    let bin = fake_daemons(&temp, "exit 1");
+    for arguments in [&["up", "-c", "b.yaml"][..], &["up", "-d", "-c", "b.yaml"]] {
+        let output = command(&bin, &temp, arguments).output().unwrap();
+        assert_eq!(code(&output), 6, "{}", err(&output));
+        assert!(
+            err(&output).contains(&format!("pid {}", std::process::id())),
+            "{}",
+            err(&output)
+        );
+        assert!(err(&output).contains("blackhole down"), "{}", err(&output));
+    }
+}
+
+/// A folder with this program and daemons that are scripts.
+fn fake_daemons(temp: &TempDir, script: &str) -> std::path::PathBuf {
+    let bin = temp.path().join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    std::fs::copy(env!("CARGO_BIN_EXE_blackhole"), bin.join("blackhole")).unwrap();
+    for name in [
+        "supervisor",
+        "process-manager",
+        "resource-controller",
+        "bridge",
+        "shim",
+    ] {
+        let path = bin.join(format!("blackhole-{name}"));
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    bin.join("blackhole")
+}
+
+#[test]
+fn daemons_that_do_not_come_up_are_given_up_with_their_last_words() {
+    let temp = temp();
+    let bin = fake_daemons(&temp, "echo \"cannot bear it\" >&2; exit 7");
+    for arguments in [&["up", "-c", "b.yaml"][..], &["up", "-d", "-c", "b.yaml"]] {
+        let output = command(&bin, &temp, arguments).output().unwrap();
+        let text = err(&output);
+        assert_eq!(code(&output), 1, "{text}");
+        assert!(text.contains("does not come up"), "{text}");
+        assert!(
+            text.contains("exit code 7") && text.contains("cannot bear it"),
+            "{text}"
+        );
+        assert!(
+            !temp.path().join("s/lock/up.lock").exists(),
+            "the lock is left"
+        );
+    }
+    assert!(
+        std::fs::read_to_string(temp.path().join("s/log/bridge.log"))
+            .unwrap()
+            .contains("cannot bear it")
+    );
+}
+
+#[test]
+fn daemons_beside_the_program_are_needed() {
+    let temp = temp();
+    let bin = temp.path().join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    std::fs::copy(env!("CARGO_BIN_EXE_blackhole"), bin.join("blackhole")).unwrap();
+    let output = command(&bin.join("blackhole"), &temp, &["up", "-c", "b.yaml"])
+        .output()
+        .unwrap();
+    assert_eq!(code(&output), 1);
+    assert!(
+        err(&output).contains("cargo build --workspace --bins"),
+        "{}",
+        err(&output)
+    );
+}
