@@ -11,7 +11,6 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::Path;
 
-use blackhole_bus_schema::names::InstanceName;
 use blackhole_bus_schema::process::{SpawnFailure, SpawnStep};
 
 pub use reference::{MAX_FILE_BYTES, ReferenceError, read_secret_file, resolve};
@@ -48,16 +47,12 @@ impl Sources for Host {
 /// What the environment of one spawn is made of.
 #[derive(Debug, Clone)]
 pub struct Recipe<'a> {
-    /// The instance.
-    pub instance: &'a InstanceName,
     /// `env` of its configuration, references unresolved.
     pub env: &'a BTreeMap<String, String>,
-    /// `HOME` and `USER`, when it runs as a user of its own.
+    /// Name and home of its user, where the shim does not add them.
     pub login: Option<(&'a str, &'a str)>,
-    /// Endpoint of the RPC plane.
-    pub rpc_endpoint: &'a str,
-    /// Its token there; `None` when no key could be had.
-    pub rpc_token: Option<&'a str>,
+    /// The `BLACKHOLE_…` variables, over everything else.
+    pub blackhole: &'a [(&'static str, String)],
 }
 
 /// Keys and values, each key once. `Debug` shows no value.
@@ -143,6 +138,7 @@ pub fn build(recipe: &Recipe<'_>, sources: &dyn Sources) -> Result<Environment, 
     all.insert("LANG".to_owned(), inherited("LANG", "C.UTF-8"));
     if let Some((user, home)) = recipe.login {
         all.insert("USER".to_owned(), user.to_owned());
+        all.insert("LOGNAME".to_owned(), user.to_owned());
         all.insert("HOME".to_owned(), home.to_owned());
     }
     for (key, text) in recipe.env {
@@ -155,20 +151,8 @@ pub fn build(recipe: &Recipe<'_>, sources: &dyn Sources) -> Result<Environment, 
         })?;
         all.insert(key.clone(), value);
     }
-    let own = [
-        (
-            "BLACKHOLE_SERVICE",
-            Some(recipe.instance.service().to_string()),
-        ),
-        ("BLACKHOLE_INSTANCE", Some(recipe.instance.to_string())),
-        ("BLACKHOLE_RPC", Some(recipe.rpc_endpoint.to_owned())),
-        ("BLACKHOLE_TOKEN", recipe.rpc_token.map(str::to_owned)),
-    ];
-    for (key, value) in own {
-        match value {
-            Some(value) => all.insert(key.to_owned(), value),
-            None => all.remove(key),
-        };
+    for (key, value) in recipe.blackhole {
+        all.insert((*key).to_owned(), value.clone());
     }
     Ok(Environment(all))
 }

@@ -3,7 +3,6 @@ use std::error::Error;
 use std::ffi::OsString;
 use std::path::Path;
 
-use blackhole_bus_schema::names::InstanceName;
 use blackhole_bus_schema::process::SpawnStep;
 use proptest::prelude::*;
 
@@ -40,22 +39,19 @@ fn fake() -> Fake {
     }
 }
 
-fn web() -> InstanceName {
-    "web.2".parse().unwrap()
-}
-
 fn make(env: &[(&str, &str)]) -> Result<Environment, EnvironmentError> {
-    let instance = web();
     let env = env
         .iter()
         .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
         .collect();
+    let blackhole = [
+        ("BLACKHOLE_SERVICE", "web".to_owned()),
+        ("BLACKHOLE_INSTANCE", "web.2".to_owned()),
+    ];
     let recipe = Recipe {
-        instance: &instance,
         env: &env,
         login: Some(("www", "/srv/www")),
-        rpc_endpoint: "ipc:///run/rpc.sock",
-        rpc_token: Some("0123"),
+        blackhole: &blackhole,
     };
     build(&recipe, &fake())
 }
@@ -75,17 +71,16 @@ fn the_base_is_small_and_blackhole_comes_last() {
         all,
         [
             "BLACKHOLE_INSTANCE=web.2",
-            "BLACKHOLE_RPC=ipc:///run/rpc.sock",
             "BLACKHOLE_SERVICE=web",
-            "BLACKHOLE_TOKEN=0123",
             "HOME=/srv/www",
             "LANG=C.UTF-8",
             "LOG=info",
+            "LOGNAME=www",
             "PATH=/opt/bin:/bin",
             "USER=www",
         ]
     );
-    assert_eq!(made.into_map().len(), 9);
+    assert_eq!(made.into_map().len(), 8);
 }
 
 #[test]

@@ -6,9 +6,11 @@
 //! thread.
 
 mod files;
+mod follow;
 mod read;
 
 pub use files::{LogFiles, Position};
+pub use follow::Follower;
 pub use read::{PAGE_BYTES, Page, read};
 
 /// Name of the current log file in an instance's directory.

@@ -44,7 +44,7 @@ impl LogFiles {
                     buffer.truncate(newline + 1);
                     end = from.offset + newline as u64 + 1;
                 }
-                None => match self.end_of_line(Position {
+                None => match self.line_after(Position {
                     file: from.file,
                     offset: end,
                 })? {
@@ -83,7 +83,10 @@ impl LogFiles {
     }
 
     /// Where the line after the one at `from` begins; `None` when it has no end yet.
-    fn end_of_line(&self, from: Position) -> Result<Option<u64>, LogError> {
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn line_after(&self, from: Position) -> Result<Option<u64>, LogError> {
         let mut buffer = vec![0; PAGE_BYTES];
         let mut at = from;
         loop {

@@ -1,0 +1,92 @@
+//! An instance whose shim ended, does not answer, or is to be forgotten.
+
+use std::io;
+use std::path::Path;
+
+use blackhole_bus_schema::dirs::Dirs;
+use blackhole_bus_schema::names::InstanceName;
+use blackhole_bus_schema::process::ProcessState;
+use rustix::process::{Signal, pidfd_send_signal};
+
+use super::scan::sweep_lost;
+use super::{Remains, Verdict, decide};
+use crate::host;
+use crate::shim::client::{instance_lock_held, read_record};
+
+/// Waits until no shim holds the instance in `folder`. Cancel safe.
+pub async fn shim_gone(folder: &Path) {
+    host::lock_free(|| instance_lock_held(folder)).await;
+}
+
+/// Kills the shim that holds the instance in `folder`; its first process goes
+/// with it. Nothing to do when none does. Blocks.
+///
+/// # Errors
+/// When it cannot be signalled.
+pub fn kill_shim(folder: &Path) -> io::Result<()> {
+    let Some(pid) = instance_lock_held(folder)? else {
+        return Ok(());
+    };
+    let pidfd = host::pidfd(pid).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+    // Only if it is still the holder is the descriptor known to be its own.
+    if instance_lock_held(folder)? == Some(pid) {
+        pidfd_send_signal(&pidfd, Signal::KILL)?;
+    }
+    Ok(())
+}
+
+/// What became of the instance in `folder`, which no shim holds any more; what
+/// is left of it is killed. `None` when nothing tells. Blocks.
+pub fn after_shim(folder: &Path) -> Option<ProcessState> {
+    let record = match read_record(folder) {
+        Ok(record) => record?,
+        Err(error) => {
+            tracing::error!(folder = %folder.display(), error = crate::launch::chain(&error), "record");
+            return None;
+        }
+    };
+    let boot = host::boot_id().unwrap_or_default();
+    let remains = Remains::Record(Box::new(record));
+    match (decide(&remains, &boot, host::booted_at()), &remains) {
+        (Verdict::Over(_, state), _) => Some(state),
+        (Verdict::Lost, Remains::Record(record)) => Some(sweep_lost(record)),
+        _ => None,
+    }
+}
+
+/// Removes everything of an instance that no shim holds but its log: record,
+/// lock, sockets. Blocks for a few unlinks.
+///
+/// # Errors
+/// When a shim holds it, or a file cannot be removed; the others are gone then.
+pub fn erase(dirs: &Dirs, name: &InstanceName) -> io::Result<()> {
+    let folder = dirs.instance(name);
+    if instance_lock_held(&folder)?.is_some() {
+        return Err(io::Error::from(io::ErrorKind::ResourceBusy));
+    }
+    let mut result = Ok(());
+    let mut remove = |path: &Path| match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => result = Err(error),
+        _ => {}
+    };
+    let socket = dirs.shim_socket(name);
+    remove(&socket.with_extension("n"));
+    remove(&socket);
+    let entries = match std::fs::read_dir(&folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        let is_log = name.to_str().is_some_and(|name| {
+            name == crate::log::CURRENT || name.starts_with(&format!("{}.", crate::log::CURRENT))
+        });
+        if !is_log {
+            remove(&entry.path());
+        }
+    }
+    // Only when no log is left in it.
+    let _ = std::fs::remove_dir(&folder);
+    result
+}

@@ -1,0 +1,307 @@
+//! Gathering the facts, and killing what a lost shim left behind.
+
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::Arc;
+
+use blackhole_bus_schema::dirs::{Dirs, unix_now_ns};
+use blackhole_bus_schema::names::{Generation, InstanceName};
+use blackhole_bus_schema::process::{
+    ExitResult, Failure, ProcessState, SpawnFailure, SpawnSpec, SpawnStep,
+};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::{Remains, Verdict, decide, describe, unseen};
+use crate::host;
+use crate::launch::chain;
+use crate::machine;
+use crate::shim::client::{
+    Attached, ClientError, Record, ShimEvents, ShimHandle, ShimPhase, Started, attach,
+    instance_lock_held, read_record,
+};
+use crate::shim::sweep;
+use crate::table::Found;
+
+/// Folders looked at at one time: each takes a thread of the blocking pool for
+/// a moment and a connection to its shim.
+const CONCURRENT: usize = 64;
+
+/// Times that an instance which changes while it is looked at is looked at again.
+const ATTEMPTS: usize = 5;
+
+/// Name of the file that holds the generation whose end was published.
+const TOLD: &str = "told";
+
+/// An instance that was found.
+#[derive(Debug)]
+pub struct Adopted {
+    /// For the table.
+    pub found: Found,
+    /// For one that lives: its first process, and its shim, where that answers.
+    pub live: Option<(Started, Option<(ShimHandle, ShimEvents)>)>,
+}
+
+/// What a scan found.
+#[derive(Debug, Default)]
+pub struct Scan {
+    /// Instances, in no order.
+    pub adopted: Vec<Adopted>,
+    /// What could not be looked at, for a person.
+    pub problems: Vec<String>,
+}
+
+/// Looks at all folders of `dirs`. Never fails: what goes wrong with one
+/// instance is a problem of that one.
+pub async fn scan(dirs: &Dirs) -> Scan {
+    let mut scan = Scan::default();
+    let folder = dirs.state.join("instances");
+    let boot = Arc::new(match host::boot_id() {
+        Ok(boot) => boot,
+        Err(error) => {
+            scan.problems
+                .push(format!("the boot id is not known: {error}"));
+            String::new()
+        }
+    });
+    let names = match list(&folder, &mut scan.problems) {
+        Ok(names) => names,
+        Err(error) => {
+            scan.problems
+                .push(format!("cannot list {}: {error}", folder.display()));
+            return scan;
+        }
+    };
+    let places = Arc::new(Semaphore::new(CONCURRENT));
+    let mut tasks = JoinSet::new();
+    for name in names {
+        let (dirs, boot, places) = (dirs.clone(), boot.clone(), places.clone());
+        tasks.spawn(async move {
+            let _place = places.acquire_owned().await;
+            look(&dirs, &boot, name).await
+        });
+    }
+    while let Some(looked) = tasks.join_next().await {
+        match looked {
+            Ok(Ok(adopted)) => scan.adopted.extend(adopted),
+            Ok(Err(problem)) => scan.problems.push(problem),
+            Err(error) => scan
+                .problems
+                .push(format!("an instance could not be looked at: {error}")),
+        }
+    }
+    scan
+}
+
+fn list(folder: &Path, problems: &mut Vec<String>) -> std::io::Result<Vec<InstanceName>> {
+    let mut names = Vec::new();
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(names),
+        other => other?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        match name.to_str().map(str::parse::<InstanceName>) {
+            Some(Ok(name)) => names.push(name),
+            _ => problems.push(format!(
+                "{} is no instance's folder: left alone",
+                entry.path().display()
+            )),
+        }
+    }
+    Ok(names)
+}
+
+async fn look(dirs: &Dirs, boot: &str, name: InstanceName) -> Result<Option<Adopted>, String> {
+    let folder = dirs.instance(&name);
+    let mut problem = String::new();
+    for _ in 0..ATTEMPTS {
+        let at = folder.clone();
+        let facts = blocking(move || {
+            // The lock first: when it is free, the record does not change any more.
+            let held = instance_lock_held(&at);
+            let remains = match read_record(&at) {
+                Ok(None) => Remains::Nothing,
+                Ok(Some(record)) => Remains::Record(Box::new(record)),
+                Err(error) => Remains::Unreadable(error),
+            };
+            (held, remains, told(&at))
+        });
+        let (held, remains, told) = facts.await?;
+        let held = held.map_err(|error| format!("{name}: cannot examine the lock: {error}"))?;
+        if held.is_none() {
+            return settle(&folder, boot, &name, remains, told).await;
+        }
+        match attach(dirs, &name).await {
+            Ok(attached) => return Ok(Some(living(&name, attached, &remains))),
+            // It ended meanwhile, or is only just starting: look again.
+            Err(error @ ClientError::NoShim { .. }) => problem = chain(&error),
+            Err(error) => {
+                problem = chain(&error);
+                if let Some(adopted) = unreachable(&name, &remains) {
+                    tracing::error!(instance = %name, error = problem, "its shim lives and does not answer");
+                    return Ok(Some(adopted));
+                }
+            }
+        }
+    }
+    Err(format!("{name}: {problem}"))
+}
+
+/// One that lives.
+fn living(name: &InstanceName, attached: Attached, remains: &Remains) -> Adopted {
+    let Attached {
+        status,
+        handle,
+        events,
+    } = attached;
+    let record = match remains {
+        Remains::Record(record) if record.generation == status.generation => Some(&**record),
+        _ => None,
+    };
+    let (pid, started_at) = (status.started.pid, status.started.started_at);
+    let state = match status.phase {
+        ShimPhase::Running => ProcessState::Running { pid, started_at },
+        ShimPhase::Stopping => ProcessState::Stopping { pid, started_at },
+    };
+    let mut shown = describe(name, status.generation, state, record);
+    shown.notify = status.notify;
+    shown.lost_log_lines = status.loss.log_lines;
+    shown.steps.clone_from(&status.started.steps);
+    let found = Found {
+        record: shown,
+        spec: spec_of(name, record),
+        news: false,
+    };
+    Adopted {
+        found,
+        live: Some((status.started, Some((handle, events)))),
+    }
+}
+
+/// One whose shim holds the lock and does not answer: it is shown as its
+/// record says, and can only be killed.
+fn unreachable(name: &InstanceName, remains: &Remains) -> Option<Adopted> {
+    let Remains::Record(record) = remains else {
+        return None;
+    };
+    let started = record.started.clone()?;
+    let state = ProcessState::Running {
+        pid: started.pid,
+        started_at: started.started_at,
+    };
+    let shown = describe(name, record.generation, state, Some(record));
+    let found = Found {
+        record: shown,
+        spec: spec_of(name, Some(record)),
+        news: false,
+    };
+    Some(Adopted {
+        found,
+        live: Some((started, None)),
+    })
+}
+
+/// One that no shim holds.
+async fn settle(
+    folder: &Path,
+    boot: &str,
+    name: &InstanceName,
+    remains: Remains,
+    told: Option<(Generation, u64)>,
+) -> Result<Option<Adopted>, String> {
+    let (generation, state) = match decide(&remains, boot, host::booted_at()) {
+        Verdict::Nothing => return Ok(None),
+        Verdict::Over(generation, state) => (generation, state),
+        Verdict::Lost => {
+            let Remains::Record(record) = &remains else {
+                return Ok(None);
+            };
+            let (generation, lost) = (record.generation, record.clone());
+            let state = match told {
+                // An earlier manager has killed what was left of it.
+                Some((told, at)) if told == generation => lost_state(record, at, 0),
+                _ => blocking(move || sweep_lost(&lost)).await?,
+            };
+            (generation, state)
+        }
+    };
+    let record = match &remains {
+        Remains::Record(record) => Some(&**record),
+        _ => None,
+    };
+    if let Remains::Unreadable(error) = &remains {
+        tracing::error!(instance = %name, folder = %folder.display(), error = chain(error), "unreadable record");
+    }
+    let news = told.is_none_or(|(told, _)| told != generation);
+    let shown = describe(name, generation, state, record);
+    let found = Found {
+        record: shown,
+        spec: spec_of(name, record),
+        news,
+    };
+    Ok(Some(Adopted { found, live: None }))
+}
+
+/// Kills what a lost shim left behind. Blocks.
+pub(crate) fn sweep_lost(record: &Record) -> ProcessState {
+    let killed = sweep(record);
+    tracing::warn!(instance = %record.instance, killed, "its shim was lost");
+    lost_state(record, unix_now_ns(), killed)
+}
+
+fn lost_state(record: &Record, ended_at: u64, killed: u32) -> ProcessState {
+    if record.started.is_some() {
+        machine::ended(unseen(record, ExitResult::ShimLost, ended_at, killed))
+    } else {
+        let failure = SpawnFailure {
+            step: SpawnStep::Exec,
+            operation: "its shim vanished while starting it".to_owned(),
+            errno: 0,
+            hint: "see log/fork-server.log in the state directory".to_owned(),
+        };
+        ProcessState::Failed {
+            failure: Failure::Spawn { failure },
+        }
+    }
+}
+
+fn spec_of(name: &InstanceName, record: Option<&Record>) -> Option<Box<SpawnSpec>> {
+    match record?.spec() {
+        Ok(spec) => Some(Box::new(spec)),
+        Err(error) => {
+            tracing::warn!(instance = %name, %error, "how it was started cannot be read: it is not probed");
+            None
+        }
+    }
+}
+
+/// Which generation's end was published, and when (Unix time in nanoseconds).
+fn told(folder: &Path) -> Option<(Generation, u64)> {
+    let path = folder.join(TOLD);
+    let text = std::fs::read_to_string(&path).ok()?;
+    let generation = text.trim().parse().ok().map(Generation)?;
+    let modified = std::fs::metadata(&path)
+        .and_then(|metadata| metadata.modified())
+        .ok()?;
+    let at = modified.duration_since(std::time::UNIX_EPOCH).ok()?;
+    Some((generation, u64::try_from(at.as_nanos()).ok()?))
+}
+
+/// Notes that an end was published, so that the next manager does not tell it
+/// again. Blocks. Lost, it is told twice: subscribers go by state and generation.
+pub fn note_told(dirs: &Dirs, name: &InstanceName, generation: Generation) {
+    let path = dirs.instance(name).join(TOLD);
+    if let Err(error) = std::fs::write(&path, format!("{generation}\n")) {
+        tracing::debug!(path = %path.display(), %error, "an end will be told again");
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, String> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| error.to_string())
+}

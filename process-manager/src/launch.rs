@@ -1,0 +1,281 @@
+//! From a specification to a running process: environment, fork server, shim.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use blackhole_bus_schema::dirs::Dirs;
+use blackhole_bus_schema::process::{SpawnFailure, SpawnSpec, SpawnStep};
+use blackhole_bus_schema::rpc;
+use tokio::sync::{Mutex, Semaphore};
+
+use crate::environment::{self, Environment, Host, Recipe};
+use crate::host;
+use crate::shim::client::{
+    self, ClientError, ForkServer, ForkServerOptions, ShimEvents, ShimHandle, SpawnError,
+    SpawnRequest, Started,
+};
+use crate::shim::protocol::PROTOCOL;
+use crate::users::Identity;
+
+/// Spawns on their way to the fork server at one time; others wait. It forks
+/// one after the other, so more would only fill its socket's backlog.
+const CONCURRENT: usize = 32;
+
+/// Makes environments.
+#[derive(Debug)]
+pub struct Environs {
+    /// Where the RPC plane is.
+    pub dirs: Dirs,
+    /// The key that RPC tokens are made with; without one a service gets no
+    /// token and the bridge refuses it.
+    pub rpc_key: Option<rpc::Key>,
+    /// Soft and hard limit of open files that the manager was started with.
+    pub inherited_nofile: (u64, u64),
+}
+
+impl Environs {
+    /// The environment of a service, with what belongs to its user where that
+    /// is given. May block on files.
+    ///
+    /// # Errors
+    /// When a reference cannot be resolved.
+    pub fn build(
+        &self,
+        spec: &SpawnSpec,
+        identity: Option<&Identity>,
+    ) -> Result<Environment, SpawnFailure> {
+        let login = identity.and_then(|identity| identity.login.as_ref());
+        let (instance, generation) = (&spec.instance, spec.generation);
+        let blackhole = match &self.rpc_key {
+            Some(key) => rpc::environment(&self.dirs, key, instance, generation).to_vec(),
+            None => vec![
+                ("BLACKHOLE_SERVICE", instance.service().to_string()),
+                ("BLACKHOLE_INSTANCE", instance.to_string()),
+            ],
+        };
+        let recipe = Recipe {
+            env: &spec.env,
+            login: login.map(|(user, home)| (user.as_str(), home.as_str())),
+            blackhole: &blackhole,
+        };
+        environment::build(&recipe, &Host).map_err(environment::EnvironmentError::into_failure)
+    }
+}
+
+/// What a launch led to.
+#[derive(Debug)]
+pub enum Launch {
+    /// The program runs.
+    Running {
+        /// Pid and times.
+        started: Started,
+        /// To ask its shim.
+        handle: ShimHandle,
+        /// What happens to it.
+        events: ShimEvents,
+        /// When the shim's answer came.
+        answered: Instant,
+    },
+    /// It does not.
+    Failed(SpawnFailure),
+    /// Given up before there was a process.
+    Cancelled,
+}
+
+/// Tells a launch that it is not wanted any more. Clones tell the same.
+#[derive(Debug, Clone, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// Gives the launch up, if its process does not exist yet.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Starts processes.
+#[derive(Debug)]
+pub struct Launcher {
+    dirs: Dirs,
+    environs: Arc<Environs>,
+    options: ForkServerOptions,
+    server: Mutex<Option<ForkServer>>,
+    places: Semaphore,
+}
+
+impl Launcher {
+    /// A launcher of the shims that `options` describe.
+    pub fn new(dirs: Dirs, environs: Arc<Environs>, options: ForkServerOptions) -> Self {
+        Self {
+            dirs,
+            environs,
+            options,
+            server: Mutex::new(None),
+            places: Semaphore::new(CONCURRENT),
+        }
+    }
+
+    /// Makes environments, also for probes.
+    pub fn environs(&self) -> &Arc<Environs> {
+        &self.environs
+    }
+
+    /// The live fork server; starts one when there is none.
+    ///
+    /// # Errors
+    /// When none can be started.
+    pub async fn fork_server(&self, anew: bool) -> Result<ForkServer, ClientError> {
+        let mut server = self.server.lock().await;
+        if let Some(server) = server.as_ref().filter(|_| !anew) {
+            return Ok(server.clone());
+        }
+        let ensured = ForkServer::ensure(&self.dirs, &self.options).await?;
+        *server = Some(ensured.clone());
+        Ok(ensured)
+    }
+
+    /// Waits until no fork server lives. Cancel safe.
+    pub async fn fork_server_gone(&self) {
+        let lock = self
+            .dirs
+            .fork_server_dir()
+            .join(format!("v{PROTOCOL}.lock"));
+        host::lock_free(|| host::lock_holder(&lock)).await;
+    }
+
+    /// Starts one instance. Waits while too many are on their way.
+    pub async fn launch(&self, spec: Arc<SpawnSpec>, cancel: Cancel) -> Launch {
+        let Ok(_place) = self.places.acquire().await else {
+            return Launch::Cancelled;
+        };
+        if cancel.is_cancelled() {
+            return Launch::Cancelled;
+        }
+        let begun = Instant::now();
+        let request = match self.prepare(&spec).await {
+            Ok(request) => request,
+            Err(failure) => return Launch::Failed(failure),
+        };
+        let prepared = begun.elapsed();
+        if cancel.is_cancelled() {
+            return Launch::Cancelled;
+        }
+        match self.spawn(&request).await {
+            Ok((mut started, handle, events)) => {
+                add_preparation(&mut started, prepared);
+                Launch::Running {
+                    started,
+                    handle,
+                    events,
+                    answered: Instant::now(),
+                }
+            }
+            Err(SpawnError::Failed(failure)) => Launch::Failed(failure),
+            Err(SpawnError::Client(error)) => Launch::Failed(no_shim(&error)),
+        }
+    }
+
+    async fn prepare(&self, spec: &Arc<SpawnSpec>) -> Result<SpawnRequest, SpawnFailure> {
+        let blocks = environment::reads_files(&spec.env);
+        let (environs, dirs, spec) = (self.environs.clone(), self.dirs.clone(), spec.clone());
+        let work = move || request(&environs, &dirs, &spec);
+        if !blocks {
+            return work();
+        }
+        match tokio::task::spawn_blocking(work).await {
+            Ok(result) => result,
+            Err(error) => Err(failure("prepare the environment", &error.to_string())),
+        }
+    }
+
+    async fn spawn(
+        &self,
+        request: &SpawnRequest,
+    ) -> Result<(Started, ShimHandle, ShimEvents), SpawnError> {
+        let server = self.fork_server(false).await?;
+        let error = match server.spawn(request).await {
+            Err(SpawnError::Client(error)) => error,
+            other => return other,
+        };
+        tracing::warn!(instance = %request.instance, error = chain(&error), "the fork server is tried again");
+        // The process may exist although the answer was lost: then it is adopted on the spot.
+        match client::attach(&self.dirs, &request.instance).await {
+            Ok(attached) if attached.status.generation == request.generation => {
+                return Ok((attached.status.started, attached.handle, attached.events));
+            }
+            _ => {}
+        }
+        let server = self.fork_server(true).await?;
+        server.spawn(request).await
+    }
+}
+
+/// What the shim is sent. Blocks where files are asked for. Users are looked up
+/// by the shim, which also sets `HOME` and `USER`.
+fn request(
+    environs: &Environs,
+    dirs: &Dirs,
+    spec: &SpawnSpec,
+) -> Result<SpawnRequest, SpawnFailure> {
+    let environment = environs.build(spec, None)?;
+    SpawnRequest::from_spec(
+        dirs,
+        spec,
+        environment.into_map(),
+        environs.inherited_nofile,
+    )
+    .map_err(|error| failure(&format!("encode the specification: {error}"), ""))
+}
+
+fn failure(operation: &str, hint: &str) -> SpawnFailure {
+    SpawnFailure {
+        step: SpawnStep::PrepareEnvironment,
+        operation: operation.to_owned(),
+        errno: 0,
+        hint: hint.to_owned(),
+    }
+}
+
+fn no_shim(error: &ClientError) -> SpawnFailure {
+    let errno = match error {
+        ClientError::Io { source, .. } => source.raw_os_error().unwrap_or(0),
+        _ => 0,
+    };
+    SpawnFailure {
+        step: SpawnStep::PrepareEnvironment,
+        operation: error.to_string(),
+        errno,
+        hint: "the fork server blackhole-shim must be installed beside the process-manager; \
+               its output is in log/fork-server.log of the state directory"
+            .to_owned(),
+    }
+}
+
+/// The manager's part of the first step comes on top of the shim's.
+fn add_preparation(started: &mut Started, prepared: Duration) {
+    let step = SpawnStep::PrepareEnvironment;
+    if let Some(step) = started.steps.iter_mut().find(|time| time.step == step) {
+        step.took_ns = step.took_ns.saturating_add(nanoseconds(prepared));
+    }
+}
+
+/// A duration as it travels.
+pub fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// An error with its causes, for one line of a log.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

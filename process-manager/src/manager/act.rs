@@ -1,0 +1,241 @@
+//! Carrying out what the table says.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use blackhole_bus_schema::dirs::unix_now_ns;
+use blackhole_bus_schema::health::ProbeResult;
+use blackhole_bus_schema::names::{Generation, InstanceName};
+use blackhole_bus_schema::process::{Forget, Signal, SpawnSpec};
+use blackhole_bus_schema::reply::{Code, Status};
+use blackhole_bus_schema::topic::Topic;
+use tokio::time::Instant;
+
+use super::Manager;
+use super::facts::{Fact, take_down};
+use crate::adopt::note_told;
+use crate::launch::{Cancel, chain};
+use crate::probe::check::{self, ExecContext, Subject};
+use crate::probe::schedule::Run;
+use crate::shim::protocol::StopRequest;
+use crate::table::{Action, Ticket};
+
+impl Manager {
+    /// Carries out actions in their order.
+    pub(super) async fn carry_out(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Publish { message, cause } => {
+                    let record = &message.record;
+                    tracing::info!(
+                        instance = %record.instance,
+                        generation = record.generation.0,
+                        from = message.from.map(tracing::field::display),
+                        to = %record.state.name(),
+                        process.pid = record.state.pid(),
+                        exit = record.state.exit().map(|exit| tracing::field::display(exit.status)),
+                        "state"
+                    );
+                    let topic = Topic::process(&record.instance);
+                    self.server.publish(topic, &*message, cause).await;
+                }
+                Action::Notified { message, cause } => {
+                    let topic = Topic::process(&message.instance);
+                    self.server.publish(topic, &message, cause).await;
+                    if message.notify.ready {
+                        self.ready(&message.instance).await;
+                    }
+                }
+                Action::Launch { spec } => self.launch(spec),
+                Action::CancelLaunch {
+                    instance,
+                    generation,
+                } => {
+                    let launch = self.launches.get(&instance);
+                    if let Some((_, cancel)) = launch.filter(|(known, _)| *known == generation) {
+                        cancel.cancel();
+                    }
+                }
+                Action::Stop {
+                    instance,
+                    generation,
+                    request,
+                } => {
+                    self.stop(&instance, generation, request);
+                }
+                Action::Signal {
+                    ticket,
+                    instance,
+                    signal,
+                } => {
+                    self.signal(ticket, &instance, signal).await;
+                }
+                Action::Erase { ticket, instance } => self.erase(ticket, &instance).await,
+                Action::Watch {
+                    instance,
+                    generation,
+                    probes,
+                } => {
+                    let record = self.table.record(&instance);
+                    let ready = record.is_some_and(|record| record.notify.ready);
+                    let age = self.age(&instance);
+                    let now = std::time::Instant::now();
+                    self.schedule.add(now, &instance, generation, &probes, age);
+                    if ready {
+                        self.ready(&instance).await;
+                    }
+                }
+                Action::Over {
+                    instance,
+                    generation,
+                } => self.over(instance, generation),
+                reply @ Action::Reply { .. } => self.answer(reply).await,
+            }
+        }
+    }
+
+    fn launch(&mut self, spec: Box<SpawnSpec>) {
+        let (name, generation) = (spec.instance.clone(), spec.generation);
+        let cancel = Cancel::default();
+        self.launches
+            .insert(name.clone(), (generation, cancel.clone()));
+        let (launcher, facts) = (self.launcher.clone(), self.facts.clone());
+        let spec = Arc::new(*spec);
+        tokio::spawn(async move {
+            let launch = launcher.launch(spec.clone(), cancel).await;
+            let _ = facts
+                .send(Fact::Launch {
+                    name,
+                    generation,
+                    spec,
+                    launch,
+                })
+                .await;
+        });
+    }
+
+    fn stop(&mut self, name: &InstanceName, generation: Generation, request: StopRequest) {
+        let Some(held) = self
+            .held
+            .get(name)
+            .filter(|held| held.generation == generation)
+        else {
+            return;
+        };
+        let name = name.clone();
+        match held.handle.clone() {
+            Some(handle) => {
+                tokio::spawn(async move {
+                    // When its shim is gone, that is told by its events.
+                    if let Err(error) = handle.stop(request).await {
+                        tracing::warn!(instance = %name, error = chain(&error), "stop");
+                    }
+                });
+            }
+            None => {
+                let (dirs, facts) = (self.dirs.clone(), self.facts.clone());
+                tokio::spawn(take_down(dirs, name, generation, facts));
+            }
+        }
+    }
+
+    async fn signal(&mut self, ticket: Ticket, name: &InstanceName, signal: i32) {
+        let Some(incoming) = self.waiting.remove(&ticket) else {
+            return;
+        };
+        let Some(handle) = self.held.get(name).and_then(|held| held.handle.clone()) else {
+            let text = format!("the shim of {name} does not answer");
+            return incoming.fail(Status::new(Code::Unavailable, text)).await;
+        };
+        tokio::spawn(async move {
+            let sent = handle.signal(signal).await;
+            let result = sent.map_err(|error| Status::new(Code::Unavailable, chain(&error)));
+            incoming.reply::<Signal>(result).await;
+        });
+    }
+
+    /// A few unlinks: done here, so that no spawn of the same name comes in between.
+    async fn erase(&mut self, ticket: Ticket, name: &InstanceName) {
+        let result = crate::adopt::erase(&self.dirs, name).map_err(|error| {
+            Status::new(
+                Code::Unavailable,
+                format!("{name} is not forgotten whole: {error}"),
+            )
+        });
+        if let Some(incoming) = self.waiting.remove(&ticket) {
+            incoming.reply::<Forget>(result).await;
+        }
+    }
+
+    /// A process has ended, or never was.
+    fn over(&mut self, name: InstanceName, generation: Generation) {
+        for run in self.schedule.remove(&name) {
+            if let Some(probe) = self.probes.remove(&run) {
+                probe.abort();
+            }
+        }
+        self.held.remove(&name);
+        self.notes.clear(&name.to_string());
+        let dirs = self.dirs.clone();
+        tokio::task::spawn_blocking(move || note_told(&dirs, &name, generation));
+    }
+
+    /// Time since the first process of an instance started.
+    fn age(&self, name: &InstanceName) -> Duration {
+        let started = self
+            .held
+            .get(name)
+            .map_or(0, |held| held.started.started_at);
+        Duration::from_nanos(unix_now_ns().saturating_sub(started))
+    }
+
+    async fn ready(&mut self, name: &InstanceName) {
+        let results = self.schedule.ready(std::time::Instant::now(), name);
+        self.publish_results(results).await;
+    }
+
+    pub(super) async fn publish_results(&mut self, results: impl IntoIterator<Item = ProbeResult>) {
+        for result in results {
+            tracing::debug!(
+                instance = %result.instance,
+                probe = ?result.probe,
+                error = result.error,
+                in_a_row = result.in_a_row,
+                "probe"
+            );
+            self.server
+                .publish(Topic::health(&result.instance), &result, None)
+                .await;
+        }
+    }
+
+    /// Starts what is due.
+    pub(super) async fn run_probes(&mut self) {
+        let (runs, results) = self.schedule.poll(Instant::now().into_std());
+        self.publish_results(results).await;
+        for run in runs {
+            self.run_probe(run);
+        }
+    }
+
+    fn run_probe(&mut self, run: Run) {
+        let held = self.held.get(&run.instance);
+        let subject = Subject {
+            context: held
+                .and_then(|held| held.spec.clone())
+                .map(|spec| ExecContext {
+                    spec,
+                    environs: self.launcher.environs().clone(),
+                }),
+            shim: held.and_then(|held| held.handle.clone()),
+            age: self.age(&run.instance),
+        };
+        let facts = self.facts.clone();
+        let id = run.id;
+        let task = tokio::spawn(async move {
+            let outcome = check::run(&run.probe, subject).await;
+            let _ = facts.send(Fact::Probe { run: id, outcome }).await;
+        });
+        self.probes.insert(id, task.abort_handle());
+    }
+}

@@ -1,0 +1,329 @@
+//! What the main task is told by the tasks that wait for it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use blackhole_bus_schema::dirs::{Dirs, unix_now_ns};
+use blackhole_bus_schema::names::{Generation, InstanceName};
+use blackhole_bus_schema::process::{
+    ExitRecord, ExitResult, ExitStatus, NotifyState, ProcessState, SpawnSpec, SpawnStep, StepTime,
+};
+use tokio::sync::mpsc;
+
+use super::Manager;
+use crate::adopt;
+use crate::host;
+use crate::launch::{Launch, nanoseconds};
+use crate::probe::schedule::{Outcome, RunId};
+use crate::shim::client::{Loss, ShimEvent, ShimEvents, ShimHandle, ShimPhase, Started};
+use crate::table::Launched;
+
+/// Something that has happened.
+pub(super) enum Fact {
+    /// A launch has come to its end.
+    Launch {
+        name: InstanceName,
+        generation: Generation,
+        spec: Arc<SpawnSpec>,
+        launch: Launch,
+    },
+    /// A shim said something.
+    Shim {
+        name: InstanceName,
+        generation: Generation,
+        event: ShimEvent,
+    },
+    /// A shim vanished, and what it left behind was killed.
+    Lost {
+        name: InstanceName,
+        generation: Generation,
+        state: Option<ProcessState>,
+    },
+    /// A probe has an outcome.
+    Probe { run: RunId, outcome: Outcome },
+    /// How it is with the fork server; `None` is well.
+    ForkServer { problem: Option<String> },
+}
+
+/// Hands on what a shim says, until its last word.
+pub(super) async fn listen(
+    name: InstanceName,
+    generation: Generation,
+    mut events: ShimEvents,
+    facts: mpsc::Sender<Fact>,
+) {
+    while let Some(event) = events.next().await {
+        let fact = Fact::Shim {
+            name: name.clone(),
+            generation,
+            event,
+        };
+        if facts.send(fact).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Waits for the end of a shim that does not answer, then tells what became of
+/// its instance.
+pub(super) async fn await_shim(
+    dirs: Dirs,
+    name: InstanceName,
+    generation: Generation,
+    facts: mpsc::Sender<Fact>,
+) {
+    let folder = dirs.instance(&name);
+    adopt::shim_gone(&folder).await;
+    settle(dirs, name, generation, facts).await;
+}
+
+/// Kills an instance whose shim does not answer, and the shim.
+pub(super) async fn take_down(
+    dirs: Dirs,
+    name: InstanceName,
+    generation: Generation,
+    facts: mpsc::Sender<Fact>,
+) {
+    let folder = dirs.instance(&name);
+    // The one who waits for the shim's end tells the rest.
+    let killed = tokio::task::spawn_blocking(move || adopt::kill_shim(&folder)).await;
+    if let Ok(Err(error)) = killed {
+        tracing::error!(instance = %name, generation = generation.0, %error, "its shim cannot be killed");
+    }
+    drop(facts);
+}
+
+/// What became of an instance that no shim holds any more.
+pub(super) async fn settle(
+    dirs: Dirs,
+    name: InstanceName,
+    generation: Generation,
+    facts: mpsc::Sender<Fact>,
+) {
+    let folder = dirs.instance(&name);
+    let settled = tokio::task::spawn_blocking(move || adopt::after_shim(&folder)).await;
+    let state = settled.ok().flatten();
+    let _ = facts
+        .send(Fact::Lost {
+            name,
+            generation,
+            state,
+        })
+        .await;
+}
+
+impl Manager {
+    /// Takes in one fact.
+    pub(super) async fn take_in(&mut self, fact: Fact) {
+        match fact {
+            Fact::Launch {
+                name,
+                generation,
+                spec,
+                launch,
+            } => {
+                self.launched(name, generation, spec, launch).await;
+            }
+            Fact::Shim {
+                name,
+                generation,
+                event,
+            } => self.shim(name, generation, event).await,
+            Fact::Lost {
+                name,
+                generation,
+                state,
+            } => self.lost(&name, generation, state).await,
+            Fact::Probe { run, outcome } => {
+                self.probes.remove(&run);
+                let result = self.schedule.finished(Instant::now(), run, outcome);
+                self.publish_results(result).await;
+            }
+            Fact::ForkServer { problem } => match problem {
+                Some(problem) => self.notes.set("fork-server", problem),
+                None => self.notes.clear("fork-server"),
+            },
+        }
+    }
+
+    async fn launched(
+        &mut self,
+        name: InstanceName,
+        generation: Generation,
+        spec: Arc<SpawnSpec>,
+        launch: Launch,
+    ) {
+        if self
+            .launches
+            .get(&name)
+            .is_some_and(|(known, _)| *known == generation)
+        {
+            self.launches.remove(&name);
+        }
+        let actions = match launch {
+            Launch::Running {
+                started,
+                handle,
+                events,
+                answered,
+            } => {
+                for warning in &started.warnings {
+                    tracing::warn!(instance = %name, warning, "start");
+                }
+                self.register(&name, generation, started, (handle, events), spec, answered)
+            }
+            Launch::Failed(failure) => {
+                tracing::warn!(instance = %name, %failure, "not started");
+                self.table.not_launched(&name, generation, Some(failure))
+            }
+            Launch::Cancelled => self.table.not_launched(&name, generation, None),
+        };
+        self.carry_out(actions).await;
+    }
+
+    /// The last two steps of a spawn: taking it into the books, and a first look.
+    fn register(
+        &mut self,
+        name: &InstanceName,
+        generation: Generation,
+        started: Started,
+        shim: (ShimHandle, ShimEvents),
+        spec: Arc<SpawnSpec>,
+        answered: Instant,
+    ) -> Vec<crate::table::Action> {
+        let (pid, started_at) = (started.pid, started.started_at);
+        let (ticks, mut steps) = (started.start_ticks, started.steps.clone());
+        self.hold(name, generation, started, Some(shim), Some(spec));
+        let registered = Instant::now();
+        let took = |step, took| StepTime {
+            step,
+            took_ns: nanoseconds(took),
+        };
+        steps.push(took(SpawnStep::Register, registered - answered));
+        if !host::runs(pid, ticks) {
+            // It has ended already; how, its shim is about to tell.
+            tracing::debug!(instance = %name, process.pid = pid, "ended at once");
+        }
+        steps.push(took(SpawnStep::HealthCheck, registered.elapsed()));
+        self.table.launched(
+            name,
+            generation,
+            Launched {
+                pid,
+                started_at,
+                steps,
+            },
+        )
+    }
+
+    async fn shim(&mut self, name: InstanceName, generation: Generation, event: ShimEvent) {
+        let actions = match event {
+            ShimEvent::Status(status) => {
+                let mut actions = self.notify(&name, generation, status.notify);
+                if status.phase == ShimPhase::Stopping {
+                    actions.extend(self.stopping(&name, generation));
+                }
+                self.loss(&name, generation, &status.loss);
+                actions
+            }
+            ShimEvent::Notify(notify) => self.notify(&name, generation, notify),
+            ShimEvent::Loss(loss) => {
+                self.loss(&name, generation, &loss);
+                Vec::new()
+            }
+            ShimEvent::Stopping => self.stopping(&name, generation),
+            ShimEvent::Exited { exit, loss } => {
+                self.loss(&name, generation, &loss);
+                self.table.ended(&name, generation, exit)
+            }
+            ShimEvent::Gone => {
+                let (dirs, facts) = (self.dirs.clone(), self.facts.clone());
+                tokio::spawn(settle(dirs, name, generation, facts));
+                Vec::new()
+            }
+        };
+        self.carry_out(actions).await;
+    }
+
+    fn notify(
+        &mut self,
+        name: &InstanceName,
+        generation: Generation,
+        notify: NotifyState,
+    ) -> Vec<crate::table::Action> {
+        let told = |notify: &NotifyState| (notify.ready, notify.stopping, notify.status.clone());
+        let known = self.table.record(name).map(|record| told(&record.notify));
+        // A ping of the watchdog changes nothing that anybody was told.
+        if known == Some(told(&notify)) {
+            return Vec::new();
+        }
+        self.table.notified(name, generation, notify)
+    }
+
+    /// The shim says "stopping" both when somebody else (break-glass) asked it
+    /// to end its service, and when the service has ended by itself and its
+    /// rest is being killed. Only the first is a state: the second passes with
+    /// the end, which tells whether it was a failure.
+    fn stopping(
+        &mut self,
+        name: &InstanceName,
+        generation: Generation,
+    ) -> Vec<crate::table::Action> {
+        let held = self
+            .held
+            .get(name)
+            .filter(|held| held.generation == generation);
+        match held.is_some_and(|held| host::runs(held.started.pid, held.started.start_ticks)) {
+            true => self.table.stopping(name, generation),
+            false => Vec::new(),
+        }
+    }
+
+    fn loss(&mut self, name: &InstanceName, generation: Generation, loss: &Loss) {
+        if *loss == Loss::default() {
+            return;
+        }
+        self.table.lost(name, generation, loss);
+        let mut parts = Vec::new();
+        if loss.log_lines > 0 {
+            let why = loss.log_error.as_deref().unwrap_or("no reason given");
+            parts.push(format!("{} log lines lost ({why})", loss.log_lines));
+        }
+        if loss.record_writes > 0 {
+            let why = loss.record_error.as_deref().unwrap_or("no reason given");
+            parts.push(format!("its record cannot be written ({why})"));
+        }
+        let text = format!("{name}: {}", parts.join(", "));
+        tracing::warn!(instance = %name, text, "loss");
+        self.notes.set(&name.to_string(), text);
+    }
+
+    async fn lost(
+        &mut self,
+        name: &InstanceName,
+        generation: Generation,
+        state: Option<ProcessState>,
+    ) {
+        let recorded = state.as_ref().and_then(ProcessState::exit).cloned();
+        let held = self
+            .held
+            .get(name)
+            .filter(|held| held.generation == generation);
+        let exit = recorded.or_else(|| {
+            // Its record is gone or unreadable, but what ran is known here.
+            held.map(|held| ExitRecord {
+                generation,
+                pid: held.started.pid,
+                status: ExitStatus::Unknown,
+                result: ExitResult::ShimLost,
+                started_at: held.started.started_at,
+                ended_at: unix_now_ns(),
+                killed_leftovers: 0,
+            })
+        });
+        if let Some(exit) = exit {
+            let actions = self.table.ended(name, generation, exit);
+            self.carry_out(actions).await;
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! The daemon's main task: it owns the [`Table`] and the probes' [`Schedule`],
+//! takes in commands and facts one after the other, and carries out what
+//! follows. Nothing here waits for a service, a disk or a shim: such work is
+//! done by tasks of its own that tell back with a [`Fact`].
+
+mod act;
+mod commands;
+mod facts;
+mod keeper;
+mod notes;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use blackhole_bus_schema::bus::{Incoming, Server};
+use blackhole_bus_schema::daemon::{Daemon, Shutdown};
+use blackhole_bus_schema::dirs::Dirs;
+use blackhole_bus_schema::names::{Generation, InstanceName};
+use blackhole_bus_schema::process::SpawnSpec;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep_until};
+
+use crate::adopt;
+use crate::launch::{Cancel, Environs, Launcher};
+use crate::log::Follower;
+use crate::probe::schedule::{RunId, Schedule};
+use crate::shim::client::{ForkServerOptions, ShimEvents, ShimHandle, Started};
+use crate::table::{Table, Ticket};
+
+use facts::Fact;
+use notes::Notes;
+
+/// Facts waiting for the main task. When full their tasks wait, and with them
+/// the shims that they read from, which buffer.
+const FACTS: usize = 1024;
+/// Probes that run at one time; others wait for their turn.
+const PROBES: usize = 64;
+/// Logs read at one time; further readers are refused with `ResourceExhausted`.
+const LOG_READERS: usize = 64;
+
+/// Why the daemon ended before its time.
+#[derive(Debug, thiserror::Error)]
+pub enum ManagerError {
+    /// The kernel refused something that the daemon cannot do without.
+    #[error("cannot {operation}")]
+    Setup {
+        /// What was tried.
+        operation: &'static str,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// What is set for the daemon from outside.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Most processes that live at one time.
+    pub max_processes: u32,
+    /// How the fork server is started.
+    pub fork_server: ForkServerOptions,
+}
+
+/// A process that lives.
+struct Held {
+    generation: Generation,
+    started: Started,
+    /// `None` when its shim does not answer: it can only be killed.
+    handle: Option<ShimHandle>,
+    /// How it was started, for its probes.
+    spec: Option<Arc<SpawnSpec>>,
+}
+
+struct Manager {
+    dirs: Dirs,
+    server: Server,
+    table: Table,
+    schedule: Schedule,
+    launcher: Arc<Launcher>,
+    follower: Follower,
+    log_readers: Arc<Semaphore>,
+    held: HashMap<InstanceName, Held>,
+    launches: HashMap<InstanceName, (Generation, Cancel)>,
+    waiting: HashMap<Ticket, Incoming>,
+    tickets: u64,
+    probes: HashMap<RunId, AbortHandle>,
+    facts: mpsc::Sender<Fact>,
+    notes: Notes,
+}
+
+/// Runs the process-manager until it is asked to end. Services stay.
+///
+/// # Errors
+/// See [`ManagerError`].
+pub async fn run(daemon: Daemon, settings: Settings) -> Result<(), ManagerError> {
+    let Daemon {
+        dirs,
+        server,
+        commands,
+        shutdown,
+        inherited_nofile,
+        ..
+    } = daemon;
+    let follower =
+        Follower::start(dirs.clone(), server.clone()).map_err(|source| ManagerError::Setup {
+            operation: "watch logs (inotify)",
+            source,
+        })?;
+    let mut notes = Notes::new(server.clone());
+    let rpc_key = match blackhole_bus_schema::rpc::Key::load_or_create(&dirs) {
+        Ok(key) => Some(key),
+        Err(error) => {
+            notes.set(
+                "rpc",
+                format!("no RPC between services: {}", crate::launch::chain(&error)),
+            );
+            None
+        }
+    };
+    let environs = Arc::new(Environs {
+        dirs: dirs.clone(),
+        rpc_key,
+        inherited_nofile,
+    });
+    let (facts, received) = mpsc::channel(FACTS);
+    let manager = Manager {
+        launcher: Arc::new(Launcher::new(dirs.clone(), environs, settings.fork_server)),
+        dirs,
+        server,
+        table: Table::new(settings.max_processes),
+        schedule: Schedule::new(PROBES),
+        follower,
+        log_readers: Arc::new(Semaphore::new(LOG_READERS)),
+        held: HashMap::new(),
+        launches: HashMap::new(),
+        waiting: HashMap::new(),
+        tickets: 0,
+        probes: HashMap::new(),
+        facts,
+        notes,
+    };
+    manager.run(commands, received, shutdown).await;
+    Ok(())
+}
+
+impl Manager {
+    async fn run(
+        mut self,
+        mut commands: mpsc::Receiver<Incoming>,
+        mut facts: mpsc::Receiver<Fact>,
+        shutdown: Shutdown,
+    ) {
+        // Commands wait until it is known what there is: no snapshot is ever partial.
+        tokio::select! {
+            () = shutdown.requested() => return,
+            scan = adopt::scan(&self.dirs) => self.adopt(scan).await,
+        }
+        tokio::spawn(keeper::keep(self.launcher.clone(), self.facts.clone()));
+        loop {
+            self.run_probes().await;
+            let deadline = self.schedule.next_deadline().map(Instant::from_std);
+            // Cancel safe: receiving loses nothing, a timer is made anew.
+            tokio::select! {
+                () = shutdown.requested() => break,
+                Some(fact) = facts.recv() => self.take_in(fact).await,
+                Some(incoming) = commands.recv() => self.command(incoming).await,
+                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {}
+                else => break,
+            }
+        }
+        tracing::info!(services = self.table.live(), "ending; services stay");
+    }
+
+    /// Begins to hold what the scan found.
+    async fn adopt(&mut self, scan: adopt::Scan) {
+        let adopt::Scan { adopted, problems } = scan;
+        for problem in &problems {
+            tracing::warn!(problem, "while looking for instances");
+        }
+        if let Some(first) = problems.first() {
+            let text = format!(
+                "{} problems while looking for instances, the first: {first}",
+                problems.len()
+            );
+            self.notes.set("scan", text);
+        }
+        let found = adopted.len();
+        for adopted in adopted {
+            let adopt::Adopted { found, live } = adopted;
+            let name = found.record.instance.clone();
+            if let Some((started, shim)) = live {
+                let generation = found.record.generation;
+                let spec = found.spec.as_deref().cloned().map(Arc::new);
+                self.hold(&name, generation, started, shim, spec);
+            }
+            let actions = self.table.adopt(found);
+            self.carry_out(actions).await;
+        }
+        tracing::info!(
+            instances = found,
+            live = self.table.live(),
+            "looked for instances"
+        );
+    }
+
+    /// Takes a process into the books, and listens to its shim.
+    fn hold(
+        &mut self,
+        name: &InstanceName,
+        generation: Generation,
+        started: Started,
+        shim: Option<(ShimHandle, ShimEvents)>,
+        spec: Option<Arc<SpawnSpec>>,
+    ) {
+        let handle = match shim {
+            Some((handle, events)) => {
+                tokio::spawn(facts::listen(
+                    name.clone(),
+                    generation,
+                    events,
+                    self.facts.clone(),
+                ));
+                Some(handle)
+            }
+            None => {
+                let (dirs, facts) = (self.dirs.clone(), self.facts.clone());
+                tokio::spawn(facts::await_shim(dirs, name.clone(), generation, facts));
+                None
+            }
+        };
+        self.held.insert(
+            name.clone(),
+            Held {
+                generation,
+                started,
+                handle,
+                spec,
+            },
+        );
+    }
+}
