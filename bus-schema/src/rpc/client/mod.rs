@@ -486,9 +486,11 @@ fn response(id: u64, result: Result<Bytes, Status>) -> (Header, Bytes) {
         Ok(payload) if payload.len() > MAX_PAYLOAD_BYTES => Err(too_large(payload.len())),
         result => result,
     };
-    let payload = result.as_ref().map(Bytes::clone).unwrap_or_default();
-    let response = Response::new(id, result.map(|_| ()).map_err(cut));
-    (Header::Response(response), payload)
+    let (result, payload) = match result {
+        Ok(payload) => (Ok(()), payload),
+        Err(status) => (Err(cut(status)), Bytes::new()),
+    };
+    (Header::Response(Response::new(id, result)), payload)
 }
 
 /// A status whose text fits in a header.

@@ -1,0 +1,328 @@
+//! Connections, processes and the bridge itself come and go.
+
+use super::*;
+
+#[test]
+fn calls_wait_for_a_callee_that_restarts() {
+    let mut world = World::new();
+    world.register(1, "db.1", &["get"]);
+    let lost = calls(&world.request(2, "web.1", 1, "db"))[0].1;
+    let gone = world.gone(1);
+    assert_eq!(published(&gone), [("db.1".to_owned(), false)]);
+    assert_eq!(responses(&gone), [(2, 1, Code::Unavailable)]);
+    assert_eq!(
+        world.say(1, "db.1", answer(lost)),
+        [],
+        "the queue's rest of a lost connection"
+    );
+
+    assert_eq!(world.request(2, "web.1", 2, "db"), []);
+    assert_eq!(world.request(2, "web.1", 3, "db"), []);
+    world.pass(300 * MS);
+    let back = world.say_as(5, "db.1", 2, register(&["get"]), "");
+    let sent = calls(&back);
+    assert_eq!(sent.iter().map(|call| call.0).collect::<Vec<_>>(), [5, 5]);
+    assert_eq!(&sent[0].2[..], b"question");
+    let budgets: Vec<_> = back
+        .iter()
+        .filter_map(|action| match action {
+            Action::Send {
+                header: Header::Request(request),
+                ..
+            } => request.budget_ms,
+            _ => None,
+        })
+        .collect();
+    assert_eq!(budgets, [700, 700]);
+    let answered = world.say_as(5, "db.1", 2, answer(sent[1].1), "");
+    assert_eq!(responses(&answered), [(2, 3, Code::Ok)]);
+}
+
+#[test]
+fn parked_calls_end_with_their_budget_and_are_bounded() {
+    let mut world = World::new();
+    for call in 0..256 {
+        assert_eq!(world.request(2, "web.1", call, "db"), []);
+    }
+    let refused = responses(&world.request(2, "web.1", 256, "db"));
+    assert_eq!(refused, [(2, 256, Code::ResourceExhausted)]);
+    // Another service has its own queue.
+    assert_eq!(world.request(2, "web.1", 300, "pricing"), []);
+    let ended = responses(&world.pass(1000 * MS));
+    assert_eq!(ended.len(), 257);
+    assert!(
+        ended
+            .iter()
+            .all(|(_, _, code)| *code == Code::DeadlineExceeded)
+    );
+    assert!(world.core.is_idle());
+    assert_eq!(world.request(2, "web.1", 256, "db"), []);
+}
+
+#[test]
+fn nothing_waits_for_what_will_not_come() {
+    let mut world = World::new();
+    assert_eq!(world.request(2, "web.1", 1, "db"), []);
+    let hopeless = Outlook::Hopeless {
+        reason: "its circuit is open".into(),
+    };
+    world
+        .core
+        .outlook(world.now, &instance("db.1"), Outlook::Coming);
+    world
+        .core
+        .outlook(world.now, &instance("db.2"), hopeless.clone());
+    assert_eq!(world.core.take_actions(), []);
+    world.core.outlook(world.now, &instance("db.1"), hopeless);
+    assert_eq!(
+        responses(&world.core.take_actions()),
+        [(2, 1, Code::Unavailable)]
+    );
+    assert_eq!(
+        responses(&world.request(2, "web.1", 2, "db")),
+        [(2, 2, Code::Unavailable)]
+    );
+    // Reset by an operator: waiting makes sense again.
+    world
+        .core
+        .outlook(world.now, &instance("db.1"), Outlook::Coming);
+    assert_eq!(world.request(2, "web.1", 3, "db"), []);
+}
+
+#[test]
+fn before_all_is_known_calls_of_unknown_services_wait() {
+    let mut world = World {
+        core: Core::new(1),
+        now: Instant::now(),
+    };
+    assert_eq!(world.request(2, "web.1", 1, "db"), []);
+    assert_eq!(world.request(2, "web.1", 2, "nothing"), []);
+    world
+        .core
+        .outlook(world.now, &instance("db.1"), Outlook::Coming);
+    world.core.settled(world.now);
+    assert_eq!(
+        responses(&world.core.take_actions()),
+        [(2, 2, Code::NotFound)]
+    );
+    assert_eq!(calls(&world.register(1, "db.1", &["get"])).len(), 1);
+}
+
+#[test]
+fn a_caller_that_gives_up_or_goes_cancels_its_calls() {
+    let mut world = World::new();
+    world.register(1, "db.1", &["get"]);
+    let id = calls(&world.request(2, "web.1", 1, "db"))[0].1;
+    assert_eq!(
+        cancels(&world.say(2, "web.1", Header::Cancel { id: 1 })),
+        [(1, id)]
+    );
+    let id = calls(&world.request(2, "web.1", 2, "db"))[0].1;
+    world.request(2, "web.1", 3, "pricing");
+    let gone = world.gone(2);
+    assert_eq!(cancels(&gone), [(1, id)]);
+    assert_eq!(responses(&gone), []);
+    assert!(world.core.is_idle());
+    assert_eq!(calls(&world.register(4, "pricing.1", &["get"])), []);
+}
+
+#[test]
+fn ended_processes_are_dropped_whoever_holds_their_connection() {
+    let mut world = World::new();
+    world.process("db.1", 1, true);
+    world.register(1, "db.1", &["get"]);
+    world.request(2, "web.1", 1, "db");
+    let ended = world.process("db.1", 1, false);
+    assert_eq!(published(&ended), [("db.1".to_owned(), false)]);
+    assert_eq!(responses(&ended), [(2, 1, Code::Unavailable)]);
+    assert!(ended.contains(&Action::Disconnect(1)));
+    // A forgotten child connects again with the old token.
+    assert_eq!(goaways(&world.register(3, "db.1", &["get"])), 1);
+    assert_eq!(
+        responses(&world.request(3, "db.1", 1, "web")),
+        [(3, 1, Code::PermissionDenied)]
+    );
+    // The successor is welcome, before or after the manager tells of it.
+    let next = world.say_as(4, "db.1", 2, register(&["get"]), "");
+    assert_eq!(published(&next), [("db.1".to_owned(), true)]);
+    assert_eq!(world.process("db.1", 1, false), [Action::Disconnect(3)]);
+    assert_eq!(world.process("db.1", 2, true), []);
+    assert!(world.core.registrations().contains_key("db.1"));
+}
+
+#[test]
+fn an_older_spawn_cannot_take_the_place_of_a_newer_one() {
+    let mut world = World::new();
+    world.say_as(1, "db.1", 5, register(&["get"]), "");
+    assert_eq!(
+        goaways(&world.say_as(2, "db.1", 4, register(&["get"]), "")),
+        1
+    );
+    assert_eq!(world.core.registrations()["db.1"].generation, Generation(5));
+    // Unless the manager says that the counter began anew.
+    world.process("db.1", 1, true);
+    assert_eq!(
+        goaways(&world.say_as(3, "db.1", 1, register(&["get"]), "")),
+        0
+    );
+}
+
+#[test]
+fn a_new_connection_takes_over_and_the_old_one_finishes() {
+    let mut world = World::new();
+    world.register(1, "db.1", &["get"]);
+    let old = calls(&world.request(2, "web.1", 1, "db"))[0].1;
+    // The same methods: no news for others.
+    assert_eq!(published(&world.register(3, "db.1", &["get"])), []);
+    assert_eq!(calls(&world.request(2, "web.1", 2, "db"))[0].0, 3);
+    assert_eq!(
+        responses(&world.say(1, "db.1", answer(old))),
+        [(2, 1, Code::Ok)]
+    );
+    assert_eq!(published(&world.gone(1)), []);
+    assert_eq!(
+        published(&world.register(3, "db.1", &["get", "put"])),
+        [("db.1".to_owned(), true)]
+    );
+}
+
+#[test]
+fn a_silent_connection_gets_no_calls_until_it_speaks() {
+    let mut world = World::new();
+    world.register(1, "db.1", &["get"]);
+    let beat = Header::Heartbeat { registered: None };
+    world.pass(SILENCE / 2);
+    let beaten = world.say(1, "db.1", beat.clone());
+    assert!(matches!(
+        &beaten[..],
+        [Action::Send {
+            header: Header::Heartbeat {
+                registered: Some(true)
+            },
+            ..
+        }]
+    ));
+    assert_eq!(world.pass(SILENCE / 2), []);
+    world.say_as(2, "web.1", 1, request(1, "db", "get", 3_600_000), "");
+    let silent = world.pass(SILENCE / 2);
+    assert_eq!(published(&silent), [("db.1".to_owned(), false)]);
+    assert_eq!(responses(&silent), [(2, 1, Code::Unavailable)]);
+    let beaten = world.say(1, "db.1", beat);
+    assert!(matches!(
+        &beaten[..],
+        [Action::Send {
+            header: Header::Heartbeat {
+                registered: Some(false)
+            },
+            ..
+        }]
+    ));
+    assert_eq!(published(&world.register(1, "db.1", &["get"])).len(), 1);
+}
+
+#[test]
+fn undelivered_calls_go_elsewhere_and_full_queues_are_told() {
+    let mut world = World::new();
+    world.register(1, "db.1", &["get"]);
+    world.register(2, "db.2", &["get"]);
+    let sent = world.request(3, "web.1", 1, "db");
+    let [
+        Action::Send {
+            conn: 1,
+            header,
+            payload,
+            ..
+        },
+    ] = &sent[..]
+    else {
+        panic!("{sent:?}")
+    };
+    let (header, payload) = (header.clone(), payload.clone());
+    world
+        .core
+        .undelivered(world.now, 1, header, payload, Undelivered::Gone);
+    let moved = world.core.take_actions();
+    assert_eq!(published(&moved), [("db.1".to_owned(), false)]);
+    let again = calls(&moved);
+    assert_eq!((again[0].0, &again[0].2[..]), (2, &b"question"[..]));
+
+    let sent = world.request(3, "web.1", 2, "db");
+    let [
+        Action::Send {
+            header, payload, ..
+        },
+    ] = &sent[..]
+    else {
+        panic!("{sent:?}")
+    };
+    let (header, payload) = (header.clone(), payload.clone());
+    world
+        .core
+        .undelivered(world.now, 2, header, payload, Undelivered::Full);
+    assert_eq!(
+        responses(&world.core.take_actions()),
+        [(3, 2, Code::ResourceExhausted)]
+    );
+}
+
+#[test]
+fn events_that_were_missed_are_made_up_for() {
+    let mut world = World::new();
+    world.register(1, "db.1", &["get"]);
+    world.register(2, "web.1", &[]);
+    world.core.retain(world.now, &HashSet::from([2]));
+    assert_eq!(
+        published(&world.core.take_actions()),
+        [("db.1".to_owned(), false)]
+    );
+    assert!(world.core.registrations().is_empty());
+}
+
+#[test]
+fn absurd_registrations_are_refused() {
+    let mut world = World::new();
+    let many = vec!["m".to_owned(); header::MAX_METHODS + 1];
+    let refused = world.say(
+        1,
+        "db.1",
+        Header::Register(Register {
+            methods: many,
+            ..Register::default()
+        }),
+    );
+    assert_eq!((goaways(&refused), offences(&refused)), (1, 1));
+    assert_eq!(published(&refused), []);
+    assert_eq!(goaways(&world.register(1, "db.1", &[""])), 1);
+    assert_eq!(goaways(&world.register(1, "db.1", &[&"x".repeat(201)])), 1);
+    assert!(world.core.registrations().is_empty());
+    // Nor may one instance hold all the connections.
+    for conn in 10..10 + CONNECTIONS_OF_ONE as u64 {
+        assert_eq!(goaways(&world.register(conn, "web.1", &[])), 0);
+    }
+    assert_eq!(
+        world.register(1000, "web.1", &[]),
+        [Action::Disconnect(1000)]
+    );
+}
+
+#[test]
+fn an_ending_bridge_finishes_and_takes_nothing_new() {
+    let mut world = World::new();
+    world.register(1, "db.1", &["get"]);
+    let id = calls(&world.request(2, "web.1", 1, "db"))[0].1;
+    world.request(2, "web.1", 2, "pricing");
+    world.core.end();
+    let ending = world.core.take_actions();
+    assert_eq!(goaways(&ending), 2);
+    assert_eq!(responses(&ending), [(2, 2, Code::Unavailable)]);
+    assert_eq!(
+        responses(&world.request(2, "web.1", 3, "db")),
+        [(2, 3, Code::Unavailable)]
+    );
+    assert!(!world.core.is_idle());
+    assert_eq!(
+        responses(&world.say(1, "db.1", answer(id))),
+        [(2, 1, Code::Ok)]
+    );
+    assert!(world.core.is_idle());
+}
