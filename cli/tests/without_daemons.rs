@@ -1,5 +1,7 @@
 //! What the program does where no daemon runs: exit codes, messages, streams.
 
+#![allow(clippy::unwrap_used)]
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
