@@ -58,6 +58,13 @@ impl Delegation {
             .all(|c| matches!(self.state.get(c), Some(Ok(()))))
     }
 
+    /// The subtree could not be made: nothing is passed on.
+    pub(super) fn failed(&mut self, reason: &str) {
+        for controller in Controller::V2 {
+            self.state.insert(controller, Err(reason.to_owned()));
+        }
+    }
+
     /// Passes on what can be passed on. Asked again it does only what is missing.
     /// The groups must exist. True when something was switched on.
     pub(super) fn ensure(&mut self) -> bool {
@@ -99,26 +106,29 @@ impl Delegation {
         Ok(())
     }
 
+    /// The kernel does not refuse everything that breaks the rule: `+cpu` and
+    /// `+pids` in a group with processes turn it into the root of a threaded
+    /// subtree, in which no domain controller works any more. So the group is
+    /// cleared first, and left alone where it cannot be.
     fn switch_on(&self, group: &Path, name: &str) -> Result<(), String> {
-        let control = group.join("cgroup.subtree_control");
-        let value = format!("+{name}");
-        match file::write(&control, &value) {
-            Err(error) if error.is(Errno::BUSY) => self.clear(group)?,
-            result => return result.map_err(|error| chain(&error)),
-        }
-        file::write(&control, &value).map_err(|error| {
+        // The hierarchy's root has no such file, and may hold processes.
+        let is_root = !group.join("cgroup.type").exists();
+        if !is_root && !file::processes(group).is_empty() {
+            self.clear(group)?;
             let others = file::processes(group);
-            if others.is_empty() {
-                return chain(&error);
+            if !others.is_empty() {
+                return Err(format!(
+                    "{} holds processes that are not Blackhole's ({}), so it cannot pass its \
+                     controllers on: start in a group of its own (systemd-run --scope -p \
+                     Delegate=yes …, or a unit with Delegate=yes), or set \
+                     runtime.orchestrator.cgroup_parent",
+                    group.display(),
+                    named(&others)
+                ));
             }
-            format!(
-                "{} holds processes that are not Blackhole's ({}), so it cannot pass the {name} \
-                 controller on: start in a group of its own (systemd-run --scope -p Delegate=yes …, \
-                 or a unit with Delegate=yes), or set runtime.orchestrator.cgroup_parent",
-                group.display(),
-                named(&others)
-            )
-        })
+        }
+        file::write(&group.join("cgroup.subtree_control"), &format!("+{name}"))
+            .map_err(|error| chain(&error))
     }
 
     /// Moves Blackhole's own processes from `group` to the leaf.

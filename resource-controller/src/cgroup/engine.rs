@@ -438,7 +438,10 @@ impl Engine {
             return;
         }
         if offers && let Err(reason) = self.make_levels(index) {
-            tracing::debug!(reason, "no subtree on v2");
+            if let Some(delegation) = &mut self.delegation {
+                delegation.failed(&reason);
+            }
+            return;
         }
         if self.delegation.as_mut().is_some_and(Delegation::ensure) {
             self.save();

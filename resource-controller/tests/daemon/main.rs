@@ -4,7 +4,16 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // Helpers of tests fail by panicking, too.
 
 mod commands;
+mod delegation;
 mod lives;
+#[path = "../qemu/mod.rs"]
+mod qemu;
 mod support;
 mod unprivileged;
 mod usage;
+
+#[test]
+#[ignore = "boots a virtual machine"]
+fn on_a_host_with_v2_only() {
+    qemu::run_in_guest(&[env!("CARGO_BIN_EXE_blackhole-resource-controller")]);
+}

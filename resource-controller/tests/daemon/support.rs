@@ -81,7 +81,7 @@ impl Setup {
 
     /// Starts the daemon, by way of `wrapper` where one is given.
     pub(crate) fn start(&mut self, wrapper: &[&str]) {
-        let binary = env!("CARGO_BIN_EXE_blackhole-resource-controller");
+        let binary = Self::binary();
         let mut words: Vec<&str> = wrapper.to_vec();
         words.push(binary);
         let mut program = Program::new(words[0]);
@@ -107,6 +107,10 @@ impl Setup {
     /// As `kill -9` does.
     pub(crate) async fn kill(&mut self) {
         self.daemon.take().unwrap().kill().await.unwrap();
+    }
+
+    pub(crate) fn binary() -> &'static str {
+        env!("CARGO_BIN_EXE_blackhole-resource-controller")
     }
 
     /// SIGTERM, and waits for the end.

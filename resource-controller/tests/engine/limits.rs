@@ -77,17 +77,18 @@ fn an_allocation_beyond_the_limit_is_killed_in_its_own_group() {
     let status = host.wait(pid);
     assert_eq!(status.signal(), Some(9), "{status:?}");
 
+    // v2 counts the first victim twice: as the choice, and as one of its group.
     let after = wait_for("the kill is counted", || {
         let reading = host.reading("eater.1");
-        if reading.oom_kills == Some(1) {
-            Ok(reading)
-        } else {
-            Err(format!("{reading:?}"))
+        match reading.oom_kills {
+            Some(1..=2) => Ok(reading),
+            _ => Err(format!("{reading:?}")),
         }
     });
     assert!(after.memory_peak_bytes.unwrap() <= 32 << 20);
+    let line = format!("oom_kill {}", after.oom_kills.unwrap());
     let file = std::fs::read_to_string(grant.oom_file.unwrap()).unwrap();
-    assert!(file.lines().any(|line| line == "oom_kill 1"), "{file}");
+    assert!(file.lines().any(|found| found == line), "{file}");
 
     assert_eq!(host.reading("bystander.1").oom_kills, Some(0));
     assert_eq!(host.reading("bystander.1").pids, Some(1));
@@ -213,15 +214,17 @@ fn counters_show_what_a_process_did() {
         "dd if=/dev/zero of=/dev/null bs=32M count=20 2>/dev/null; exec sleep 1000",
     );
     let after = wait_for("it worked and rests", || {
-        let reading = host.reading("worker.1");
-        let peak = reading.memory_peak_bytes.unwrap();
+        // First that it rests, then what it did: the other way round the
+        // reading could be one of its work.
         let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
-        if peak > 32 << 20 && comm.trim() == "sleep" {
+        let reading = host.reading("worker.1");
+        if comm.trim() == "sleep" {
             Ok(reading)
         } else {
-            Err(format!("{reading:?}"))
+            Err(format!("{comm} {reading:?}"))
         }
     });
+    assert!(after.memory_peak_bytes.unwrap() > 32 << 20);
     assert!(after.cpu_usec.unwrap() > before.cpu_usec.unwrap());
     assert!(after.memory_bytes.unwrap() < after.memory_peak_bytes.unwrap());
     assert!(after.at > before.at);

@@ -7,5 +7,13 @@
 
 mod lifecycle;
 mod limits;
+#[path = "../qemu/mod.rs"]
+mod qemu;
 mod support;
 mod unprivileged;
+
+#[test]
+#[ignore = "boots a virtual machine"]
+fn on_a_host_with_v2_only() {
+    qemu::run_in_guest(&[]);
+}
