@@ -49,7 +49,7 @@ async fn a_service_finds_a_clean_process() {
     let rig = Rig::new().await;
     let script = "pwd; umask; ulimit -n; cat /proc/self/oom_score_adj; readlink /proc/self/fd/0
         echo fds $(ls /proc/self/fd | wc -l)
-        grep -E 'Sig(Blk|Ign)' /proc/self/status; ps -o sid= -p $$ | tr -d ' '; echo $$
+        grep -E 'Sig(Blk|Ign)' /proc/self/status; cut -d' ' -f6 /proc/self/stat; echo $$
         echo $A; env | cut -d= -f1 | sort | tr '\\n' ' '";
     let mut spec = rig.script(script);
     spec.working_dir = Some("/tmp".into());

@@ -309,8 +309,11 @@ unsafe fn child(
         if libc::getppid() != shim {
             fail(Step::Orphaned, 0);
         }
-        for signal in 1..=64 {
-            libc::signal(signal, libc::SIG_DFL);
+        // The kernel's own call: the C library refuses those that it uses itself.
+        // All zeros is the default action, no flags, an empty mask.
+        let default = [0_u64; 4];
+        for signal in 1..=64 as libc::c_long {
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), ptr::null::<u64>(), 8_usize);
         }
         // All descriptors here close on exec; this is for those of a mistake.
         let (first, last, flag): (libc::c_uint, libc::c_uint, libc::c_uint) =

@@ -343,11 +343,12 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
         #[test]
         fn any_bytes_in_any_reads_come_back(
             bytes in proptest::collection::vec(
-                prop_oneof![Just(b'\n'), Just(b' '), any::<u8>()], 0..2000),
-            cuts in proptest::collection::vec(1..700_usize, 1..20),
+                prop_oneof![Just(b'\n'), Just(b' '), any::<u8>()], 0..1500),
+            cuts in proptest::collection::vec(1..9000_usize, 1..20),
             repeat in 1..40_usize,
         ) {
             let temp = tempfile::tempdir().unwrap();

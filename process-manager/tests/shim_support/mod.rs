@@ -22,25 +22,25 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 /// Longest wait for anything. Only a test that has failed already takes so long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-pub struct Rig {
-    pub dirs: Dirs,
-    pub server: ForkServer,
+pub(crate) struct Rig {
+    pub(crate) dirs: Dirs,
+    pub(crate) server: ForkServer,
     // Removed last.
     _temp: tempfile::TempDir,
 }
 
-pub struct Running {
-    pub started: Started,
-    pub handle: ShimHandle,
-    pub events: ShimEvents,
+pub(crate) struct Running {
+    pub(crate) started: Started,
+    pub(crate) handle: ShimHandle,
+    pub(crate) events: ShimEvents,
 }
 
-pub fn options() -> ForkServerOptions {
+pub(crate) fn options() -> ForkServerOptions {
     ForkServerOptions { pool: 2, ..ForkServerOptions::new(env!("CARGO_BIN_EXE_blackhole-shim")) }
 }
 
 impl Rig {
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let temp = tempfile::Builder::new().prefix("bh").tempdir_in("/tmp").unwrap();
         // Services of other users pass through.
         fs::set_permissions(temp.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -51,40 +51,40 @@ impl Rig {
         Self { dirs, server, _temp: temp }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self._temp.path().join(name)
     }
 
     /// A shell script as instance `web.1`.
-    pub fn script(&self, script: &str) -> SpawnSpec {
+    pub(crate) fn script(&self, script: &str) -> SpawnSpec {
         spec("web.1", &["/bin/sh", "-c", script])
     }
 
-    pub fn request(&self, spec: &SpawnSpec) -> SpawnRequest {
+    pub(crate) fn request(&self, spec: &SpawnSpec) -> SpawnRequest {
         let mut env = BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]);
         env.extend(spec.env.clone());
         SpawnRequest::from_spec(&self.dirs, spec, env, (1024, 4096)).unwrap()
     }
 
-    pub async fn spawn(&self, spec: &SpawnSpec) -> Running {
+    pub(crate) async fn spawn(&self, spec: &SpawnSpec) -> Running {
         let (started, handle, events) = self.server.spawn(&self.request(spec)).await.unwrap();
         Running { started, handle, events }
     }
 
     /// Spawns what must not start.
-    pub async fn fail(&self, spec: &SpawnSpec) -> SpawnFailure {
+    pub(crate) async fn fail(&self, spec: &SpawnSpec) -> SpawnFailure {
         match self.server.spawn(&self.request(spec)).await {
             Err(SpawnError::Failed(failure)) => failure,
             other => panic!("expected a failed spawn, got {other:?}"),
         }
     }
 
-    pub fn folder(&self, spec: &SpawnSpec) -> PathBuf {
+    pub(crate) fn folder(&self, spec: &SpawnSpec) -> PathBuf {
         self.dirs.instance(&spec.instance)
     }
 
     /// The text of an instance's log, rotated files first, without the heads of the lines.
-    pub fn log(&self, spec: &SpawnSpec) -> String {
+    pub(crate) fn log(&self, spec: &SpawnSpec) -> String {
         let folder = self.folder(spec);
         let mut text = String::new();
         for name in ["log.3", "log.2", "log.1", "log"] {
@@ -120,7 +120,7 @@ impl Drop for Rig {
 }
 
 /// The fork server of a deployment.
-pub fn fork_server_pid(dirs: &Dirs) -> Option<u32> {
+pub(crate) fn fork_server_pid(dirs: &Dirs) -> Option<u32> {
     let lock = fs::File::options()
         .read(true)
         .write(true)
@@ -132,7 +132,7 @@ pub fn fork_server_pid(dirs: &Dirs) -> Option<u32> {
 }
 
 /// Signals a process and waits until it has ended.
-pub fn end(pid: u32, signal: Signal) {
+pub(crate) fn end(pid: u32, signal: Signal) {
     let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };
     let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) else { return };
     let _ = pidfd_send_signal(&fd, signal);
@@ -141,7 +141,7 @@ pub fn end(pid: u32, signal: Signal) {
 
 impl Running {
     /// Waits for the end.
-    pub async fn exited(&mut self) -> ExitRecord {
+    pub(crate) async fn exited(&mut self) -> ExitRecord {
         loop {
             match self.next().await {
                 ShimEvent::Exited { exit, .. } => return exit,
@@ -152,18 +152,18 @@ impl Running {
     }
 
     /// Waits for the next event.
-    pub async fn next(&mut self) -> ShimEvent {
+    pub(crate) async fn next(&mut self) -> ShimEvent {
         tokio::time::timeout(PATIENCE, self.events.next()).await.expect("no event").expect("no more events")
     }
 
-    pub async fn stop(&self, grace: Duration) {
+    pub(crate) async fn stop(&self, grace: Duration) {
         let grace_ms = u64::try_from(grace.as_millis()).unwrap();
         let stop = Some(StopSpec { signal: 15, grace_ms });
         self.handle.stop(StopRequest { stop, ..StopRequest::default() }).await.unwrap();
     }
 }
 
-pub fn spec(instance: &str, command: &[&str]) -> SpawnSpec {
+pub(crate) fn spec(instance: &str, command: &[&str]) -> SpawnSpec {
     SpawnSpec {
         instance: instance.parse::<InstanceName>().unwrap(),
         generation: Generation(1),
@@ -184,7 +184,7 @@ pub fn spec(instance: &str, command: &[&str]) -> SpawnSpec {
 }
 
 /// Waits until something holds; `what` says what did not.
-pub async fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+pub(crate) async fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
         if let Some(value) = condition() {
@@ -196,7 +196,7 @@ pub async fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T
 }
 
 /// Waits for a file with a whole line in it.
-pub async fn line_of(path: &Path) -> String {
+pub(crate) async fn line_of(path: &Path) -> String {
     until(&format!("a line in {}", path.display()), || {
         let text = fs::read_to_string(path).ok()?;
         text.ends_with('\n').then(|| text.trim().to_owned())
@@ -205,7 +205,7 @@ pub async fn line_of(path: &Path) -> String {
 }
 
 /// Whether a process exists and is more than a zombie.
-pub fn lives(pid: u32) -> bool {
+pub(crate) fn lives(pid: u32) -> bool {
     match fs::read_to_string(format!("/proc/{pid}/stat")) {
         Ok(stat) => !stat[stat.rfind(')').unwrap()..].starts_with(") Z"),
         Err(error) => {
@@ -216,7 +216,7 @@ pub fn lives(pid: u32) -> bool {
 }
 
 /// Pids of all processes whose environment holds `BH_TEST=<tag>`.
-pub fn tagged(tag: &Path) -> Vec<u32> {
+pub(crate) fn tagged(tag: &Path) -> Vec<u32> {
     let wanted = format!("BH_TEST={}", tag.display());
     fs::read_dir("/proc")
         .unwrap()
