@@ -60,6 +60,7 @@ fn messages() {
         ("size too small", web("logs: {max_size: 1KiB}")),
         ("bad service name", "services:\n  Web Front: {command: [a]}\n".into()),
         ("dotted service name", "services:\n  web.1: {command: [a]}\n".into()),
+        ("reserved service name", "services:\n  bridge: {command: [a]}\n".into()),
         ("empty service name", "services:\n  \"\": {command: [a]}\n".into()),
         ("missing command", "services:\n  web:\n    replicas: 2\n".into()),
         ("nothing in a service", "services:\n  web:\n".into()),

@@ -3,8 +3,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
-use blackhole_bus_schema::names::{InstanceName, ServiceName};
-use blackhole_bus_schema::rpc::header::Request;
+use blackhole_bus_schema::names::InstanceName;
+use blackhole_bus_schema::rpc::header::{Callee, Request};
 use blackhole_bus_schema::rpc::{Code, DEFAULT_BUDGET, MAX_BUDGET, MAX_CALLS, Status};
 use bytes::Bytes;
 use hdrhistogram::Histogram;
@@ -29,7 +29,7 @@ const MAX_ROUTES: usize = 1024;
 pub(super) struct Call {
     pub(super) caller: Conn,
     pub(super) caller_id: u64,
-    pub(super) service: ServiceName,
+    pub(super) callee: Callee,
     pub(super) method: String,
     /// Who works on it.
     pub(super) sent_to: Option<Conn>,
@@ -47,7 +47,7 @@ impl Call {
         caller: Conn,
         caller_name: InstanceName,
         request: Request,
-        service: ServiceName,
+        callee: Callee,
         payload: Bytes,
     ) -> Self {
         let budget = request
@@ -56,7 +56,7 @@ impl Call {
         Self {
             caller,
             caller_id: request.id,
-            service,
+            callee,
             method: request.method,
             sent_to: None,
             caller_name,
@@ -71,10 +71,10 @@ impl Call {
     pub(super) fn expiry(&self) -> (String, Option<Conn>) {
         let budget = self.deadline.duration_since(self.started).as_millis();
         let message = match self.sent_to {
-            Some(_) => format!("{} did not answer within {budget} ms", self.service),
+            Some(_) => format!("{} did not answer within {budget} ms", self.callee.service),
             None => format!(
                 "no instance of {} was there within {budget} ms",
-                self.service
+                self.callee.service
             ),
         };
         (message, self.sent_to)
@@ -174,7 +174,7 @@ impl Calls {
         if waiting >= MAX_PARKED || bytes > MAX_PARKED_BYTES {
             let message = format!(
                 "no instance of {} is there, and {waiting} calls ({} bytes in all) wait already",
-                call.service, self.parked_bytes
+                call.callee.service, self.parked_bytes
             );
             return Err(Status::new(Code::ResourceExhausted, message));
         }
@@ -259,7 +259,7 @@ impl Calls {
         };
         let mut route = Route {
             caller: call.caller_name.service().to_string(),
-            service: call.service.to_string(),
+            service: call.callee.service.to_string(),
             method: call.method.clone(),
         };
         if self.measurements.len() >= MAX_ROUTES && !self.measurements.contains_key(&route) {

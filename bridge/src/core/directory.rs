@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use blackhole_bus_schema::names::{Generation, InstanceName, ServiceName};
-use blackhole_bus_schema::rpc::header::Endpoint;
+use blackhole_bus_schema::rpc::header::{Callee, Endpoint};
 use blackhole_bus_schema::rpc::{Code, Credentials, Status};
 
 use super::Conn;
@@ -185,13 +185,15 @@ impl Directory {
         service.floors.insert(index, floor);
     }
 
-    /// Returns the calls that waited, when nothing is left to wait for.
+    /// Returns the calls that waited, when some of them may have nothing left to wait for.
     pub(super) fn outlook(&mut self, instance: &InstanceName, outlook: Outlook) -> Vec<CallId> {
         let service = self.known(instance.service());
-        service.outlooks.insert(instance.index(), outlook);
-        match service.hopeless() {
-            Some(_) => service.parked.drain(..).collect(),
-            None => Vec::new(),
+        let before = service.outlooks.insert(instance.index(), outlook.clone());
+        match outlook {
+            Outlook::Hopeless { .. } if before.as_ref() != Some(&outlook) => {
+                service.parked.drain(..).collect()
+            }
+            _ => Vec::new(),
         }
     }
 
@@ -207,10 +209,12 @@ impl Directory {
     /// and have room; of equals the one that was not picked for the longest time.
     pub(super) fn pick(
         &mut self,
-        name: &ServiceName,
+        callee: &Callee,
         method: &str,
         outstanding: impl Fn(Conn) -> usize,
     ) -> Pick {
+        let name = &callee.service;
+        let meant = |index: u32| callee.index.is_none_or(|only| only == index);
         let Some(service) = self.services.get_mut(name).filter(|service| service.known) else {
             return if self.settled {
                 Pick::Refuse(not_found(name))
@@ -221,7 +225,8 @@ impl Directory {
         let mut serving = 0;
         let mut open = 0;
         let mut best: Option<(usize, u64, u32)> = None;
-        for (index, entry) in service.entries.iter().filter(|(_, entry)| !entry.draining) {
+        let entries = service.entries.iter();
+        for (index, entry) in entries.filter(|(index, entry)| meant(**index) && !entry.draining) {
             open += 1;
             if !entry.methods.contains(method) {
                 continue;
@@ -248,7 +253,7 @@ impl Directory {
             let message = format!("{name} does not serve {method:?}");
             return Pick::Refuse(Status::new(Code::Unimplemented, message));
         }
-        match service.hopeless() {
+        match service.hopeless(meant) {
             Some(reason) => {
                 let message = format!("{name} is not there: {reason}");
                 Pick::Refuse(Status::new(Code::Unavailable, message))
@@ -284,10 +289,10 @@ impl Directory {
 }
 
 impl Service {
-    /// Why no instance is to be expected, when that is so.
-    fn hopeless(&self) -> Option<&str> {
+    /// Why none of the instances that are meant is to be expected, when that is so.
+    fn hopeless(&self, meant: impl Fn(u32) -> bool) -> Option<&str> {
         let mut reason = None;
-        for outlook in self.outlooks.values() {
+        for (_, outlook) in self.outlooks.iter().filter(|(index, _)| meant(**index)) {
             match outlook {
                 Outlook::Coming => return None,
                 Outlook::Hopeless { reason: why } => reason = reason.or(Some(why.as_str())),

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use blackhole_bus_schema::names::{InstanceName, ServiceName};
 use blackhole_bus_schema::registry::{Registration, RegistryChanged};
-use blackhole_bus_schema::rpc::header::{self, Header, Registered, Response};
+use blackhole_bus_schema::rpc::header::{self, Callee, Header, Registered, Response};
 use blackhole_bus_schema::rpc::{
     Code, Credentials, DEFAULT_CAPACITY, HEARTBEAT, MAX_CAPACITY, Status,
 };
@@ -388,15 +388,15 @@ impl Core {
             return;
         }
         let admitted = self.calls.admit(connection.made.len(), self.ending);
-        let service = request
+        let callee = request
             .service
-            .parse::<ServiceName>()
+            .parse::<Callee>()
             .map_err(|error| Status::new(Code::InvalidArgument, error.to_string()));
-        let service = match admitted.and(service) {
-            Ok(service) => service,
+        let callee = match admitted.and(callee) {
+            Ok(callee) => callee,
             Err(status) => return self.respond(conn, request.id, Err(status)),
         };
-        let call = Call::new(now, conn, who.instance.clone(), request, service, payload);
+        let call = Call::new(now, conn, who.instance.clone(), request, callee, payload);
         let caller_id = call.caller_id;
         let id = self.calls.insert(call);
         if let Some(connection) = self.connections.get_mut(&conn) {
@@ -416,13 +416,10 @@ impl Core {
                 .get(&conn)
                 .map_or(usize::MAX, |c| c.working_on.len())
         };
-        match self
-            .directory
-            .pick(&call.service, &call.method, outstanding)
-        {
+        match self.directory.pick(&call.callee, &call.method, outstanding) {
             Pick::Instance(conn) => self.hand_over(now, id, conn),
             Pick::Park => {
-                let service = call.service.clone();
+                let service = call.callee.service.clone();
                 let waiting = self.directory.parked(&service);
                 match self.calls.may_park(id, waiting) {
                     Ok(()) => self.directory.park(&service, id),
@@ -515,7 +512,7 @@ impl Core {
                     callee.working_on.remove(&id);
                 }
             }
-            None => self.directory.unpark(&call.service, id),
+            None => self.directory.unpark(&call.callee.service, id),
         }
         Some(call)
     }

@@ -53,6 +53,15 @@ const RESERVED_ENV: [&str; 7] = [
     "WATCHDOG_PID",
 ];
 
+/// What the parts of Blackhole call themselves, towards services too.
+const RESERVED_NAMES: [&str; 5] = [
+    "supervisor",
+    "process-manager",
+    "resource-controller",
+    "bridge",
+    "cli",
+];
+
 const CONDITIONS: [(&str, Condition); 3] = [
     ("started", Condition::Started),
     ("ready", Condition::Ready),
@@ -101,6 +110,11 @@ pub(super) fn services(
         let name: ServiceName = entry.key.parse().map_err(|error| {
             Problem::new(entry.key_place.clone(), &field.path, format!("{error}"))
         })?;
+        if RESERVED_NAMES.contains(&name.as_str()) {
+            let message = format!("{name} is the name of a part of Blackhole itself");
+            return Err(Problem::new(entry.key_place.clone(), &field.path, message)
+                .hint("choose another name"));
+        }
         let service = service(&name, entry, &field, runtime, dir, &mut places)?;
         services.insert(name, service);
     }

@@ -291,3 +291,31 @@ fn resolve_tells_own_endpoints() {
     );
     assert_eq!(responses(&unknown), [(3, 5, Code::NotFound)]);
 }
+
+#[test]
+fn one_instance_can_be_meant() {
+    let mut world = World::new();
+    for index in 1..=3 {
+        world.register(index, &format!("db.{index}"), &["get"]);
+    }
+    for call in 0..3 {
+        assert_eq!(calls(&world.request(9, "web.1", call, "db.3"))[0].0, 3);
+    }
+    // It is waited for, whoever else is there.
+    assert_eq!(world.request(9, "web.1", 3, "db.4"), []);
+    assert_eq!(calls(&world.register(5, "db.5", &["get"])), []);
+    assert_eq!(calls(&world.register(4, "db.4", &["get"])).len(), 1);
+    let hopeless = Outlook::Hopeless {
+        reason: "it is stopped".into(),
+    };
+    assert_eq!(world.request(9, "web.1", 4, "db.6"), []);
+    world.core.outlook(world.now, &instance("db.6"), hopeless);
+    assert_eq!(
+        responses(&world.core.take_actions()),
+        [(9, 4, Code::Unavailable)]
+    );
+    assert_eq!(
+        responses(&world.request(9, "web.1", 5, "db.x")),
+        [(9, 5, Code::InvalidArgument)]
+    );
+}

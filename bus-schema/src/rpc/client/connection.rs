@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -23,8 +23,11 @@ pub(super) struct Connection {
     /// Handlers at work; at most the capacity of the methods.
     handlers: JoinSet<u64>,
     by_call: HashMap<u64, AbortHandle>,
+    methods: watch::Receiver<Methods>,
     /// Whether a path to a bridge is there, registered or not.
     connected: bool,
+    /// Registrations sent on this connection that have not been confirmed.
+    unconfirmed: u32,
 }
 
 impl Connection {
@@ -34,19 +37,20 @@ impl Connection {
         cancelled: mpsc::Receiver<u64>,
     ) -> Self {
         Self {
+            methods: shared.methods.subscribe(),
             shared,
             events,
             cancelled,
             handlers: JoinSet::new(),
             by_call: HashMap::new(),
             connected: false,
+            unconfirmed: 0,
         }
     }
 
     /// Runs until the client is dropped.
     pub(super) async fn run(mut self) {
         let shared = self.shared.clone();
-        let mut methods = shared.methods.subscribe();
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -60,7 +64,7 @@ impl Connection {
                 Some(id) = self.cancelled.recv() => {
                     self.send(Header::Cancel { id }, Bytes::new()).await;
                 }
-                changed = methods.changed() => {
+                changed = self.methods.changed() => {
                     if changed.is_ok() && self.connected {
                         self.register().await;
                     }
@@ -88,6 +92,7 @@ impl Connection {
             }
             DealerEvent::Down => {
                 self.connected = false;
+                self.unconfirmed = 0;
                 self.shared.standing.send_replace(Standing::Away);
                 self.shared.working.send_replace(0);
                 // Nobody waits for these answers any more: their calls failed with the connection.
@@ -114,7 +119,7 @@ impl Connection {
 
     async fn register(&mut self) {
         let register = {
-            let methods = self.shared.methods.borrow();
+            let methods = self.methods.borrow_and_update();
             Register {
                 version: header::VERSION,
                 methods: methods.handlers.keys().cloned().collect(),
@@ -122,6 +127,7 @@ impl Connection {
                 endpoint: methods.endpoint.clone(),
             }
         };
+        self.unconfirmed += 1;
         self.send(Header::Register(register), Bytes::new()).await;
     }
 
@@ -137,13 +143,13 @@ impl Connection {
         };
         match header {
             Header::Registered(_) => {
-                self.shared.standing.send_if_modified(|standing| {
-                    let changed = *standing == Standing::Away;
-                    if changed {
-                        *standing = Standing::Registered;
-                    }
-                    changed
-                });
+                self.unconfirmed = self.unconfirmed.saturating_sub(1);
+                // Not yet when other methods are on their way, or about to be.
+                if self.unconfirmed == 0 && !self.methods.has_changed().unwrap_or(true) {
+                    self.shared.standing.send_if_modified(|standing| {
+                        standing.replace(&Standing::Away, Standing::Registered)
+                    });
+                }
             }
             Header::Heartbeat {
                 registered: Some(false),

@@ -28,9 +28,9 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::header::{self, Endpoint, Header, MAX_HEADER_BYTES, MAX_METHOD_BYTES, Response};
+use super::header::{self, Callee, Endpoint, Header, MAX_HEADER_BYTES, MAX_METHOD_BYTES, Response};
 use super::{Code, DEFAULT_CAPACITY, MAX_BUDGET, MAX_CALLS, MAX_CAPACITY, Status};
-use crate::names::{InstanceName, ServiceName};
+use crate::names::InstanceName;
 use crate::transport::rpc::Dealer;
 use crate::transport::{MAX_MESSAGE_BYTES, TransportError};
 
@@ -205,6 +205,17 @@ enum Standing {
     Refused(String),
 }
 
+impl Standing {
+    /// Becomes `new` if it is `old`; whether it did.
+    fn replace(&mut self, old: &Self, new: Self) -> bool {
+        let changes = self == old;
+        if changes {
+            *self = new;
+        }
+        changes
+    }
+}
+
 type Answer = Result<(Bytes, Vec<Endpoint>), Status>;
 
 /// What the client's handles and its connection task share.
@@ -309,10 +320,18 @@ impl Client {
     /// Serves these methods from now on, instead of any before. Registers them
     /// with the bridge as soon as it is there.
     pub fn serve(&self, methods: Methods) {
-        self.inner.shared.methods.send_replace(methods);
+        let shared = &self.inner.shared;
+        shared.methods.send_modify(|current| {
+            *current = methods;
+            // Only who is registered with these is. Before the connection's task can see
+            // them: it says so again after they are confirmed.
+            shared.standing.send_if_modified(|standing| {
+                standing.replace(&Standing::Registered, Standing::Away)
+            });
+        });
     }
 
-    /// Waits until the bridge has registered this client.
+    /// Waits until the bridge has registered this client with its methods.
     ///
     /// # Errors
     /// When it has not within the time, or refuses the credentials.
@@ -340,8 +359,8 @@ impl Client {
         }
     }
 
-    /// Calls a method of another service and waits for the result, at most for
-    /// `budget`. While the bridge is away it waits for it. Dropping the future
+    /// Calls a method of a service (`pricing`, the bridge picks an instance) or
+    /// of one instance (`pricing.2`) and waits for the result, at most for `budget`. While the bridge is away it waits for it. Dropping the future
     /// cancels the call. A failed call may or may not have had its effect.
     ///
     /// # Errors
@@ -469,7 +488,7 @@ impl Drop for Call<'_> {
 }
 
 fn checked(service: &str) -> Result<(), Status> {
-    match service.parse::<ServiceName>() {
+    match service.parse::<Callee>() {
         Ok(_) => Ok(()),
         Err(error) => Err(Status::new(Code::InvalidArgument, error.to_string())),
     }

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::names::InstanceName;
+use crate::names::{InstanceName, NameError, ServiceName};
 use crate::reply::{Code, Status};
 
 /// Version of this protocol, told in `register`.
@@ -85,7 +85,8 @@ pub struct Registered {
 pub struct Request {
     /// Chosen by the sender, unique among its calls under way.
     pub id: u64,
-    /// The service called. The bridge leaves it out: the receiver knows its own.
+    /// The service called, or one instance of it, see [`Callee`]. The bridge
+    /// leaves it out: the receiver knows its own.
     pub service: String,
     /// The method.
     pub method: String,
@@ -94,6 +95,43 @@ pub struct Request {
     pub budget_ms: Option<u64>,
     /// B → C: who calls, as its token proved.
     pub caller: Option<InstanceName>,
+}
+
+/// Who is called: the text of [`Request::service`].
+///
+/// ```
+/// use blackhole_bus_schema::rpc::header::Callee;
+/// let callee: Callee = "pricing".parse().unwrap();
+/// assert_eq!((callee.service.as_str(), callee.index), ("pricing", None));
+/// let callee: Callee = "pricing.2".parse().unwrap();
+/// assert_eq!((callee.service.as_str(), callee.index), ("pricing", Some(2)));
+/// assert!("pricing.x".parse::<Callee>().is_err());
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Callee {
+    /// The service.
+    pub service: ServiceName,
+    /// The index of the only instance that is meant; `None`: whichever has the
+    /// fewest calls.
+    pub index: Option<u32>,
+}
+
+impl std::str::FromStr for Callee {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        if !text.contains('.') {
+            return Ok(Self {
+                service: text.parse()?,
+                index: None,
+            });
+        }
+        let instance: InstanceName = text.parse()?;
+        Ok(Self {
+            service: instance.service().clone(),
+            index: Some(instance.index()),
+        })
+    }
 }
 
 /// See [`Header::Response`].
