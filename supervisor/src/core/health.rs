@@ -5,8 +5,9 @@
 //! to the threshold. A supervisor that comes back therefore hears nothing of a
 //! service that is well: for one that it adopts before having seen it ready it
 //! waits for as long as a failure would take to show, and takes silence as
-//! success (see [`Probing::listen`]). For one that it started itself only a
-//! real success counts.
+//! success (see [`Probing::listen`]). For one that it started itself it waits
+//! half a minute longer, and says so: only a lost message leads there, since a
+//! probe that fails is heard of.
 
 use std::time::Duration;
 
@@ -19,9 +20,12 @@ const KINDS: [ProbeKind; 3] = [
     ProbeKind::Readiness,
 ];
 
-/// Added to the time after which silence counts as success: for the scheduling
-/// of a busy host.
-const QUIET_SLACK: Duration = Duration::from_secs(1);
+/// Added to the time after which silence counts as success: clearly longer than
+/// it takes to notice that the process-manager itself is silent (3.5 s).
+const QUIET_SLACK: Duration = Duration::from_secs(6);
+
+/// Added for an instance whose probes should have been heard from the first.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What is known of one probe.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -30,6 +34,20 @@ struct Known {
     passes: Option<bool>,
     /// Without a failure until then it passes.
     quiet_at: Option<Duration>,
+    /// The silence that it takes.
+    silence: Duration,
+}
+
+impl Known {
+    fn pass(&mut self) {
+        self.passes = Some(true);
+        self.quiet_at = None;
+    }
+
+    fn wait(&mut self, now: Duration, silence: Duration) {
+        self.silence = silence;
+        self.quiet_at = Some(now.saturating_add(silence));
+    }
 }
 
 /// The probes of one running instance.
@@ -70,10 +88,10 @@ impl Probing {
         match &result.error {
             None => {
                 if result.in_a_row >= probe.success_threshold.max(1) {
-                    *known = Known {
-                        passes: Some(true),
-                        quiet_at: None,
-                    };
+                    known.pass();
+                    let patient = known.silence > PATIENCE;
+                    self.detail = patient
+                        .then(|| "no result of its probe was heard: taken as passing".to_owned());
                     self.detail = None;
                 }
             }
@@ -82,7 +100,7 @@ impl Probing {
                     known.passes = Some(false);
                 }
                 if known.quiet_at.is_some() {
-                    known.quiet_at = Some(now.saturating_add(quiet(probe)));
+                    known.wait(now, known.silence);
                 }
                 self.detail = Some(error.clone());
             }
@@ -96,12 +114,14 @@ impl Probing {
                 .get(kind)
                 .is_some_and(|probe| probe.check == ProbeCheck::Notify);
             if asked && notify.ready {
-                *self.known(kind) = Known {
-                    passes: Some(true),
-                    quiet_at: None,
-                };
+                self.known(kind).pass();
             }
         }
+    }
+
+    /// It has just been started: its probes are waited for patiently.
+    pub(super) fn begin(&mut self, probes: &Probes, now: Duration) {
+        self.wait(probes, now, PATIENCE);
     }
 
     /// What was said before may have been missed: from here on, silence for
@@ -109,15 +129,17 @@ impl Probing {
     /// pass. Not for [`ProbeCheck::Notify`]: what a service said of itself is in
     /// its record.
     pub(super) fn listen(&mut self, probes: &Probes, now: Duration) {
+        self.wait(probes, now, Duration::ZERO);
+    }
+
+    fn wait(&mut self, probes: &Probes, now: Duration, more: Duration) {
         for kind in KINDS {
             let Some(probe) = probes.get(kind) else {
                 continue;
             };
             let known = self.known(kind);
             if probe.check != ProbeCheck::Notify && known.passes != Some(true) {
-                known
-                    .quiet_at
-                    .get_or_insert(now.saturating_add(quiet(probe)));
+                known.wait(now, quiet(probe).saturating_add(more));
             }
         }
     }
@@ -134,10 +156,10 @@ impl Probing {
         for kind in KINDS {
             let known = self.known(kind);
             if known.quiet_at.is_some_and(|at| at <= now) {
-                *known = Known {
-                    passes: Some(true),
-                    quiet_at: None,
-                };
+                known.pass();
+                let patient = known.silence > PATIENCE;
+                self.detail = patient
+                    .then(|| "no result of its probe was heard: taken as passing".to_owned());
             }
         }
     }
@@ -332,6 +354,28 @@ mod tests {
     }
 
     #[test]
+    fn one_that_was_just_started_is_waited_for_patiently() {
+        let probes = Probes {
+            readiness: Some(probe()),
+            ..Probes::default()
+        };
+        let mut probing = Probing::default();
+        probing.begin(&probes, S(1000));
+        probing.tick(S(1041));
+        assert!(!probing.ready(&probes));
+        probing.result(
+            &probes,
+            &result(ProbeKind::Readiness, Some("no"), 1),
+            S(1030),
+        );
+        probing.tick(S(1071));
+        assert!(!probing.ready(&probes));
+        probing.tick(S(1072));
+        assert!(probing.ready(&probes));
+        assert!(probing.detail().unwrap().contains("taken as passing"));
+    }
+
+    #[test]
     fn silence_is_success_only_when_listening_and_a_failure_prolongs_it() {
         let probes = Probes {
             readiness: Some(probe()),
@@ -341,19 +385,19 @@ mod tests {
         probing.tick(S(1000));
         assert!(!probing.ready(&probes));
         probing.listen(&probes, S(1000));
-        assert_eq!(probing.wake(), Some(S(1007)));
+        assert_eq!(probing.wake(), Some(S(1012)));
         probing.result(
             &probes,
             &result(ProbeKind::Readiness, Some("no"), 1),
             S(1003),
         );
-        probing.tick(S(1009));
+        probing.tick(S(1014));
         assert!(!probing.ready(&probes));
         probing.deaf();
         probing.tick(S(2000));
         assert!(!probing.ready(&probes));
         probing.listen(&probes, S(2000));
-        probing.tick(S(2007));
+        probing.tick(S(2012));
         assert!(probing.ready(&probes));
     }
 }

@@ -108,6 +108,13 @@ impl Core {
         if !known.state.is_live() {
             return;
         }
+        let in_flight = instance.fate == Fate::InFlight && known.generation == instance.generation;
+        if in_flight || known.state.name() == StateName::Spawn {
+            // A manager died over this spawn. A request that is still on its
+            // way goes on to its successor, which may be starting it now: its
+            // answer decides. Else it has not run, and the same is sent again.
+            return;
+        }
         let started_at = match known.state {
             ProcessState::Running { started_at, .. }
             | ProcessState::Stopping { started_at, .. } => started_at,
@@ -149,7 +156,9 @@ impl Core {
         }
         self.dirty.insert(name.clone());
         let first = known.is_none_or(|(known, _)| known != generation);
-        if first || source == Source::Stream {
+        let news = known.is_none_or(|known| known < (generation, rank(&record)));
+        if news || source == Source::Stream {
+            // A reply that brings news is ahead of the stream, until that tells it too.
             instance.source = source;
         }
         if generation > instance.generation {
@@ -172,7 +181,7 @@ impl Core {
             ProcessState::Spawn {}
             | ProcessState::Running { .. }
             | ProcessState::Stopping { .. } => {
-                return self.lives(&name, record, first);
+                return self.lives(now, &name, record, first);
             }
         };
         instance.told_end = instance.told_end.max(generation);
@@ -181,7 +190,7 @@ impl Core {
         self.ended(now, &name, generation, end);
     }
 
-    fn lives(&mut self, name: &InstanceName, record: InstanceRecord, first: bool) {
+    fn lives(&mut self, now: Now, name: &InstanceName, record: InstanceRecord, first: bool) {
         let Some(instance) = self.instances.get_mut(name) else {
             return;
         };
@@ -193,10 +202,13 @@ impl Core {
             if let (Grant::Unasked, Some(grant)) = (&instance.grant, &record.grant) {
                 instance.grant = Grant::Granted(Box::new(grant.clone()));
             }
-            if instance.ready_seen == record.generation && config.is_some() {
-                // It was ready before this run of the supervisor.
-                instance.probing.adopted_ready();
-                instance.adopted = true;
+            if let Some(config) = config {
+                if instance.ready_seen == record.generation {
+                    // It was ready before this run of the supervisor.
+                    instance.probing.adopted_ready();
+                    instance.adopted = true;
+                }
+                instance.probing.begin(&config.probes, now.mono);
             }
         }
         if record.state.name() == StateName::Running {

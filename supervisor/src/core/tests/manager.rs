@@ -226,6 +226,20 @@ fn what_the_stream_told_and_the_snapshot_misses_is_lost() {
 }
 
 #[test]
+fn a_spawn_that_outlives_a_manager_is_not_made_twice() {
+    let mut bench = Bench::new(&[("a", service())]);
+    bench.take();
+    bench.tell(record("a.1", 1, ProcessState::Spawn {}));
+    bench.input(Input::ManagerDown);
+    // The request is still being repeated and reaches the next manager.
+    bench.sync(&[]);
+    assert_eq!(bench.take(), Vec::<String>::new());
+    assert_eq!(bench.phase("a.1"), "spawning");
+    bench.runs("a.1");
+    assert_eq!(bench.phase("a.1"), "ready");
+}
+
+#[test]
 fn what_only_a_reply_told_is_not_lost_by_an_older_snapshot() {
     let mut bench = Bench::new(&[("a", service())]);
     bench.take();
