@@ -35,6 +35,14 @@
 //! in order or not, the groups of instances stay, and the next one finds them;
 //! when it ends in order and no instance has groups, nothing is left.
 //!
+//! **Where services live.** Below the daemon's own cgroup, unless
+//! `runtime.orchestrator.cgroup_parent` names another place. So a service manager
+//! that runs this daemon as a unit of its own must not end the unit's whole
+//! group with it (systemd: `KillMode=process`, `Delegate=yes`), or the parent be
+//! configured. On v2 the daemons and shims that share the base are moved to the
+//! leaf `_control` beside the services by this daemon itself, at its start and
+//! with each `prepare` as long as that is not done; nobody has to ask for it.
+//!
 //! **What `limits: required` means.** A limit that is not enforced at all is a
 //! refusal; one that holds in part (an I/O weight that no disk's scheduler looks
 //! at, a value the kernel cut) is not, and is shown.

@@ -121,20 +121,15 @@ impl Service {
     async fn look_around(&mut self) -> Result<(), ResourceError> {
         let (found, version) = self
             .worker
-            .run(|engine| {
-                (
-                    engine.instances().cloned().collect::<Vec<_>>(),
-                    engine.version(),
-                )
-            })
+            .run(|engine| (engine.sample(), engine.version()))
             .await?;
-        for instance in &found {
-            self.book.found(instance);
-        }
+        let count = found.len();
+        // On the list from now on; the first tick that is published comes in its time.
+        self.book.tick(std::time::Instant::now(), found);
         let problem = self.note_problem().await?;
         tracing::info!(
             cgroups = version_text(version),
-            found = found.len(),
+            found = count,
             problem,
             "ready to limit and measure"
         );
@@ -221,12 +216,16 @@ impl Service {
             }
         };
         let (name, required) = (instance.clone(), limits.required);
-        let prepared = self
+        let (prepared, first) = self
             .worker
-            .run(move |engine| engine.prepare(&name, &limits, oom_score_adj))
+            .run(move |engine| {
+                let prepared = engine.prepare(&name, &limits, oom_score_adj);
+                let first = prepared.fresh.then(|| engine.read(&name)).flatten();
+                (prepared, first)
+            })
             .await?;
-        if prepared.fresh {
-            self.book.begin(&instance);
+        if let Some(first) = &first {
+            self.book.begin(&instance, first);
         }
         let missing = prepared.not_enforced();
         if missing.is_some() != self.limited {
@@ -382,7 +381,11 @@ impl Service {
             }
         }
         let clean = self.worker.close().await?;
-        tracing::info!(clean, "cgroups of running services stay as they are");
+        if clean {
+            tracing::info!("no cgroup is left");
+        } else {
+            tracing::info!("the cgroups of services stay");
+        }
         Ok(())
     }
 }

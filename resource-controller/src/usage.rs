@@ -40,17 +40,14 @@ impl UsageBook {
     /// An instance whose groups were just made: each kill from now on is new.
     /// One that turns up in a tick without this was found at the start; what
     /// happened to it before is in its totals, but no event.
-    pub fn begin(&mut self, instance: &InstanceName) {
-        let entry = Entry {
+    /// `first` puts it on the list before the first tick.
+    pub fn begin(&mut self, instance: &InstanceName, first: &Reading) {
+        let mut entry = Entry {
             kills: Some(0),
             ..Entry::default()
         };
+        entry.take_in(instance, first);
         self.entries.insert(instance.clone(), entry);
-    }
-
-    /// An instance that was found at the start.
-    pub fn found(&mut self, instance: &InstanceName) {
-        self.entries.entry(instance.clone()).or_default();
     }
 
     /// Whether there is no instance.
@@ -166,7 +163,7 @@ mod tests {
         let start = Instant::now();
         let mut book = UsageBook::default();
         let web = name("web.1");
-        book.begin(&web);
+        book.begin(&web, &reading(start, 1_000_000, 0));
         let tick = book.tick(start, vec![(web.clone(), reading(start, 1_000_000, 0))]);
         assert_eq!(tick.interval_ms, 0);
         assert_eq!(tick.usage[0].cpu_percent, None);
@@ -190,7 +187,7 @@ mod tests {
         let at = |second| start + Duration::from_secs(second);
         let mut book = UsageBook::default();
         let (new, old) = (name("new.1"), name("old.1"));
-        book.begin(&new);
+        book.begin(&new, &reading(start, 0, 0));
         let mut tick = |second, kills| {
             book.tick(
                 at(second),

@@ -62,6 +62,9 @@ pub(super) fn apply(places: &Places, limits: &Limits, effect: &IoEffect) -> Vec<
     .collect()
 }
 
+/// The weight that asks for nothing special.
+const NORMAL: u32 = 100;
+
 /// What the kernel holds now; `None` is "no limit".
 type ReadBack = Result<Option<u64>, String>;
 
@@ -208,7 +211,7 @@ fn cpu_weight(place: &Place, weight: Option<u32>) -> Option<LimitReport> {
             .map_err(|error| refused(&error))
     };
     let Some(weight) = weight else {
-        let normal = value(100);
+        let normal = value(NORMAL);
         if read().is_ok_and(|now| now != normal) {
             return lifted(LimitKind::CpuWeight, write(normal));
         }
@@ -333,7 +336,8 @@ fn pids(place: &Place, most: Option<u32>) -> Option<LimitReport> {
 /// Linux 5. On v2 `io.bfq.weight` works with the BFQ scheduler and `io.weight`
 /// with the io.cost controller; both are written where they are. A weight whose
 /// mechanism is at work on no device is reported as held in part; the normal
-/// weight (100) asks for nothing special and is not reported so.
+/// weight (100) asks for nothing special and is not reported so; where no weights
+/// exist at all, it holds as far as all weigh the same.
 fn io_weight(place: &Place, weight: Option<u32>, effect: &IoEffect) -> Option<LimitReport> {
     const V1: [(&str, WeightRange); 2] = [
         ("blkio.bfq.weight", WeightRange::BFQ),
@@ -361,6 +365,18 @@ fn io_weight(place: &Place, weight: Option<u32>, effect: &IoEffect) -> Option<Li
     else {
         let names = if v2 { V2 } else { V1 }.map(|(name, _)| name).join(" nor ");
         let reason = format!("the kernel has neither {names} in {}", dir.display());
+        if weight == Some(NORMAL) {
+            let enforcement = Enforcement::Partly {
+                reason: format!("{reason}; all groups weigh the same"),
+            };
+            let actual = None;
+            return Some(LimitReport {
+                limit: LimitKind::IoWeight,
+                requested: NORMAL.into(),
+                actual,
+                enforcement,
+            });
+        }
         return missing(LimitKind::IoWeight, requested, reason);
     };
     let write = |weight: u32| {
@@ -377,7 +393,7 @@ fn io_weight(place: &Place, weight: Option<u32>, effect: &IoEffect) -> Option<Li
     let read = || file::read_as(&dir.join(name), default_weight).map_err(|error| chain(&error));
     let Some(weight) = weight else {
         if read().is_ok_and(|now| now != range.normal) {
-            return lifted(LimitKind::IoWeight, write(100));
+            return lifted(LimitKind::IoWeight, write(NORMAL));
         }
         return None;
     };

@@ -128,8 +128,12 @@ fn a_missing_file_is_named() {
         Place::V1(dir.path().to_owned()),
         Place::V2(dir.path().to_owned()),
     ] {
-        let report = apply(&all_at(place), &limits(), &IoEffect::default());
+        let mut limits = limits();
+        limits.io_weight = Some(300);
+        let report = apply(&all_at(place.clone()), &limits, &IoEffect::default());
         assert_eq!(report.len(), 5);
+        let normal = io_weight(&place, Some(100), &IoEffect::default()).unwrap();
+        assert!(matches!(normal.enforcement, Enforcement::Partly { .. }));
         for line in report {
             let Enforcement::NotEnforced { reason } = &line.enforcement else {
                 panic!("{line:?}")

@@ -557,7 +557,8 @@ impl Engine {
         &entry.1
     }
 
-    fn read(&mut self, instance: &InstanceName) -> Option<Reading> {
+    /// Reads one instance's counters; `None` where it has no groups.
+    pub fn read(&mut self, instance: &InstanceName) -> Option<Reading> {
         let layout = &self.layout;
         let known = self.instances.get_mut(instance)?;
         let dirs = &known.dirs;

@@ -14,6 +14,12 @@ mod usage;
 
 #[test]
 #[ignore = "boots a virtual machine"]
+fn on_a_host_with_v1_only() {
+    qemu::run_in_guest("v1", &[env!("CARGO_BIN_EXE_blackhole-resource-controller")]);
+}
+
+#[test]
+#[ignore = "boots a virtual machine"]
 fn on_a_host_with_v2_only() {
-    qemu::run_in_guest(&[env!("CARGO_BIN_EXE_blackhole-resource-controller")]);
+    qemu::run_in_guest("v2", &[env!("CARGO_BIN_EXE_blackhole-resource-controller")]);
 }

@@ -62,6 +62,40 @@ async fn one_batch_a_tick_with_shares_of_the_cpu() {
     client.release("idle.1").await.unwrap();
 }
 
+/// An instance is on the list as soon as it has groups, before any tick: who
+/// clears up finds it there.
+#[tokio::test]
+async fn a_new_instance_is_listed_at_once() {
+    let Some(mut setup) = Setup::able("usage_interval: 1h") else {
+        return;
+    };
+    setup.start(&[]);
+    let client = setup.client().await;
+    let names = async || -> Vec<String> {
+        let page = client.ask(&ListUsage::default()).await.unwrap();
+        page.items
+            .iter()
+            .map(|usage| usage.instance.to_string())
+            .collect()
+    };
+    setup.keep(client.prepare("a.1", Limits::default()).await.unwrap());
+    setup.keep(client.prepare("a.2", Limits::default()).await.unwrap());
+    assert_eq!(names().await, ["a.1", "a.2"]);
+    setup.kill().await;
+    setup.start(&[]);
+    client.link.ready(crate::support::PATIENCE).await.unwrap();
+    tokio::time::timeout(crate::support::PATIENCE, async {
+        while names().await != ["a.1", "a.2"] {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    client.release("a.1").await.unwrap();
+    assert_eq!(names().await, ["a.2"]);
+    client.release("a.2").await.unwrap();
+}
+
 #[tokio::test]
 async fn an_oom_kill_is_one_event() {
     let Some(mut setup) = Setup::able("usage_interval: 100ms") else {

@@ -14,6 +14,12 @@ mod unprivileged;
 
 #[test]
 #[ignore = "boots a virtual machine"]
+fn on_a_host_with_v1_only() {
+    qemu::run_in_guest("v1", &[]);
+}
+
+#[test]
+#[ignore = "boots a virtual machine"]
 fn on_a_host_with_v2_only() {
-    qemu::run_in_guest(&[]);
+    qemu::run_in_guest("v2", &[]);
 }
