@@ -62,7 +62,11 @@ async fn an_orderly_end_leaves_services_too() {
     assert!(bench.end_manager().success());
     assert!(runs(pid));
     let known = bench.history.len();
-    bench.wait("its goodbye", known, |told| matches!(told, Told::Down).then_some(())).await;
+    bench
+        .wait("its goodbye", known, |told| {
+            matches!(told, Told::Down).then_some(())
+        })
+        .await;
     let records = bench.start_manager().await;
     assert_eq!(find(&records, "web.1").state.pid(), Some(pid));
 }
@@ -70,15 +74,26 @@ async fn an_orderly_end_leaves_services_too() {
 #[tokio::test]
 async fn what_ended_meanwhile_is_told_once_with_its_end() {
     let mut bench = Bench::start().await;
-    let killed = bench.run(&sleeper("killed.1", 1)).await.state.pid().unwrap();
+    let killed = bench
+        .run(&sleeper("killed.1", 1))
+        .await
+        .state
+        .pid()
+        .unwrap();
     let marker = bench.path("go");
-    let text = format!("while [ ! -e {} ]; do sleep 0.02; done; exit $CODE", marker.display());
+    let text = format!(
+        "while [ ! -e {} ]; do sleep 0.02; done; exit $CODE",
+        marker.display()
+    );
     for (instance, code) in [("good.1", "0"), ("bad.1", "9")] {
         let mut service = script(instance, 1, &text);
         service.env.insert("CODE".to_owned(), code.to_owned());
         bench.run(&service).await;
     }
-    let shims: Vec<u32> = ["killed.1", "good.1", "bad.1"].map(|i| bench.shim(i)).to_vec();
+    let shims: Vec<u32> = ["killed.1", "good.1", "bad.1"]
+        .map(|i| bench.shim(i))
+        .to_vec();
+    bench.settle().await;
     bench.kill_manager();
     kill(killed);
     std::fs::write(&marker, "").unwrap();
@@ -90,7 +105,10 @@ async fn what_ended_meanwhile_is_told_once_with_its_end() {
     let exit = |instance: &str| find(&records, instance).state.exit().unwrap().clone();
     assert_eq!(find(&records, "killed.1").state.name(), Failed);
     assert_eq!(exit("killed.1").result, ExitResult::Signal);
-    assert!(matches!(exit("killed.1").status, ExitStatus::Signaled { signal: 9, .. }));
+    assert!(matches!(
+        exit("killed.1").status,
+        ExitStatus::Signaled { signal: 9, .. }
+    ));
     assert_eq!(find(&records, "bad.1").state.name(), Failed);
     assert_eq!(exit("bad.1").status, ExitStatus::Exited { code: 9 });
     assert_eq!(find(&records, "good.1").state.name(), Terminated);
@@ -104,7 +122,10 @@ async fn what_ended_meanwhile_is_told_once_with_its_end() {
     bench.settle().await;
     for instance in ["killed.1", "good.1", "bad.1"] {
         let told = told_since(&bench, before, instance);
-        assert!(told.len() <= 1 && told.iter().all(|(from, _)| from.is_none()), "{told:?}");
+        assert!(
+            told.len() <= 1 && told.iter().all(|(from, _)| from.is_none()),
+            "{told:?}"
+        );
         assert_eq!(told_since(&bench, second, instance), [], "told again");
     }
 }
@@ -122,19 +143,34 @@ async fn a_lost_shim_takes_its_whole_instance_with_it() {
     let mut pids = Vec::new();
     for instance in ["here.1", "away.1"] {
         let _ = std::fs::remove_file(&file);
-        pids.push(bench.run(&script(instance, 1, &text)).await.state.pid().unwrap());
-        let pid: u32 =
-            until("the grandchild", || std::fs::read_to_string(&file).ok()?.trim().parse().ok()).await;
+        pids.push(
+            bench
+                .run(&script(instance, 1, &text))
+                .await
+                .state
+                .pid()
+                .unwrap(),
+        );
+        let pid: u32 = until("the grandchild", || {
+            std::fs::read_to_string(&file).ok()?.trim().parse().ok()
+        })
+        .await;
         grandchildren.push(pid);
     }
     // While the manager looks on …
     kill(bench.shim("here.1"));
     let lost = bench.state("here.1", 1, Failed).await;
     let exit = lost.state.exit().unwrap();
-    assert_eq!((exit.result, exit.status), (ExitResult::ShimLost, ExitStatus::Unknown));
+    assert_eq!(
+        (exit.result, exit.status),
+        (ExitResult::ShimLost, ExitStatus::Unknown)
+    );
     assert_eq!(exit.pid, pids[0]);
     assert!(!runs(pids[0]) && !runs(grandchildren[0]));
-    assert_eq!(told_since(&bench, 0, "here.1").last(), Some(&(Some(Running), Failed)));
+    assert_eq!(
+        told_since(&bench, 0, "here.1").last(),
+        Some(&(Some(Running), Failed))
+    );
     // … and while it is away.
     let shim = bench.shim("away.1");
     bench.kill_manager();
@@ -194,20 +230,30 @@ async fn what_cannot_be_read_is_shown_and_stops_nobody() {
     let records = bench.start_manager().await;
     assert_eq!(find(&records, "good.1").state.pid(), Some(pid));
     let broken = find(&records, "broken.1");
-    let ProcessState::Failed { failure: Failure::Spawn { failure } } = &broken.state else {
+    let ProcessState::Failed {
+        failure: Failure::Spawn { failure },
+    } = &broken.state
+    else {
         panic!("{broken:?}")
     };
     assert!(failure.operation.contains("broken.1/record"), "{failure}");
     assert!(record.exists());
     assert_eq!(records.len(), 2, "{records:#?}");
-    let notes = bench.link.info().unwrap().notes;
-    assert!(notes.iter().any(|note| note.contains("Not-An-Instance")), "{notes:?}");
+    let info = bench
+        .request(&blackhole_bus_schema::component::Ping {})
+        .await
+        .unwrap();
+    let notes = info.notes;
+    assert!(
+        notes.iter().any(|note| note.contains("Not-An-Instance")),
+        "{notes:?}"
+    );
     bench.run(&sleeper("broken.1", 1)).await;
 }
 
 #[tokio::test]
 async fn a_dead_fork_server_is_started_again() {
-    let mut bench = Bench::start().await;
+    let bench = Bench::start().await;
     let pid = bench.run(&sleeper("web.1", 1)).await.state.pid().unwrap();
     let lock = bench.fork_server_lock();
     let holder = || blackhole_process_manager::host::lock_holder(&lock).unwrap();
@@ -215,7 +261,10 @@ async fn a_dead_fork_server_is_started_again() {
         let first = holder().expect("a fork server");
         kill(first);
         // Without any spawn.
-        until("another fork server", || holder().filter(|pid| *pid != first)).await;
+        until("another fork server", || {
+            holder().filter(|pid| *pid != first)
+        })
+        .await;
         bench.run(&sleeper("web.2", generation)).await;
         bench.stop("web.2", generation).await.unwrap();
     }
@@ -254,14 +303,18 @@ async fn a_break_glass_stop_is_told_like_any_other() {
     );
     bench.run(&script("web.1", 1, &text)).await;
     until("the trap", || ready.exists().then_some(())).await;
-    let attached =
-        blackhole_process_manager::shim::client::attach(&bench.dirs, &name("web.1")).await.unwrap();
+    let attached = blackhole_process_manager::shim::client::attach(&bench.dirs, &name("web.1"))
+        .await
+        .unwrap();
     attached.handle.stop(Default::default()).await.unwrap();
     bench.state("web.1", 1, Stopping).await;
     std::fs::write(&go, "").unwrap();
     bench.state("web.1", 1, Terminated).await;
     let told: Vec<_> = told_since(&bench, 0, "web.1").into_iter().skip(2).collect();
-    assert_eq!(told, [(Some(Running), Stopping), (Some(Stopping), Terminated)]);
+    assert_eq!(
+        told,
+        [(Some(Running), Stopping), (Some(Stopping), Terminated)]
+    );
 }
 
 #[tokio::test]
@@ -271,7 +324,10 @@ async fn a_second_manager_stands_by_and_takes_over() {
     let first = bench.manager.take().unwrap();
     let known = bench.history.len();
     bench.launch_manager();
-    until("the standby's word", || bench.words().contains("standing by").then_some(())).await;
+    until("the standby's word", || {
+        bench.words().contains("standing by").then_some(())
+    })
+    .await;
     let mut first = first;
     rustix::process::kill_process(rustix::process::Pid::from_child(&first), Signal::TERM).unwrap();
     first.wait().unwrap();
@@ -301,7 +357,10 @@ async fn many_are_adopted_at_once() {
     let mut pids = std::collections::BTreeMap::new();
     while let Some(record) = starts.join_next().await {
         let record = record.unwrap();
-        pids.insert(record.instance.clone(), record.state.pid().expect("running"));
+        pids.insert(
+            record.instance.clone(),
+            record.state.pid().expect("running"),
+        );
     }
     bench.kill_manager();
     let records = bench.start_manager().await;
@@ -311,6 +370,9 @@ async fn many_are_adopted_at_once() {
         .collect();
     assert_eq!(pids, adopted);
     // In the order of their names, without doubles.
-    let names: Vec<String> = records.iter().map(|record| record.instance.to_string()).collect();
+    let names: Vec<String> = records
+        .iter()
+        .map(|record| record.instance.to_string())
+        .collect();
     assert!(names.windows(2).all(|pair| pair[0] < pair[1]), "{names:?}");
 }

@@ -58,15 +58,27 @@ async fn an_exit_of_its_own_accord_is_told_as_what_it_is() {
     bench.state("odd.1", 1, Terminated).await;
     let bad = bench.state("bad.1", 1, Failed).await;
     let exit = bad.state.exit().unwrap();
-    assert_eq!((exit.result, exit.status), (ExitResult::ExitCode, ExitStatus::Exited { code: 7 }));
+    assert_eq!(
+        (exit.result, exit.status),
+        (ExitResult::ExitCode, ExitStatus::Exited { code: 7 })
+    );
     let shot = bench.state("shot.1", 1, Failed).await;
     assert_eq!(shot.state.exit().unwrap().result, ExitResult::Signal);
     for good in ["good.1", "odd.1"] {
         let passed = bench.passed(good);
         let last = &passed[passed.len() - 2..];
-        assert_eq!(last, [(Some(Running), Stopping, false), (Some(Stopping), Terminated, false)]);
+        assert_eq!(
+            last,
+            [
+                (Some(Running), Stopping, false),
+                (Some(Stopping), Terminated, false)
+            ]
+        );
     }
-    assert_eq!(bench.passed("bad.1").last(), Some(&(Some(Running), Failed, false)));
+    assert_eq!(
+        bench.passed("bad.1").last(),
+        Some(&(Some(Running), Failed, false))
+    );
 }
 
 #[tokio::test]
@@ -80,7 +92,10 @@ async fn nothing_of_a_service_survives_its_stop() {
         file.display()
     );
     let mut spec = script("web.1", 1, &text);
-    spec.stop = StopSpec { signal: 15, grace_ms: 3000 };
+    spec.stop = StopSpec {
+        signal: 15,
+        grace_ms: 3000,
+    };
     bench.run(&spec).await;
     let grandchild: u32 = until("the grandchild", || {
         std::fs::read_to_string(&file).ok()?.trim().parse().ok()
@@ -89,18 +104,37 @@ async fn nothing_of_a_service_survives_its_stop() {
     assert!(runs(grandchild));
     let ended = bench.stop("web.1", 1).await.unwrap();
     assert_eq!(ended.state.name(), Terminated, "{ended:?}");
-    assert!(!runs(grandchild), "the grandchild survived its service's stop");
+    assert!(
+        !runs(grandchild),
+        "the grandchild survived its service's stop"
+    );
 }
 
 #[tokio::test]
 async fn an_unhealthy_stop_is_a_failure_and_a_second_stop_shortens_the_grace() {
     let mut bench = Bench::start().await;
-    let mut stubborn = script("web.1", 1, "trap '' TERM; echo up; while :; do sleep 1; done");
-    stubborn.stop = StopSpec { signal: 15, grace_ms: 3_600_000 };
+    let mut stubborn = script(
+        "web.1",
+        1,
+        "trap '' TERM; echo up; while :; do sleep 1; done",
+    );
+    stubborn.stop = StopSpec {
+        signal: 15,
+        grace_ms: 3_600_000,
+    };
     bench.run(&stubborn).await;
-    let first = Stop { unhealthy: true, ..stop("web.1", 1) };
-    let second =
-        Stop { stop: Some(StopSpec { signal: 9, grace_ms: 0 }), unhealthy: true, ..first.clone() };
+    let first = Stop {
+        unhealthy: true,
+        ..stop("web.1", 1)
+    };
+    let second = Stop {
+        stop: Some(StopSpec {
+            signal: 9,
+            grace_ms: 0,
+        }),
+        unhealthy: true,
+        ..first.clone()
+    };
     let (first, second) = tokio::join!(bench.request(&first), async {
         bench.request(&second).await
     });
@@ -117,17 +151,51 @@ async fn an_unhealthy_stop_is_a_failure_and_a_second_stop_shortens_the_grace() {
 async fn a_signal_reaches_the_service() {
     let mut bench = Bench::start().await;
     let marker = bench.path("hup");
-    let text = format!("trap 'touch {}; exit 0' HUP; touch {}.ready; while :; do sleep 0.05; done", marker.display(), marker.display());
+    let text = format!(
+        "trap 'touch {}; exit 0' HUP; touch {}.ready; while :; do sleep 0.05; done",
+        marker.display(),
+        marker.display()
+    );
     bench.run(&script("web.1", 1, &text)).await;
-    until("the trap", || bench.path("hup.ready").exists().then_some(())).await;
-    bench.request(&Signal { instance: name("web.1"), signal: 1 }).await.unwrap();
+    until("the trap", || {
+        bench.path("hup.ready").exists().then_some(())
+    })
+    .await;
+    bench
+        .request(&Signal {
+            instance: name("web.1"),
+            signal: 1,
+        })
+        .await
+        .unwrap();
     bench.state("web.1", 1, Terminated).await;
     assert!(marker.exists());
-    let ended = refused(bench.request(&Signal { instance: name("web.1"), signal: 1 }).await);
+    let ended = refused(
+        bench
+            .request(&Signal {
+                instance: name("web.1"),
+                signal: 1,
+            })
+            .await,
+    );
     assert_eq!(ended.code, Code::FailedPrecondition);
-    let unknown = refused(bench.request(&Signal { instance: name("nope.1"), signal: 1 }).await);
+    let unknown = refused(
+        bench
+            .request(&Signal {
+                instance: name("nope.1"),
+                signal: 1,
+            })
+            .await,
+    );
     assert_eq!(unknown.code, Code::NotFound);
-    let wrong = refused(bench.request(&Signal { instance: name("web.1"), signal: 99 }).await);
+    let wrong = refused(
+        bench
+            .request(&Signal {
+                instance: name("web.1"),
+                signal: 99,
+            })
+            .await,
+    );
     assert_eq!(wrong.code, Code::InvalidArgument);
 }
 
@@ -135,23 +203,46 @@ async fn a_signal_reaches_the_service() {
 async fn what_cannot_be_started_says_why() {
     let mut bench = Bench::start().await;
     let failure = |record: blackhole_bus_schema::process::InstanceRecord| match record.state {
-        ProcessState::Failed { failure: Failure::Spawn { failure } } => failure,
+        ProcessState::Failed {
+            failure: Failure::Spawn { failure },
+        } => failure,
         other => panic!("{other:?}"),
     };
-    let missing = failure(bench.spawn(&spec("a.1", 1, &["/no/such/program"])).await.unwrap());
-    assert_eq!((missing.step, missing.errno), (SpawnStep::Exec, libc::ENOENT));
+    let missing = failure(
+        bench
+            .spawn(&spec("a.1", 1, &["/no/such/program"]))
+            .await
+            .unwrap(),
+    );
+    assert_eq!(
+        (missing.step, missing.errno),
+        (SpawnStep::Exec, libc::ENOENT)
+    );
     assert!(missing.operation.contains("/no/such/program"), "{missing}");
     let mut secret = sleeper("b.1", 1);
-    secret.env.insert("TOKEN".to_owned(), "${file:/no/such/secret}".to_owned());
+    secret
+        .env
+        .insert("TOKEN".to_owned(), "${file:/no/such/secret}".to_owned());
     let unresolved = failure(bench.spawn(&secret).await.unwrap());
     assert_eq!(unresolved.step, SpawnStep::PrepareEnvironment);
-    assert!(unresolved.operation.contains("TOKEN: ${file:/no/such/secret}"), "{unresolved}");
+    assert!(
+        unresolved
+            .operation
+            .contains("TOKEN: ${file:/no/such/secret}"),
+        "{unresolved}"
+    );
     let mut user = sleeper("c.1", 1);
     user.user = Some("no-such-user-here".to_owned());
     let unknown = failure(bench.spawn(&user).await.unwrap());
-    assert!(unknown.to_string().contains("no-such-user-here"), "{unknown}");
+    assert!(
+        unknown.to_string().contains("no-such-user-here"),
+        "{unknown}"
+    );
     bench.state("a.1", 1, Failed).await;
-    assert_eq!(bench.passed("a.1"), [(None, Spawn, true), (Some(Spawn), Failed, true)]);
+    assert_eq!(
+        bench.passed("a.1"),
+        [(None, Spawn, true), (Some(Spawn), Failed, true)]
+    );
     // The next generation may be right.
     bench.run(&sleeper("a.1", 2)).await;
 }
@@ -161,14 +252,28 @@ async fn the_environment_is_small_resolved_and_secret() {
     let mut bench = Bench::start_with(&[("PM_TEST_REGION", "north")]).await;
     let (secret, output) = (bench.path("secret"), bench.path("environment"));
     std::fs::write(&secret, "hunter2\n").unwrap();
-    let text = format!("env > {0}.new; mv {0}.new {0}; exec sleep 100000", output.display());
+    let text = format!(
+        "env > {0}.new; mv {0}.new {0}; exec sleep 100000",
+        output.display()
+    );
     let mut service = script("web.1", 1, &text);
-    service.env.insert("DB".to_owned(), format!("pw=${{file:{}}}", secret.display()));
-    service.env.insert("REGION".to_owned(), "${env:PM_TEST_REGION}".to_owned());
-    service.env.insert("BLACKHOLE_SERVICE".to_owned(), "forged".to_owned());
+    service.env.insert(
+        "DB".to_owned(),
+        format!("pw=${{file:{}}}", secret.display()),
+    );
+    service
+        .env
+        .insert("REGION".to_owned(), "${env:PM_TEST_REGION}".to_owned());
+    service
+        .env
+        .insert("BLACKHOLE_SERVICE".to_owned(), "forged".to_owned());
     bench.run(&service).await;
     let text = until("the output", || std::fs::read_to_string(&output).ok()).await;
-    let mut keys: Vec<&str> = text.lines().filter_map(|line| line.split_once('=')).map(|(key, _)| key).collect();
+    let mut keys: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.split_once('='))
+        .map(|(key, _)| key)
+        .collect();
     keys.retain(|key| !["_", "PWD", "SHLVL", "OLDPWD"].contains(key));
     keys.sort_unstable();
     assert_eq!(
@@ -185,7 +290,10 @@ async fn the_environment_is_small_resolved_and_secret() {
             "REGION"
         ]
     );
-    assert!(text.contains("DB=pw=hunter2\n") && text.contains("REGION=north\n"), "{text}");
+    assert!(
+        text.contains("DB=pw=hunter2\n") && text.contains("REGION=north\n"),
+        "{text}"
+    );
     assert!(text.contains("BLACKHOLE_SERVICE=web\n"), "{text}");
     // Nowhere but in the service.
     bench.settle().await;
@@ -205,21 +313,40 @@ async fn generations_only_rise() {
     let first = bench.run(&sleeper("web.1", 5)).await;
     let again = bench.run(&sleeper("web.1", 5)).await;
     assert_eq!(first.state.pid(), again.state.pid());
-    assert_eq!(refused(bench.spawn(&sleeper("web.1", 4)).await).code, Code::FailedPrecondition);
-    assert_eq!(refused(bench.spawn(&sleeper("web.1", 6)).await).code, Code::FailedPrecondition);
-    assert_eq!(refused(bench.stop("web.1", 4).await).code, Code::FailedPrecondition);
+    assert_eq!(
+        refused(bench.spawn(&sleeper("web.1", 4)).await).code,
+        Code::FailedPrecondition
+    );
+    assert_eq!(
+        refused(bench.spawn(&sleeper("web.1", 6)).await).code,
+        Code::FailedPrecondition
+    );
+    assert_eq!(
+        refused(bench.stop("web.1", 4).await).code,
+        Code::FailedPrecondition
+    );
     // Also by a manager that has just started: the generation is on disk.
     bench.kill_manager();
     bench.start_manager().await;
     let after = bench.run(&sleeper("web.1", 5)).await;
     assert_eq!(first.state.pid(), after.state.pid());
-    assert_eq!(refused(bench.spawn(&sleeper("web.1", 4)).await).code, Code::FailedPrecondition);
+    assert_eq!(
+        refused(bench.spawn(&sleeper("web.1", 4)).await).code,
+        Code::FailedPrecondition
+    );
     bench.stop("web.1", 5).await.unwrap();
     bench.kill_manager();
     bench.start_manager().await;
-    assert_eq!(refused(bench.spawn(&sleeper("web.1", 4)).await).code, Code::FailedPrecondition);
+    assert_eq!(
+        refused(bench.spawn(&sleeper("web.1", 4)).await).code,
+        Code::FailedPrecondition
+    );
     let ended = bench.spawn(&sleeper("web.1", 5)).await.unwrap();
-    assert_eq!(ended.state.name(), Terminated, "it was started again: {ended:?}");
+    assert_eq!(
+        ended.state.name(),
+        Terminated,
+        "it was started again: {ended:?}"
+    );
     let second = bench.run(&sleeper("web.1", 6)).await;
     assert_ne!(first.state.pid(), second.state.pid());
 }
@@ -235,7 +362,9 @@ async fn max_processes_is_refused_by_name_and_counts_what_was_adopted() {
         assert_eq!(status.code, Code::ResourceExhausted);
         assert!(status.message.contains("max_processes is 2"), "{status}");
         assert!(
-            status.message.contains("BLACKHOLE_RUNTIME_ORCHESTRATOR_MAX_PROCESSES"),
+            status
+                .message
+                .contains("BLACKHOLE_RUNTIME_ORCHESTRATOR_MAX_PROCESSES"),
             "{status}"
         );
         bench.kill_manager();
@@ -248,16 +377,25 @@ async fn max_processes_is_refused_by_name_and_counts_what_was_adopted() {
 #[tokio::test]
 async fn what_is_forgotten_leaves_its_log_alone() {
     let bench = Bench::start().await;
-    bench.run(&script("web.1", 1, "echo hello; exec sleep 100000")).await;
-    let forget = Forget { instance: name("web.1") };
-    assert_eq!(refused(bench.request(&forget).await).code, Code::FailedPrecondition);
+    bench
+        .run(&script("web.1", 1, "echo hello; exec sleep 100000"))
+        .await;
+    let forget = Forget {
+        instance: name("web.1"),
+    };
+    assert_eq!(
+        refused(bench.request(&forget).await).code,
+        Code::FailedPrecondition
+    );
     bench.stop("web.1", 1).await.unwrap();
     bench.request(&forget).await.unwrap();
     bench.request(&forget).await.unwrap();
     assert!(bench.list().await.is_empty());
     let folder = bench.dirs.instance(&name("web.1"));
-    let left: Vec<_> =
-        std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let left: Vec<_> = std::fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
     assert_eq!(left, ["log"]);
     assert!(!bench.dirs.shim_socket(&name("web.1")).exists());
     // Even its generations are forgotten.
@@ -269,14 +407,18 @@ async fn a_stop_of_what_is_being_started_leaves_nothing() {
     let mut bench = Bench::start().await;
     let service = sleeper("web.1", 1);
     let command = stop("web.1", 1);
-    let (spawned, stopped) =
-        tokio::join!(bench.spawn(&service), async { bench.request(&command).await });
+    let (spawned, stopped) = tokio::join!(bench.spawn(&service), async {
+        bench.request(&command).await
+    });
     spawned.unwrap();
     let stopped = stopped.unwrap();
     assert!(!stopped.state.is_live(), "{stopped:?}");
     bench.settle().await;
     for (from, to, _) in bench.passed("web.1") {
-        assert!(from.is_none_or(|from| from.may_become(to)), "{from:?} to {to:?}");
+        assert!(
+            from.is_none_or(|from| from.may_become(to)),
+            "{from:?} to {to:?}"
+        );
     }
     assert_eq!(bench.list().await[0].state.name(), stopped.state.name());
     assert_eq!(bench.list().await[0].generation, Generation(1));
@@ -289,7 +431,13 @@ async fn unknown_commands_and_wrong_bodies_are_refused() {
     assert_eq!(unknown.code, Code::NotFound);
     let mut empty = sleeper("web.1", 1);
     empty.command.clear();
-    assert_eq!(refused(bench.spawn(&empty).await).code, Code::InvalidArgument);
+    assert_eq!(
+        refused(bench.spawn(&empty).await).code,
+        Code::InvalidArgument
+    );
     let foreign = blackhole_bus_schema::resource::ListUsage::default();
-    assert_eq!(refused(bench.request(&foreign).await).code, Code::Unimplemented);
+    assert_eq!(
+        refused(bench.request(&foreign).await).code,
+        Code::Unimplemented
+    );
 }

@@ -1,10 +1,11 @@
 //! The files of one log, held open together so that a rotation meanwhile
 //! neither hides one nor shows one twice.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use blackhole_bus_schema::process::LogCursor;
 
@@ -26,7 +27,7 @@ pub struct Position {
 struct Open {
     path: PathBuf,
     file: File,
-    inode: u64,
+    identity: u64,
     size: u64,
 }
 
@@ -65,12 +66,12 @@ impl LogFiles {
                 Err(error) => return Err(failed("open")(error)),
             };
             let metadata = file.metadata().map_err(failed("stat"))?;
-            let (inode, size) = (metadata.ino(), metadata.len());
-            if metadata.is_file() && !files.iter().any(|open| open.inode == inode) {
+            let (identity, size) = (identity(&metadata), metadata.len());
+            if metadata.is_file() && !files.iter().any(|open| open.identity == identity) {
                 files.push(Open {
                     path,
                     file,
-                    inode,
+                    identity,
                     size,
                 });
             }
@@ -96,7 +97,7 @@ impl LogFiles {
 
     /// The place to give to a client.
     pub fn cursor(&self, position: Position) -> Option<LogCursor> {
-        let inode = self.files.get(position.file)?.inode;
+        let inode = self.files.get(position.file)?.identity;
         Some(LogCursor {
             inode,
             offset: position.offset,
@@ -104,13 +105,12 @@ impl LogFiles {
     }
 
     /// Finds a client's place again. `None` when it is gone: the file was
-    /// rotated away, cut, or its inode number belongs to another file now
-    /// (then the place is not the beginning of a line).
+    /// rotated away or cut (then the place is not the beginning of a line).
     pub fn find(&self, cursor: LogCursor) -> Option<Position> {
         let file = self
             .files
             .iter()
-            .position(|open| open.inode == cursor.inode)?;
+            .position(|open| open.identity == cursor.inode)?;
         let offset = cursor.offset;
         if offset > self.size(file) {
             return None;
@@ -221,6 +221,18 @@ impl LogFiles {
         }
         Ok(0)
     }
+}
+
+/// What a cursor calls a file. A file system gives the inode number of a
+/// removed file to the next one at once, which with rotation is the next log:
+/// so the time of birth, where the file system keeps it, is part of it.
+fn identity(metadata: &Metadata) -> u64 {
+    let born = metadata
+        .created()
+        .ok()
+        .and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    let nanoseconds = born.map_or(0, |born| born.as_nanos() as u64);
+    metadata.ino() ^ nanoseconds.rotate_left(24)
 }
 
 /// The highest N of the files `log.N`.

@@ -58,30 +58,56 @@ impl Bench {
     /// Starts a manager with these variables in its environment.
     pub async fn start_with(variables: &[(&str, &str)]) -> Self {
         let temp = tempfile::Builder::new().prefix("bhpm").tempdir().unwrap();
-        let dirs =
-            Dirs::resolve(Some(temp.path().join("r")), Some(temp.path().join("s"))).unwrap();
+        let dirs = Dirs::resolve(Some(temp.path().join("r")), Some(temp.path().join("s"))).unwrap();
         let me = ClientName::fresh("test");
-        let interest = Interest::none().stream::<ListProcesses>(topic::PROCESS).prefix(topic::HEALTH);
+        let interest = Interest::none()
+            .stream::<ListProcesses>(topic::PROCESS)
+            .prefix(topic::HEALTH);
         dirs.create().unwrap();
-        let (link, events) =
-            Link::open(&dirs, me, Component::ProcessManager(None), interest).await.unwrap();
-        let variables =
-            variables.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let mut bench =
-            Self { dirs, link, manager: None, history: Vec::new(), events, variables, temp };
+        let (link, events) = Link::open(&dirs, me, Component::ProcessManager(None), interest)
+            .await
+            .unwrap();
+        let variables = variables
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect();
+        let mut bench = Self {
+            dirs,
+            link,
+            manager: None,
+            history: Vec::new(),
+            events,
+            variables,
+            temp,
+        };
         bench.start_manager().await;
         bench
     }
 
     /// Starts the manager and waits for its first snapshot. Returns it.
     pub async fn start_manager(&mut self) -> Vec<InstanceRecord> {
+        let before = self.incarnation();
         let known = self.history.len();
         self.launch_manager();
+        let mut up = false;
         self.wait("a snapshot of the new manager", known, |told| match told {
-            Told::Snapshot(records) => Some(records.clone()),
+            Told::Up(incarnation) => {
+                up |= *incarnation > before;
+                None
+            }
+            Told::Snapshot(records) if up => Some(records.clone()),
             _ => None,
         })
         .await
+    }
+
+    /// The last life of the manager that was heard of.
+    fn incarnation(&self) -> u64 {
+        let ups = self.history.iter().filter_map(|told| match told {
+            Told::Up(incarnation) => Some(*incarnation),
+            _ => None,
+        });
+        ups.max().unwrap_or(0)
     }
 
     pub fn launch_manager(&mut self) {
@@ -144,11 +170,20 @@ impl Bench {
     /// Starts what must run.
     pub async fn run(&self, spec: &SpawnSpec) -> InstanceRecord {
         let record = self.spawn(spec).await.unwrap();
-        assert_eq!(record.state.name(), StateName::Running, "{record:#?}\n{}", self.words());
+        assert_eq!(
+            record.state.name(),
+            StateName::Running,
+            "{record:#?}\n{}",
+            self.words()
+        );
         record
     }
 
-    pub async fn stop(&self, instance: &str, generation: u64) -> Result<InstanceRecord, RequestError> {
+    pub async fn stop(
+        &self,
+        instance: &str,
+        generation: u64,
+    ) -> Result<InstanceRecord, RequestError> {
         self.request(&stop(instance, generation)).await
     }
 
@@ -174,14 +209,23 @@ impl Bench {
             }
             let event = tokio::time::timeout(LIMIT, self.events.recv()).await;
             let Ok(Some(event)) = event else {
-                panic!("waited in vain for {what}; told: {:#?}\n{}", self.history, self.words())
+                panic!(
+                    "waited in vain for {what}; told: {:#?}\n{}",
+                    self.history,
+                    self.words()
+                )
             };
             self.note(event);
         }
     }
 
     /// Waits until an instance is in a state; looks at everything told so far.
-    pub async fn state(&mut self, instance: &str, generation: u64, state: StateName) -> InstanceRecord {
+    pub async fn state(
+        &mut self,
+        instance: &str,
+        generation: u64,
+        state: StateName,
+    ) -> InstanceRecord {
         let name = name(instance);
         self.wait(&format!("{instance} to be {state}"), 0, |told| match told {
             Told::Changed(changed, _)
@@ -215,7 +259,10 @@ impl Bench {
             LinkEvent::Up(info) => Told::Up(info.incarnation),
             LinkEvent::Down => Told::Down,
             LinkEvent::Snapshot { items, .. } => Told::Snapshot(
-                items.into_iter().map(|value| item::<InstanceRecord>(value).unwrap()).collect(),
+                items
+                    .into_iter()
+                    .map(|value| item::<InstanceRecord>(value).unwrap())
+                    .collect(),
             ),
             LinkEvent::Lagged { dropped } => panic!("the test was too slow: {dropped}"),
             LinkEvent::Event(received) => match received.kind() {
@@ -233,9 +280,8 @@ impl Bench {
     /// Takes in what has come already: everything published before the answer
     /// to a request that is made now.
     pub async fn settle(&mut self) {
-        let page = self.request(&ListProcesses::default()).await.unwrap();
-        let marks: BTreeMap<String, u64> = page.watermarks.into_iter().collect();
-        let _ = marks;
+        // Answers and events come over one socket, in the order of their sending.
+        self.list().await;
         while let Ok(event) = self.events.try_recv() {
             self.note(event);
         }
@@ -264,11 +310,15 @@ impl Bench {
 
     /// Pid of the shim of a live instance.
     pub fn shim(&self, instance: &str) -> u32 {
-        instance_lock_held(&self.dirs.instance(&name(instance))).unwrap().expect("a live shim")
+        instance_lock_held(&self.dirs.instance(&name(instance)))
+            .unwrap()
+            .expect("a live shim")
     }
 
     pub fn fork_server_lock(&self) -> PathBuf {
-        self.dirs.fork_server_dir().join(format!("v{PROTOCOL}.lock"))
+        self.dirs
+            .fork_server_dir()
+            .join(format!("v{PROTOCOL}.lock"))
     }
 }
 
@@ -281,7 +331,11 @@ impl Drop for Bench {
         if let Ok(Some(pid)) = host::lock_holder(&self.fork_server_lock()) {
             kill(pid);
         }
-        for entry in std::fs::read_dir(self.dirs.state.join("instances")).into_iter().flatten().flatten() {
+        for entry in std::fs::read_dir(self.dirs.state.join("instances"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             if let Ok(Some(pid)) = instance_lock_held(&entry.path()) {
                 kill(pid);
             }
@@ -304,7 +358,9 @@ pub fn processes_naming(directory: &Path) -> Vec<u32> {
         .filter(|pid| *pid != own)
         .filter(|pid| {
             let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            environment.windows(needle.len()).any(|window| window == needle)
+            environment
+                .windows(needle.len())
+                .any(|window| window == needle)
         })
         .collect()
 }
@@ -322,13 +378,18 @@ pub fn send(pid: u32, signal: Signal) {
 pub fn runs(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(')').next().is_some_and(|rest| {
-        rest.split_ascii_whitespace().next().is_some_and(|state| !["Z", "X"].contains(&state))
+        rest.split_ascii_whitespace()
+            .next()
+            .is_some_and(|state| !["Z", "X"].contains(&state))
     })
 }
 
 /// Waits until a process has ended.
 pub async fn gone(pid: u32) {
-    until(&format!("the end of process {pid}"), || (!runs(pid)).then_some(())).await;
+    until(&format!("the end of process {pid}"), || {
+        (!runs(pid)).then_some(())
+    })
+    .await;
 }
 
 /// Waits for a condition that no event tells of.
@@ -338,7 +399,10 @@ pub async fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T
         if let Some(found) = condition() {
             return found;
         }
-        assert!(tokio::time::Instant::now() < deadline, "waited in vain for {what}");
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "waited in vain for {what}"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -357,7 +421,10 @@ pub fn spec(instance: &str, generation: u64, command: &[&str]) -> SpawnSpec {
         user: None,
         group: None,
         open_files: None,
-        stop: StopSpec { signal: 15, grace_ms: 10_000 },
+        stop: StopSpec {
+            signal: 15,
+            grace_ms: 10_000,
+        },
         success_codes: vec![0],
         probes: Default::default(),
         logs: LogSpec::default(),
@@ -378,7 +445,12 @@ pub fn sleeper(instance: &str, generation: u64) -> SpawnSpec {
 }
 
 pub fn stop(instance: &str, generation: u64) -> Stop {
-    Stop { instance: name(instance), generation: Generation(generation), stop: None, unhealthy: false }
+    Stop {
+        instance: name(instance),
+        generation: Generation(generation),
+        stop: None,
+        unhealthy: false,
+    }
 }
 
 pub fn probe(check: ProbeCheck) -> Probe {
