@@ -18,8 +18,8 @@ use crate::error::Error;
 use crate::view::component::{Found, Presence};
 use crate::view::service::Answers;
 
-/// How long a daemon whose lock is held is given to answer a question. One
-/// whose lock is free is not waited for at all.
+/// How long a daemon whose process is there is given to answer a question. One
+/// that is not there is not waited for at all.
 pub const WAIT: Duration = Duration::from_secs(1);
 
 /// The daemons of a deployment: the usual four, and the named process-managers
@@ -66,22 +66,34 @@ pub fn is_locked(path: &Path) -> bool {
     )
 }
 
-/// A daemon, with a link to it where its lock is held.
+/// Whether a component's process can be there: somebody holds its lock, or
+/// listens on its socket (a deployment of which only the run directory is
+/// known here). A process that hangs is there, too.
+pub fn lives(dirs: &Dirs, component: &Component) -> bool {
+    is_locked(&dirs.lock(&component.to_string())) || listens(dirs, component)
+}
+
+/// Whether a process listens for commands to a component.
+pub fn listens(dirs: &Dirs, component: &Component) -> bool {
+    std::os::unix::net::UnixStream::connect(dirs.bus_cmd(component)).is_ok()
+}
+
+/// A daemon, with a link to it where it can be there.
 #[derive(Debug, Clone)]
 pub struct Peer {
     /// Who.
     pub component: Component,
-    /// `None` when nobody can be there: its lock is free.
+    /// `None` when nobody can be there, see [`lives`].
     pub link: Option<Link>,
 }
 
 impl Peer {
-    /// Opens a link if somebody holds the component's lock.
+    /// Opens a link if the component can be there.
     ///
     /// # Errors
     /// When a socket cannot be opened.
     pub async fn open(dirs: &Dirs, component: Component) -> Result<Self, Error> {
-        if !is_locked(&dirs.lock(&component.to_string())) {
+        if !lives(dirs, &component) {
             return Ok(Self {
                 component,
                 link: None,

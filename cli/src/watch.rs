@@ -258,7 +258,7 @@ impl Watch {
                 let presence = match self.model.info(&component) {
                     Some(info) => Presence::Running(info.clone()),
                     None => Presence::Missing {
-                        lock_held: client::is_locked(&self.dirs.lock(&component.to_string())),
+                        lock_held: client::lives(&self.dirs, &component),
                     },
                 };
                 Found {

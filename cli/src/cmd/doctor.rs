@@ -490,7 +490,8 @@ fn stale(dirs: &Dirs) -> Check {
         let owner = name
             .rsplit_once('.')
             .map_or(name.as_str(), |(owner, _)| owner);
-        if !client::is_locked(&dirs.lock(owner)) {
+        let owner: Result<Component, _> = owner.parse();
+        if !owner.is_ok_and(|owner| client::lives(dirs, &owner)) {
             stale.push(name);
         }
     }

@@ -77,7 +77,7 @@ async fn first_answers(context: &Context, watch: &mut Watch) -> Result<(), Error
 }
 
 fn held(context: &Context, found: &crate::view::component::Found) -> bool {
-    client::is_locked(&context.dirs.lock(&found.component.to_string()))
+    client::lives(&context.dirs, &found.component)
 }
 
 fn show(context: &Context, view: &StatusView, live: bool) -> Result<(), Error> {

@@ -130,7 +130,7 @@ type Way = (Link, mpsc::Receiver<LinkEvent>);
 /// The way to the supervisor, if it answers.
 async fn supervisor(context: &Context) -> Result<Option<Way>, Error> {
     let component = Component::Supervisor;
-    if !client::is_locked(&context.dirs.lock(&component.to_string())) {
+    if !client::lives(&context.dirs, &component) {
         return Ok(None);
     }
     let interest = blackhole_bus_schema::bus::Interest::none().prefix(topic::SUPERVISION);
@@ -207,7 +207,7 @@ async fn stop_offline(context: &Context, targets: &Targets) -> Result<(), Error>
     let filter = Filter::parse(&targets.services)?;
     let known = offline::instances(&context.dirs);
     let meant = filter.select(&known)?;
-    if client::is_locked(&context.dirs.lock("supervisor")) {
+    if client::lives(&context.dirs, &Component::Supervisor) {
         out::note("a supervisor runs: it may start them again (without --offline it would not)");
     }
     let mut failed = false;

@@ -12,8 +12,8 @@ use crate::out;
 use crate::watch::{Change, Watch};
 
 use super::process::Process;
-use super::report::{Report, reasons};
-use super::{Plan, daemon_log, summary, verdict};
+use super::report::Report;
+use super::{Plan, Reminder, daemon_log, summary, verdict};
 
 /// Time to be ready when the operator does not say: enough for the usual
 /// restart policy to come to its end.
@@ -43,9 +43,11 @@ pub(super) async fn run(context: &Context, plan: &Plan) -> Result<(), Error> {
     let keeper = Process::spawn(&own, &arguments, &log)?;
     let allowed = context.timeout(READY);
     let deadline = Instant::now() + allowed;
+    let mut remind = Reminder::new();
     loop {
         tokio::select! {
             // Cancel safe, all.
+            () = remind.due() => out::note(plan.missing(&watch)),
             change = watch.changed() => {
                 told(&report, &watch, &change);
             }
@@ -58,11 +60,7 @@ pub(super) async fn run(context: &Context, plan: &Plan) -> Result<(), Error> {
                 });
             }
             () = sleep_until(deadline) => {
-                let left = plan.assess(&watch.model).map_or_else(
-                    || "the supervisor has not told anything".to_owned(),
-                    |assessment| reasons(&assessment),
-                );
-                out::note(format!("not ready yet: {left}"));
+                out::note(plan.missing(&watch));
                 return Err(Error::TimedOut { operation: "get all services ready".to_owned(), after: allowed });
             }
         }

@@ -219,12 +219,19 @@ impl Keeper {
                 return;
             };
             let input = match (&self.daemons[index].process, info) {
-                // Another process answers: an older one on its way out.
-                (Some(process), Some(info)) if process.pid() != info.pid => return,
+                (Some(process), Some(info)) if process.pid() != info.pid => {
+                    if !self.change_horses(index, info.pid) {
+                        // An older one on its way out.
+                        return;
+                    }
+                    Input::Answers
+                }
                 (_, Some(_)) => Input::Answers,
                 (_, None) => Input::Silent,
             };
-            if let (Input::Answers, Some(info)) = (input, info) {
+            if let (Input::Answers, Some(info)) = (input, info)
+                && !self.daemons[index].machine.expects_end()
+            {
                 self.report.say(
                     &component.to_string(),
                     Tone::Good,
@@ -240,6 +247,24 @@ impl Keeper {
         }
     }
 
+    /// Another process than the one held answers. When it has the lock, ours
+    /// only stands by behind it: then that one is held, and ours ended.
+    fn change_horses(&mut self, index: usize, pid: u32) -> bool {
+        let daemon = &mut self.daemons[index];
+        let Some(active) = holder(&self.dirs, &daemon.component) else {
+            return false;
+        };
+        if active.pid() != pid {
+            return false;
+        }
+        if let Some(standby) = daemon.process.replace(active.clone()) {
+            standby.signal(Signal::TERM);
+        }
+        let component = daemon.component.clone();
+        self.await_end(&component, &active);
+        true
+    }
+
     fn ended(&mut self, component: &Component, pid: u32, how: Option<String>) {
         let Some(index) = self.index(component) else {
             return;
@@ -251,7 +276,12 @@ impl Keeper {
         daemon.process = None;
         let how = how.map_or_else(String::new, |how| format!(": {how}"));
         let log = self.dirs.daemon_log(&component.to_string());
-        let lines = daemon_log::last_lines(&log, daemon.log_mark, QUOTED);
+        // What it wrote before somebody else killed it explains nothing.
+        let lines = if how.contains("SIGKILL") {
+            Vec::new()
+        } else {
+            daemon_log::last_lines(&log, daemon.log_mark, QUOTED)
+        };
         let expected = daemon.machine.expects_end();
         self.input(index, Input::Exited);
         let machine = &self.daemons[index].machine;

@@ -25,6 +25,7 @@ mod teardown;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use blackhole_bus_schema::config::Config;
 use blackhole_bus_schema::dirs::{Dirs, Lock};
@@ -46,7 +47,7 @@ use crate::{human, watch};
 
 use binaries::Binaries;
 use keeper::{Keeper, Launch, Takeover};
-use report::{Report, assess_all, outcome};
+use report::{Report, assess_all, outcome, reasons};
 use signals::Signals;
 
 /// What is to be run, checked before anything is started.
@@ -69,6 +70,25 @@ impl Plan {
         })
     }
 
+    /// What a start that takes long still lacks.
+    fn missing(&self, watch: &watch::Watch) -> String {
+        let away: Vec<String> = watch
+            .found()
+            .iter()
+            .filter(|found| found.info().is_none())
+            .map(|found| format!("the {}", found.component))
+            .collect();
+        let pending = self
+            .assess(&watch.model)
+            .map(|assessment| reasons(&assessment))
+            .unwrap_or_default();
+        match (away.is_empty(), pending.is_empty()) {
+            (false, _) => format!("still waiting for {} to answer", away.join(", ")),
+            (true, false) => format!("not ready yet: {pending}"),
+            (true, true) => "still waiting for the supervisor's list".to_owned(),
+        }
+    }
+
     /// How far a start is, as far as the supervisor has told.
     fn assess(&self, model: &Model) -> Option<Assessment> {
         Some(assess_all(&model.status()?, &self.expected))
@@ -82,6 +102,7 @@ impl Plan {
 /// come up, or (detached) a service does not.
 pub async fn run(context: &Context, args: &args::Up) -> Result<(), Error> {
     let plan = Plan::new(context)?;
+    refuse_foreign(&context.dirs)?;
     context.dirs.create()?;
     if args.detach && !args.keeper {
         refuse_second(&context.dirs)?;
@@ -105,6 +126,24 @@ fn refuse_second(dirs: &Dirs) -> Result<(), Error> {
         Err(another(dirs))
     } else {
         Ok(())
+    }
+}
+
+/// Daemons of another state directory would have their sockets taken away.
+fn refuse_foreign(dirs: &Dirs) -> Result<(), Error> {
+    let foreign = client::components(dirs).into_iter().find(|component| {
+        !client::is_locked(&dirs.lock(&component.to_string())) && client::listens(dirs, component)
+    });
+    match foreign {
+        None => Ok(()),
+        Some(component) => Err(Error::Forbidden {
+            message: format!(
+                "{} is in use: a {component} with another state directory than {} listens there",
+                dirs.run.display(),
+                dirs.state.display()
+            ),
+            hint: "give each deployment its own --run-dir and --state-dir".to_owned(),
+        }),
     }
 }
 
@@ -152,11 +191,13 @@ async fn keep(context: &Context, plan: &Plan, background: bool) -> Result<(), Er
     let mut keeper =
         Keeper::new(&context.dirs, Some(plan.launch.clone()), takeover, report).await?;
     let mut settled = false;
+    let mut remind = Reminder::new();
     let end = loop {
         tokio::select! {
-            // Cancel safe, both.
+            // Cancel safe, all.
             _ = keeper.step() => {}
             name = signals.next() => break Ok(name),
+            () = remind.due(), if !settled => out::note(plan.missing(&keeper.watch)),
         }
         if let Some(component) = keeper.hopeless() {
             break Err(Error::Failed {
@@ -201,6 +242,30 @@ async fn keep(context: &Context, plan: &Plan, background: bool) -> Result<(), Er
             .say("down", Tone::Good, "everything has ended");
     }
     end.map(|_| ()).and(torn)
+}
+
+/// Tells when a start that takes long is worth another word: after 10 s, then
+/// after twice that, and so on.
+struct Reminder {
+    at: Instant,
+    wait: Duration,
+}
+
+impl Reminder {
+    fn new() -> Self {
+        let wait = Duration::from_secs(10);
+        Self {
+            at: Instant::now() + wait,
+            wait,
+        }
+    }
+
+    /// Waits until a word is due. Cancel safe.
+    async fn due(&mut self) {
+        tokio::time::sleep_until(self.at).await;
+        self.wait *= 2;
+        self.at += self.wait;
+    }
 }
 
 /// The outcome of a start: the table (not from the background), then a line.

@@ -108,7 +108,7 @@ async fn by_supervisor(keeper: &mut Keeper, signals: &mut Signals) -> Way {
             },
             result = &mut request => return match result {
                 Ok(()) => Way::Done,
-                Err(error) => Way::Failed(error.report()),
+                Err(error) => Way::Failed(error.to_string()),
             },
             name = signals.next() => {
                 out::note(format!("{name} again: killing everything at once"));

@@ -165,9 +165,7 @@ pub fn of_components(components: &[Found]) -> Vec<Problem> {
             Presence::Missing { lock_held } => {
                 let mut text = format!("no {}: {}", found.component, consequence(&found.component));
                 if *lock_held {
-                    text.push_str(
-                        " (a process holds its lock: it is starting, hangs or is stopped)",
-                    );
+                    text.push_str(" (its process is there: it is starting, hangs or is stopped)");
                 }
                 problems.push(problem(Tone::Bad, text));
             }
@@ -236,7 +234,7 @@ mod tests {
                 .starts_with("no supervisor: nothing is restarted"),
             "{problems:?}"
         );
-        assert!(problems[0].text.contains("holds its lock"));
+        assert!(problems[0].text.contains("its process is there"));
     }
 
     #[test]
