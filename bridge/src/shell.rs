@@ -140,9 +140,12 @@ impl Shell {
                         self.core.settled(Instant::now());
                     }
                 }
-                () = &mut settle, if !settled => {
-                    settled = true;
-                    self.core.settled(Instant::now());
+                () = &mut settle, if !settle.is_elapsed() => {
+                    self.report_missing();
+                    if !settled {
+                        settled = true;
+                        self.core.settled(Instant::now());
+                    }
                 }
                 () = until(due) => self.core.tick(Instant::now()),
                 () = shutdown.requested(), if end.is_none() => {
@@ -224,7 +227,8 @@ impl Shell {
                     self.process(changed.record);
                 }
             }
-            LinkEvent::Up(_) | LinkEvent::Down => self.note(),
+            LinkEvent::Up(_) => self.note(),
+            LinkEvent::Down => self.report_missing(),
             _ => {}
         }
     }
@@ -250,7 +254,8 @@ impl Shell {
                     self.status(&changed.status);
                 }
             }
-            LinkEvent::Up(_) | LinkEvent::Down => self.note(),
+            LinkEvent::Up(_) => self.note(),
+            LinkEvent::Down => self.report_missing(),
             _ => {}
         }
     }
@@ -263,10 +268,19 @@ impl Shell {
     /// Says whom it misses.
     fn note(&self) {
         let missing = self.links.iter().filter(|link| link.info().is_none());
-        let notes = missing
-            .map(|link| format!("{} is not there", link.component()))
-            .collect();
-        self.server.set_notes(notes);
+        let notes = missing.map(|link| format!("{} is not there", link.component()));
+        self.server.set_notes(notes.collect());
+    }
+
+    /// [`Shell::note`], also to the log.
+    fn report_missing(&self) {
+        self.note();
+        for link in self.links.iter().filter(|link| link.info().is_none()) {
+            tracing::info!(
+                "{} is not there: calls are carried, its news of services are missing",
+                link.component()
+            );
+        }
     }
 
     /// Carries out what the core has decided, in order.

@@ -17,6 +17,11 @@ pub(super) type CallId = u64;
 
 /// Calls of all callers together. Each takes some 300 bytes besides its payload.
 const MAX_ALL: usize = 65_536;
+/// Payload bytes of one caller's calls under way: four of the largest ones. A
+/// callee that does not read leaves them in the bridge's memory.
+const MAX_CALLER_BYTES: usize = 64 * 1024 * 1024;
+/// Payload bytes of all calls under way.
+const MAX_ALL_BYTES: usize = 512 * 1024 * 1024;
 /// Calls that wait for one service that is not there.
 const MAX_PARKED: usize = 256;
 /// Payload bytes that wait, all services together.
@@ -38,6 +43,8 @@ pub(super) struct Call {
     deadline: Instant,
     /// Kept until it is sent.
     payload: Bytes,
+    /// Length of the payload, sent or not.
+    pub(super) bytes: usize,
     parked: bool,
 }
 
@@ -62,6 +69,7 @@ impl Call {
             caller_name,
             started: now,
             deadline: now + budget.min(MAX_BUDGET),
+            bytes: payload.len(),
             payload,
             parked: false,
         }
@@ -105,6 +113,7 @@ pub struct Measurement {
 pub(super) struct Calls {
     calls: HashMap<CallId, Call>,
     deadlines: BTreeSet<(Instant, CallId)>,
+    bytes: usize,
     parked_bytes: usize,
     first_id: CallId,
     next_id: CallId,
@@ -117,6 +126,7 @@ impl Calls {
         Self {
             calls: HashMap::new(),
             deadlines: BTreeSet::new(),
+            bytes: 0,
             parked_bytes: 0,
             first_id,
             next_id: first_id,
@@ -132,28 +142,39 @@ impl Calls {
         self.calls.get(&id)
     }
 
-    /// Whether one more call may be taken from a caller with `of_caller` of them.
-    pub(super) fn admit(&self, of_caller: usize, ending: bool) -> Result<(), Status> {
+    /// Whether one more call of `bytes` may be taken from a caller with so many
+    /// calls of so many bytes.
+    pub(super) fn admit(
+        &self,
+        of_caller: (usize, usize),
+        bytes: usize,
+        ending: bool,
+    ) -> Result<(), Status> {
         if ending {
             return Err(Status::new(Code::Unavailable, "the bridge ends"));
         }
-        let exhausted = |count, whose| {
-            let message = format!("{count} calls {whose} are under way");
-            Err(Status::new(Code::ResourceExhausted, message))
+        let (calls, called_bytes) = of_caller;
+        let whose = if calls >= MAX_CALLS || called_bytes + bytes > MAX_CALLER_BYTES {
+            Some((calls, called_bytes, "of this caller"))
+        } else if self.calls.len() >= MAX_ALL || self.bytes + bytes > MAX_ALL_BYTES {
+            Some((self.calls.len(), self.bytes, "of all services"))
+        } else {
+            None
         };
-        if of_caller >= MAX_CALLS {
-            return exhausted(of_caller, "of this caller");
+        match whose {
+            None => Ok(()),
+            Some((calls, bytes, whose)) => {
+                let message = format!("{calls} calls {whose} with {bytes} bytes are under way");
+                Err(Status::new(Code::ResourceExhausted, message))
+            }
         }
-        if self.calls.len() >= MAX_ALL {
-            return exhausted(self.calls.len(), "of all services");
-        }
-        Ok(())
     }
 
     pub(super) fn insert(&mut self, call: Call) -> CallId {
         let id = self.next_id;
         self.next_id = self.next_id.wrapping_add(1);
         self.deadlines.insert((call.deadline, id));
+        self.bytes += call.bytes;
         self.calls.insert(id, call);
         id
     }
@@ -162,6 +183,7 @@ impl Calls {
         self.unpark(id);
         let call = self.calls.remove(&id)?;
         self.deadlines.remove(&(call.deadline, id));
+        self.bytes = self.bytes.saturating_sub(call.bytes);
         Some(call)
     }
 

@@ -100,6 +100,8 @@ struct Connection {
     working_on: HashSet<CallId>,
     /// Calls it made, by its own ids.
     made: HashMap<u64, CallId>,
+    /// Their payloads together.
+    made_bytes: usize,
     offended: bool,
     /// Whether it stands in `Core::silences`.
     watched: bool,
@@ -221,6 +223,7 @@ impl Core {
             last_heard: now,
             working_on: HashSet::new(),
             made: HashMap::new(),
+            made_bytes: 0,
             offended: false,
             watched: false,
         });
@@ -387,7 +390,8 @@ impl Core {
             );
             return;
         }
-        let admitted = self.calls.admit(connection.made.len(), self.ending);
+        let of_caller = (connection.made.len(), connection.made_bytes);
+        let admitted = self.calls.admit(of_caller, payload.len(), self.ending);
         let callee = request
             .service
             .parse::<Callee>()
@@ -397,10 +401,11 @@ impl Core {
             Err(status) => return self.respond(conn, request.id, Err(status)),
         };
         let call = Call::new(now, conn, who.instance.clone(), request, callee, payload);
-        let caller_id = call.caller_id;
+        let (caller_id, bytes) = (call.caller_id, call.bytes);
         let id = self.calls.insert(call);
         if let Some(connection) = self.connections.get_mut(&conn) {
             connection.made.insert(caller_id, id);
+            connection.made_bytes += bytes;
         }
         self.dispatch(now, id);
     }
@@ -505,6 +510,7 @@ impl Core {
         let call = self.calls.remove(id)?;
         if let Some(caller) = self.connections.get_mut(&call.caller) {
             caller.made.remove(&call.caller_id);
+            caller.made_bytes = caller.made_bytes.saturating_sub(call.bytes);
         }
         match call.sent_to {
             Some(callee) => {

@@ -319,3 +319,21 @@ fn one_instance_can_be_meant() {
         [(9, 5, Code::InvalidArgument)]
     );
 }
+
+#[test]
+fn payloads_under_way_are_bounded() {
+    let mut world = World::new();
+    world.register(1, "db.1", &["get"]);
+    let big = "x".repeat(16 * 1024 * 1024).leak();
+    let mut sent = Vec::new();
+    for id in 0..4 {
+        let header = request(id, "db", "get", 1000);
+        sent.extend(calls(&world.say_as(2, "web.1", 1, header, big)));
+    }
+    assert_eq!(sent.len(), 4);
+    let refused = world.request(2, "web.1", 4, "db");
+    assert_eq!(responses(&refused), [(2, 4, Code::ResourceExhausted)]);
+    assert_eq!(calls(&world.request(3, "web.2", 0, "db")).len(), 1);
+    world.say(1, "db.1", answer(sent[0].1));
+    assert_eq!(calls(&world.request(2, "web.1", 5, "db")).len(), 1);
+}
