@@ -9,6 +9,7 @@ use blackhole_bus_schema::process::{SpawnFailure, SpawnSpec, SpawnStep};
 use blackhole_bus_schema::rpc;
 use tokio::sync::{Mutex, Semaphore};
 
+use crate::adopt;
 use crate::environment::{self, Environment, Host, Recipe};
 use crate::host;
 use crate::shim::client::{
@@ -102,6 +103,8 @@ impl Cancel {
 #[derive(Debug)]
 pub struct Launcher {
     dirs: Dirs,
+    /// Which process-manager this is.
+    owner: String,
     environs: Arc<Environs>,
     options: ForkServerOptions,
     server: Mutex<Option<ForkServer>>,
@@ -109,10 +112,16 @@ pub struct Launcher {
 }
 
 impl Launcher {
-    /// A launcher of the shims that `options` describe.
-    pub fn new(dirs: Dirs, environs: Arc<Environs>, options: ForkServerOptions) -> Self {
+    /// A launcher of the shims that `options` describe, for the process-manager `owner`.
+    pub fn new(
+        dirs: Dirs,
+        owner: String,
+        environs: Arc<Environs>,
+        options: ForkServerOptions,
+    ) -> Self {
         Self {
             dirs,
+            owner,
             environs,
             options,
             server: Mutex::new(None),
@@ -183,7 +192,12 @@ impl Launcher {
     async fn prepare(&self, spec: &Arc<SpawnSpec>) -> Result<SpawnRequest, SpawnFailure> {
         let blocks = environment::reads_files(&spec.env);
         let (environs, dirs, spec) = (self.environs.clone(), self.dirs.clone(), spec.clone());
-        let work = move || request(&environs, &dirs, &spec);
+        let owner = self.owner.clone();
+        let work = move || {
+            adopt::claim(&dirs, &spec.instance, &owner)
+                .map_err(|error| failure(&format!("claim {}: {error}", spec.instance), ""))?;
+            request(&environs, &dirs, &spec)
+        };
         if !blocks {
             return work();
         }

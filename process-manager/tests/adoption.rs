@@ -1,5 +1,8 @@
 //! A manager that comes back: nothing restarted, nothing lost.
 
+// A test that cannot go on panics: that is its way to fail.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod support;
 
 use blackhole_bus_schema::names::Generation;
@@ -188,8 +191,7 @@ async fn a_lost_shim_takes_its_whole_instance_with_it() {
     bench.run(&sleeper("here.1", 2)).await;
 }
 
-#[tokio::test]
-async fn a_stop_that_was_under_way_goes_on_without_the_manager() {
+async fn stop_across_managers(end: impl FnOnce(&mut Bench)) {
     let mut bench = Bench::start().await;
     let (ready, go) = (bench.path("ready"), bench.path("go"));
     let text = format!(
@@ -203,7 +205,7 @@ async fn a_stop_that_was_under_way_goes_on_without_the_manager() {
     let link = bench.link.clone();
     let asked = tokio::spawn(async move { link.request(&stop("web.1", 1), LIMIT).await });
     until("the signal", || ready.exists().then_some(())).await;
-    bench.kill_manager();
+    end(&mut bench);
     let records = bench.start_manager().await;
     assert_eq!(find(&records, "web.1").state.name(), Stopping);
     std::fs::write(&go, "").unwrap();
@@ -211,6 +213,19 @@ async fn a_stop_that_was_under_way_goes_on_without_the_manager() {
     assert_eq!(ended.state.exit().unwrap().result, ExitResult::Stopped);
     // The client that asked the manager before is answered by the one after.
     assert_eq!(asked.await.unwrap().unwrap().state.name(), Terminated);
+}
+
+#[tokio::test]
+async fn a_stop_that_was_under_way_goes_on_without_the_manager() {
+    stop_across_managers(Bench::kill_manager).await;
+}
+
+#[tokio::test]
+async fn a_stop_that_was_under_way_goes_on_after_an_orderly_end() {
+    stop_across_managers(|bench| {
+        assert!(bench.end_manager().success());
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -342,9 +357,10 @@ async fn a_second_manager_stands_by_and_takes_over() {
 
 #[tokio::test]
 async fn many_are_adopted_at_once() {
-    const MANY: u32 = 100;
+    // More than a page of a snapshot.
+    const MANY: u32 = 300;
     let mut bench =
-        Bench::start_with(&[("BLACKHOLE_RUNTIME_ORCHESTRATOR_MAX_PROCESSES", "200")]).await;
+        Bench::start_with(&[("BLACKHOLE_RUNTIME_ORCHESTRATOR_MAX_PROCESSES", "300")]).await;
     let mut starts = tokio::task::JoinSet::new();
     for index in 1..=MANY {
         let link = bench.link.clone();

@@ -1,5 +1,8 @@
 //! From spawn to the end, over the bus.
 
+// A test that cannot go on panics: that is its way to fail.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod support;
 
 use blackhole_bus_schema::names::Generation;

@@ -4,6 +4,9 @@
 //! [`decide`] tells what they mean; then what has to be killed is killed. All
 //! folders at once, a bounded number at a time.
 //!
+//! Several process-managers may share a state directory; each looks only at
+//! what it started itself ([`owner`]).
+//!
 //! | lock | record | meaning |
 //! |---|---|---|
 //! | held | any | lives: attach |
@@ -13,6 +16,7 @@
 //! | free | without, from an earlier boot | FAILED host_restarted, nothing is signalled |
 //! | free | without, from this boot | its shim was lost: what is left is killed, FAILED shim_lost |
 
+mod owner;
 mod remains;
 mod scan;
 
@@ -22,6 +26,7 @@ use blackhole_bus_schema::process::{
     SpawnFailure, SpawnStep,
 };
 
+pub use owner::{UNNAMED, claim, owner};
 pub use remains::{after_shim, erase, kill_shim, shim_gone};
 pub use scan::{Adopted, Scan, note_told, scan};
 

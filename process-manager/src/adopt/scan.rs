@@ -51,9 +51,9 @@ pub struct Scan {
     pub problems: Vec<String>,
 }
 
-/// Looks at all folders of `dirs`. Never fails: what goes wrong with one
+/// Looks at all folders of `dirs` that are the process-manager `owner`'s. Never fails: what goes wrong with one
 /// instance is a problem of that one.
-pub async fn scan(dirs: &Dirs) -> Scan {
+pub async fn scan(dirs: &Dirs, owner: &str) -> Scan {
     let mut scan = Scan::default();
     let folder = dirs.state.join("instances");
     let boot = Arc::new(match host::boot_id() {
@@ -75,6 +75,9 @@ pub async fn scan(dirs: &Dirs) -> Scan {
     let places = Arc::new(Semaphore::new(CONCURRENT));
     let mut tasks = JoinSet::new();
     for name in names {
+        if super::owner(&dirs.instance(&name)) != owner {
+            continue;
+        }
         let (dirs, boot, places) = (dirs.clone(), boot.clone(), places.clone());
         tasks.spawn(async move {
             let _place = places.acquire_owned().await;

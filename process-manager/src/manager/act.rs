@@ -156,6 +156,9 @@ impl Manager {
 
     /// A few unlinks: done here, so that no spawn of the same name comes in between.
     async fn erase(&mut self, ticket: Ticket, name: &InstanceName) {
+        if let Some(telling) = self.telling.remove(name) {
+            let _ = telling.await;
+        }
         let result = crate::adopt::erase(&self.dirs, name).map_err(|error| {
             Status::new(
                 Code::Unavailable,
@@ -176,8 +179,9 @@ impl Manager {
         }
         self.held.remove(&name);
         self.notes.clear(&name.to_string());
-        let dirs = self.dirs.clone();
-        tokio::task::spawn_blocking(move || note_told(&dirs, &name, generation));
+        let (dirs, told) = (self.dirs.clone(), name.clone());
+        let telling = tokio::task::spawn_blocking(move || note_told(&dirs, &told, generation));
+        self.telling.insert(name, telling);
     }
 
     /// Time since the first process of an instance started.

@@ -8,6 +8,8 @@ use blackhole_bus_schema::process::{
 use blackhole_bus_schema::reply::{Code, Status};
 use blackhole_bus_schema::topic::{self, Topic};
 
+use tokio::time::Instant;
+
 use super::Manager;
 use crate::launch::chain;
 use crate::log;
@@ -17,6 +19,13 @@ impl Manager {
     /// Takes in one command. It is answered now or by what follows from it.
     pub(super) async fn command(&mut self, incoming: Incoming) {
         tracing::debug!(kind = incoming.kind, client = %incoming.client, "command");
+        if incoming.deadline <= Instant::now() {
+            // Whoever asked has given up, and may have decided otherwise since.
+            let text = "it waited here for longer than its budget; nothing was done";
+            return incoming
+                .fail(Status::new(Code::DeadlineExceeded, text))
+                .await;
+        }
         let actions = match incoming.kind.as_str() {
             Spawn::KIND => {
                 let Some((command, incoming)) = parse::<Spawn>(incoming).await else {

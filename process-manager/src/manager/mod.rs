@@ -18,7 +18,7 @@ use blackhole_bus_schema::dirs::Dirs;
 use blackhole_bus_schema::names::{Generation, InstanceName};
 use blackhole_bus_schema::process::SpawnSpec;
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, sleep_until};
 
 use crate::adopt;
@@ -87,6 +87,8 @@ struct Manager {
     probes: HashMap<RunId, AbortHandle>,
     facts: mpsc::Sender<Fact>,
     notes: Notes,
+    /// Ends being noted on disk as told, the latest of each instance.
+    telling: HashMap<InstanceName, JoinHandle<()>>,
 }
 
 /// Runs the process-manager until it is asked to end. Services stay.
@@ -125,7 +127,12 @@ pub async fn run(daemon: Daemon, settings: Settings) -> Result<(), ManagerError>
     });
     let (facts, received) = mpsc::channel(FACTS);
     let manager = Manager {
-        launcher: Arc::new(Launcher::new(dirs.clone(), environs, settings.fork_server)),
+        launcher: Arc::new(Launcher::new(
+            dirs.clone(),
+            server.component().to_string(),
+            environs,
+            settings.fork_server,
+        )),
         dirs,
         server,
         table: Table::new(settings.max_processes),
@@ -139,6 +146,7 @@ pub async fn run(daemon: Daemon, settings: Settings) -> Result<(), ManagerError>
         probes: HashMap::new(),
         facts,
         notes,
+        telling: HashMap::new(),
     };
     manager.run(commands, received, shutdown).await;
     Ok(())
@@ -151,10 +159,11 @@ impl Manager {
         mut facts: mpsc::Receiver<Fact>,
         shutdown: Shutdown,
     ) {
+        let owner = self.server.component().to_string();
         // Commands wait until it is known what there is: no snapshot is ever partial.
         tokio::select! {
             () = shutdown.requested() => return,
-            scan = adopt::scan(&self.dirs) => self.adopt(scan).await,
+            scan = adopt::scan(&self.dirs, &owner) => self.adopt(scan).await,
         }
         tokio::spawn(keeper::keep(self.launcher.clone(), self.facts.clone()));
         loop {
@@ -170,6 +179,12 @@ impl Manager {
             }
         }
         tracing::info!(services = self.table.live(), "ending; services stay");
+        // Spawns and stops under way are not answered: a dropped command is
+        // answered with a failure, while one that gets no answer is repeated to
+        // the next manager, which knows how it went on.
+        self.waiting
+            .drain()
+            .for_each(|(_, incoming)| std::mem::forget(incoming));
     }
 
     /// Begins to hold what the scan found.

@@ -128,3 +128,7 @@ fn near_end(files: &LogFiles) -> Result<Position, LogError> {
         }),
     }
 }
+
+#[cfg(test)]
+#[path = "batch_tests.rs"]
+mod tests;
