@@ -255,7 +255,10 @@ impl Shell {
                 }
             }
             LinkEvent::Up(_) => self.note(),
-            LinkEvent::Down => self.report_missing(),
+            LinkEvent::Down => {
+                self.core.unjudged(Instant::now());
+                self.report_missing();
+            }
             _ => {}
         }
     }
@@ -375,6 +378,7 @@ fn outlook(status: &InstanceStatus) -> Outlook {
         Phase::Refused { reason } => hopeless(&format!("it was refused: {reason}")),
         Phase::Idle if status.desired == Desired::Down => hopeless("it is stopped"),
         Phase::Idle => hopeless("it has completed"),
+        Phase::Probing | Phase::NotReady | Phase::Stopping => Outlook::Unready,
         _ => Outlook::Coming,
     }
 }

@@ -37,8 +37,11 @@ pub struct ProcessReport {
 /// What the supervisor lets expect of an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outlook {
-    /// It runs or will run.
+    /// It runs or will run, and takes calls once it is registered.
     Coming,
+    /// It runs, but is not ready or is being stopped: it gets no calls but
+    /// those that mean it by name.
+    Unready,
     /// It will not run unless an operator says so.
     Hopeless {
         /// Why.
@@ -185,16 +188,40 @@ impl Directory {
         service.floors.insert(index, floor);
     }
 
-    /// Returns the calls that waited, when some of them may have nothing left to wait for.
+    /// Returns the calls that waited, when they may have to wait no longer.
     pub(super) fn outlook(&mut self, instance: &InstanceName, outlook: Outlook) -> Vec<CallId> {
         let service = self.known(instance.service());
-        let before = service.outlooks.insert(instance.index(), outlook.clone());
-        match outlook {
-            Outlook::Hopeless { .. } if before.as_ref() != Some(&outlook) => {
-                service.parked.drain(..).collect()
-            }
-            _ => Vec::new(),
+        let before = service.outlooks.insert(instance.index(), outlook);
+        let after = service.outlooks.get(&instance.index());
+        let waiting_is_over = match (&before, after) {
+            (Some(Outlook::Unready), Some(Outlook::Coming)) => true,
+            (_, Some(Outlook::Hopeless { .. })) => before.as_ref() != after,
+            _ => false,
+        };
+        match waiting_is_over {
+            true => service.parked.drain(..).collect(),
+            false => Vec::new(),
         }
+    }
+
+    /// Nobody judges readiness any more: who is registered is ready. Returns
+    /// the calls that waited.
+    pub(super) fn unjudged(&mut self) -> Vec<CallId> {
+        let mut parked = Vec::new();
+        for service in self.services.values_mut() {
+            let mut changed = false;
+            for outlook in service.outlooks.values_mut() {
+                if *outlook == Outlook::Unready {
+                    *outlook = Outlook::Coming;
+                    changed = true;
+                }
+            }
+            if changed {
+                parked.extend(service.parked.drain(..));
+            }
+        }
+        parked.sort_unstable();
+        parked
     }
 
     /// Whether a connection belongs to a spawn that is over.
@@ -205,8 +232,8 @@ impl Directory {
             .is_some_and(|floor| who.generation < *floor)
     }
 
-    /// The instance with the fewest calls, among those that serve the method
-    /// and have room; of equals the one that was not picked for the longest time.
+    /// The instance with the fewest calls, among those that serve the method,
+    /// are ready and have room; of equals the one that was not picked for the longest time.
     pub(super) fn pick(
         &mut self,
         callee: &Callee,
@@ -223,12 +250,18 @@ impl Directory {
             };
         };
         let mut serving = 0;
+        let mut unready = 0;
         let mut open = 0;
         let mut best: Option<(usize, u64, u32)> = None;
         let entries = service.entries.iter();
         for (index, entry) in entries.filter(|(index, entry)| meant(**index) && !entry.draining) {
             open += 1;
             if !entry.methods.contains(method) {
+                continue;
+            }
+            let ready = service.outlooks.get(index) != Some(&Outlook::Unready);
+            if !ready && callee.index.is_none() {
+                unready += 1;
                 continue;
             }
             serving += 1;
@@ -248,6 +281,9 @@ impl Directory {
         if serving > 0 {
             let message = format!("all {serving} instances of {name} are at their capacity");
             return Pick::Refuse(Status::new(Code::ResourceExhausted, message));
+        }
+        if unready > 0 {
+            return Pick::Park;
         }
         if open > 0 {
             let message = format!("{name} does not serve {method:?}");
@@ -294,7 +330,7 @@ impl Service {
         let mut reason = None;
         for (_, outlook) in self.outlooks.iter().filter(|(index, _)| meant(**index)) {
             match outlook {
-                Outlook::Coming => return None,
+                Outlook::Coming | Outlook::Unready => return None,
                 Outlook::Hopeless { reason: why } => reason = reason.or(Some(why.as_str())),
             }
         }

@@ -125,6 +125,12 @@ impl Core {
         self.dispatch_all(now, parked);
     }
 
+    /// The supervisor is gone: what it said of readiness no longer counts.
+    pub fn unjudged(&mut self, now: Instant) {
+        let parked = self.directory.unjudged();
+        self.dispatch_all(now, parked);
+    }
+
     /// The bridge ends: nothing new is taken, what is under way may finish.
     pub fn end(&mut self) {
         self.ending = true;

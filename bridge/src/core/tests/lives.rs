@@ -326,3 +326,32 @@ fn an_ending_bridge_finishes_and_takes_nothing_new() {
     );
     assert!(world.core.is_idle());
 }
+
+#[test]
+fn who_is_not_ready_gets_no_calls_but_those_that_mean_it() {
+    let mut world = World::new();
+    let say = |world: &mut World, who: &str, outlook: Outlook| {
+        world.core.outlook(world.now, &instance(who), outlook);
+        world.core.take_actions()
+    };
+    world.register(1, "db.1", &["get"]);
+    world.register(2, "db.2", &["get"]);
+    say(&mut world, "db.1", Outlook::Unready);
+    for call in 0..4 {
+        assert_eq!(calls(&world.request(9, "web.1", call, "db"))[0].0, 2);
+    }
+    // A probe reaches it.
+    assert_eq!(
+        calls(&world.request(8, "process-manager.1", 1, "db.1"))[0].0,
+        1
+    );
+    // None is ready: calls wait until one is.
+    say(&mut world, "db.2", Outlook::Unready);
+    assert_eq!(world.request(9, "web.1", 4, "db"), []);
+    assert_eq!(calls(&say(&mut world, "db.1", Outlook::Coming))[0].0, 1);
+    // Nobody judges any more.
+    say(&mut world, "db.1", Outlook::Unready);
+    assert_eq!(world.request(9, "web.1", 5, "db"), []);
+    world.core.unjudged(world.now);
+    assert_eq!(calls(&world.core.take_actions()).len(), 1);
+}
