@@ -15,8 +15,13 @@
 //! `PROPTEST_CASES=10000 cargo nextest run -p blackhole-supervisor --test simulation`
 //! looks longer.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // Helpers of tests fail by panicking, too.
+
 mod host;
+mod manager;
+mod network;
 mod plan;
+mod supervisor;
 mod world;
 
 use blackhole_bus_schema::supervision::{Desired, Phase};

@@ -1,0 +1,77 @@
+//! What the two links bring, as inputs.
+
+use blackhole_bus_schema::bus::{self, LinkEvent, Received};
+use blackhole_bus_schema::health::ProbeResult;
+use blackhole_bus_schema::message::Message;
+use blackhole_bus_schema::process::{InstanceRecord, ProcessChanged, ProcessNotified};
+
+use super::{Shell, chain};
+use crate::core::Input;
+
+impl Shell {
+    pub(super) async fn manager_event(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Up(info) => {
+                tracing::info!(
+                    incarnation = info.incarnation,
+                    pid = info.pid,
+                    "process-manager is there"
+                );
+                self.handle(Input::ManagerUp, None).await;
+            }
+            LinkEvent::Down => {
+                tracing::warn!("process-manager is away: its services run on");
+                self.handle(Input::ManagerDown, None).await;
+            }
+            LinkEvent::Snapshot { items, .. } => {
+                let records: Result<Vec<InstanceRecord>, _> =
+                    items.into_iter().map(bus::item).collect();
+                match records {
+                    Ok(records) => self.handle(Input::ManagerSnapshot(records), None).await,
+                    // What is not in a snapshot does not exist: half of one would be a lie.
+                    Err(error) => {
+                        tracing::error!(%error, "the process-manager's records are not understood: are both of one version?")
+                    }
+                }
+            }
+            LinkEvent::Event(received) => self.manager_message(&received).await,
+            // A snapshot follows.
+            LinkEvent::Lagged { .. } => {}
+        }
+    }
+
+    async fn manager_message(&mut self, received: &Received) {
+        let input = match received.kind() {
+            ProcessChanged::KIND => received
+                .parse::<ProcessChanged>()
+                .map(|changed| Input::ProcessChanged(Box::new(changed.record))),
+            ProcessNotified::KIND => received.parse().map(Input::ProcessNotified),
+            ProbeResult::KIND => received.parse().map(Input::Probe),
+            _ => return,
+        };
+        match input {
+            Ok(input) => self.handle(input, Some(received.envelope.id)).await,
+            Err(error) => {
+                tracing::error!(error = chain(&error), topic = %received.topic, "not understood")
+            }
+        }
+    }
+
+    pub(super) async fn controller_event(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Up(info) => {
+                tracing::info!(
+                    incarnation = info.incarnation,
+                    pid = info.pid,
+                    "resource-controller is there"
+                );
+                self.handle(Input::ControllerUp, None).await;
+            }
+            LinkEvent::Down => {
+                tracing::warn!("resource-controller is away: limits stay as they are");
+                self.handle(Input::ControllerDown, None).await;
+            }
+            LinkEvent::Snapshot { .. } | LinkEvent::Event(_) | LinkEvent::Lagged { .. } => {}
+        }
+    }
+}

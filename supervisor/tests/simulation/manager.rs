@@ -1,0 +1,323 @@
+//! What the simulated process-manager does with time and requests.
+
+use blackhole_bus_schema::health::{ProbeKind, ProbeResult};
+use blackhole_bus_schema::names::{Generation, InstanceName};
+use blackhole_bus_schema::process::{ExitResult, InstanceRecord, ProcessState, SpawnSpec};
+use blackhole_bus_schema::reply::{Code, Status};
+
+use super::host::Manager;
+use super::plan::Nature;
+use super::world::{Event, Reply, Request, World};
+
+impl World {
+    pub(crate) fn manager_returns(&mut self) {
+        self.managers += 1;
+        self.manager = Some(Manager::adopt(self.managers, &self.host));
+        self.at(
+            self.now,
+            Event::Beats {
+                incarnation: self.managers,
+            },
+        );
+    }
+
+    /// Heartbeat and probes.
+    pub(crate) fn beats(&mut self, incarnation: u64) {
+        let Some(manager) = self
+            .manager
+            .as_mut()
+            .filter(|m| m.incarnation == incarnation)
+        else {
+            return;
+        };
+        let seq = manager.seq;
+        let mut results = Vec::new();
+        for (instance, process) in &self.host.processes {
+            let ready = process.ready_at <= self.now;
+            let told = manager.told_ready.get(instance) == Some(&process.generation);
+            if ready && !told {
+                manager
+                    .told_ready
+                    .insert(instance.clone(), process.generation);
+                let ready = self.host.was_ready.entry(instance.clone()).or_default();
+                ready.push(process.generation);
+            }
+            if !ready || !told {
+                results.push(ProbeResult {
+                    instance: instance.clone(),
+                    generation: process.generation,
+                    probe: ProbeKind::Readiness,
+                    error: (!ready).then(|| "not yet".to_owned()),
+                    in_a_row: 1,
+                    took_us: 1,
+                });
+            }
+        }
+        for result in results {
+            self.send(Event::Probe(result));
+        }
+        self.send(Event::Heartbeat { incarnation, seq });
+        self.at(self.now + 500, Event::Beats { incarnation });
+    }
+
+    pub(crate) fn publish(&mut self, record: InstanceRecord) {
+        if let Some(manager) = &mut self.manager {
+            manager.seq += 1;
+            let (incarnation, seq) = (manager.incarnation, manager.seq);
+            manager
+                .records
+                .insert(record.instance.clone(), record.clone());
+            self.send(Event::Change {
+                incarnation,
+                seq,
+                record: Box::new(record),
+            });
+        }
+    }
+
+    pub(crate) fn answer(&mut self, id: u64, reply: Reply) {
+        if let Some(manager) = &mut self.manager {
+            manager.replies.insert(id, Some(reply.clone()));
+            self.send(Event::Answered(id, reply));
+        }
+    }
+
+    pub(crate) fn arrives(&mut self, id: u64, life: u64) {
+        // What a dead supervisor sent may still arrive, but then nobody knows
+        // its content here: its calls are gone with it, as are late ones.
+        let Some(call) = self
+            .calls
+            .get(&id)
+            .filter(|call| call.life == life && call.deadline > self.now)
+        else {
+            return;
+        };
+        let request = call.request.clone();
+        if let Request::Prepare(_) | Request::Release(_) = request {
+            if self.controller {
+                let reply = if matches!(request, Request::Prepare(_)) {
+                    Reply::Grant
+                } else {
+                    Reply::Done
+                };
+                self.at(self.now + 1, Event::Answered(id, reply));
+            }
+            return;
+        }
+        let Some(manager) = &mut self.manager else {
+            return;
+        };
+        match manager.replies.get(&id) {
+            Some(Some(reply)) => {
+                let reply = reply.clone();
+                return self.send(Event::Answered(id, reply));
+            }
+            Some(None) => return,
+            None => {}
+        }
+        manager.replies.insert(id, None);
+        let incarnation = manager.incarnation;
+        match request {
+            Request::List => {
+                let records = manager.records.values().cloned().collect();
+                let reply = Reply::All {
+                    incarnation,
+                    seq: manager.seq,
+                    records,
+                };
+                // Asked again it is answered afresh.
+                manager.replies.remove(&id);
+                self.send(Event::Answered(id, reply));
+            }
+            Request::Forget(instance) => {
+                manager.records.remove(&instance);
+                self.host.disk.remove(&instance);
+                self.answer(id, Reply::Done);
+            }
+            Request::Spawn(spec) => {
+                let known = manager
+                    .records
+                    .get(&spec.instance)
+                    .map(|record| record.generation);
+                if known.is_some_and(|known| known >= spec.generation) {
+                    let status = Status::new(Code::FailedPrecondition, "not newer");
+                    return self.answer(id, Reply::Refused(status));
+                }
+                let record = self.host.record(&spec, ProcessState::Spawn {});
+                self.publish(record);
+                let takes = self.below(30);
+                self.at(
+                    self.now + takes,
+                    Event::Spawned {
+                        incarnation,
+                        id,
+                        spec,
+                    },
+                );
+            }
+            Request::Stop {
+                instance,
+                generation,
+                unhealthy,
+            } => {
+                self.stop(incarnation, id, &instance, generation, unhealthy);
+            }
+            Request::Prepare(_) | Request::Release(_) => {}
+        }
+    }
+
+    pub(crate) fn spawned(&mut self, incarnation: u64, id: u64, spec: &SpawnSpec) {
+        if self
+            .manager
+            .as_ref()
+            .is_none_or(|manager| manager.incarnation != incarnation)
+        {
+            return;
+        }
+        let index: usize = spec.instance.service().as_str()[1..].parse().unwrap();
+        let nature = self.plan.members[index].nature;
+        let record = if nature == Nature::Missing {
+            self.host.fail_to_start(spec)
+        } else {
+            let ready_at = self.now + self.below(3000);
+            let unix = self.clock().unix_ns;
+            let record = self.host.start(spec, unix, ready_at);
+            if !self.plan.members[index].probed {
+                // Without probes it is ready when it runs.
+                let ready = self
+                    .host
+                    .was_ready
+                    .entry(spec.instance.clone())
+                    .or_default();
+                ready.push(spec.generation);
+            }
+            let life = match nature {
+                Nature::Crashing | Nature::BadJob => Some(ExitResult::ExitCode),
+                Nature::Job => Some(ExitResult::Success),
+                Nature::Good | Nature::Missing => None,
+            };
+            if let Some(result) = life {
+                let (instance, pid) = (spec.instance.clone(), record.state.pid().unwrap());
+                let at = self.now + 1 + self.below(4000);
+                self.at(
+                    at,
+                    Event::Ends {
+                        instance,
+                        pid,
+                        result,
+                    },
+                );
+            }
+            record
+        };
+        self.publish(record.clone());
+        self.answer(id, Reply::Record(Box::new(record)));
+    }
+
+    pub(crate) fn stop(
+        &mut self,
+        incarnation: u64,
+        id: u64,
+        instance: &InstanceName,
+        generation: Generation,
+        unhealthy: bool,
+    ) {
+        let Some(record) = self
+            .manager
+            .as_ref()
+            .and_then(|m| m.records.get(instance))
+            .cloned()
+        else {
+            return self.answer(
+                id,
+                Reply::Refused(Status::new(Code::NotFound, "no such instance")),
+            );
+        };
+        if record.generation > generation {
+            let status = Status::new(Code::FailedPrecondition, "an older generation");
+            return self.answer(id, Reply::Refused(status));
+        }
+        let Some(process) = self.host.processes.get_mut(instance) else {
+            if record.state.is_live() {
+                // Being started: the stop waits for it.
+                let event = Event::Arrives(id, self.life);
+                if let Some(manager) = &mut self.manager {
+                    manager.replies.remove(&id);
+                }
+                return self.at(self.now + 5, event);
+            }
+            return self.answer(id, Reply::Record(Box::new(record)));
+        };
+        process.asked = Some(if unhealthy {
+            ExitResult::Unhealthy
+        } else {
+            ExitResult::Stopped
+        });
+        let (pid, started_at) = (process.pid, process.started_at);
+        let stopping = InstanceRecord {
+            state: ProcessState::Stopping { pid, started_at },
+            ..record
+        };
+        let generation = stopping.generation;
+        self.publish(stopping);
+        let end = self.now + 1 + self.below(2500);
+        // The shim carries it out, whether the manager lives or not.
+        self.at(
+            end,
+            Event::Ends {
+                instance: instance.clone(),
+                pid,
+                result: ExitResult::Stopped,
+            },
+        );
+        let instance = instance.clone();
+        self.at(
+            end + 1,
+            Event::StopDone {
+                incarnation,
+                id,
+                instance,
+                generation,
+            },
+        );
+    }
+
+    pub(crate) fn stop_done(
+        &mut self,
+        incarnation: u64,
+        id: u64,
+        instance: &InstanceName,
+        generation: Generation,
+    ) {
+        let Some(manager) = self
+            .manager
+            .as_ref()
+            .filter(|m| m.incarnation == incarnation)
+        else {
+            return;
+        };
+        if let Some(record) = manager
+            .records
+            .get(instance)
+            .filter(|r| r.generation == generation)
+        {
+            let record = Box::new(record.clone());
+            self.answer(id, Reply::Record(record));
+        }
+    }
+
+    pub(crate) fn ends(&mut self, instance: &InstanceName, pid: u32, result: ExitResult) {
+        if self
+            .host
+            .processes
+            .get(instance)
+            .is_none_or(|process| process.pid != pid)
+        {
+            return;
+        }
+        let unix = self.clock().unix_ns;
+        if let Some(record) = self.host.end(instance, result, unix) {
+            self.publish(record);
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! The network and the supervisor's side of it, modelled as the real link
+//! behaves: a request is sent again with the same id until its budget is spent;
+//! events are numbered, doubled ones dropped, and after a gap, a new incarnation
+//! or a heartbeat that shows a loss the whole state is asked for.
+
+use blackhole_bus_schema::limits::LimitGrant;
+use blackhole_bus_schema::process::InstanceRecord;
+use blackhole_supervisor::core::{Input, RequestFailure};
+
+use super::plan::FAULTS_END_MS;
+use super::world::{Call, Event, Link, Reply, Request, World};
+
+impl World {
+    /// Sends something between supervisor and manager: lost, doubled, late.
+    pub(crate) fn send(&mut self, event: Event) {
+        let faulty = self.now < FAULTS_END_MS;
+        if self.now < self.partition_until {
+            return;
+        }
+        let probe = matches!(event, Event::Probe(_));
+        for copy in 0..2 {
+            let chance = self.below(100);
+            let wanted = match copy {
+                0 => !(faulty && !probe && chance < self.plan.loss),
+                _ => faulty && !probe && chance < self.plan.loss,
+            };
+            if wanted {
+                let most = if faulty && !probe { self.plan.delay } else { 5 };
+                let delay = 1 + self.below(most);
+                self.at(self.now + delay, event.clone());
+            }
+        }
+    }
+
+    pub(crate) fn call(&mut self, request: Request, budget: u64) -> u64 {
+        self.counter += 1;
+        let id = self.counter;
+        let deadline = self.now + budget;
+        self.calls.insert(
+            id,
+            Call {
+                request,
+                life: self.life,
+                deadline,
+            },
+        );
+        self.at(deadline, Event::TimesOut(id));
+        self.transmit(id);
+        id
+    }
+
+    pub(crate) fn transmit(&mut self, id: u64) {
+        let Some(call) = self.calls.get(&id) else {
+            return;
+        };
+        let life = call.life;
+        match call.request {
+            Request::Prepare(_) | Request::Release(_) => {
+                self.at(self.now + 1, Event::Arrives(id, life))
+            }
+            _ => self.send(Event::Arrives(id, life)),
+        }
+        self.at(self.now + 300, Event::Retransmit(id));
+    }
+
+    pub(crate) fn times_out(&mut self, id: u64) {
+        if let Some(call) = self.calls.remove(&id) {
+            self.result(
+                id,
+                call.request,
+                Err(RequestFailure::Unknown("timed out".into())),
+            );
+        }
+    }
+
+    pub(crate) fn answered_call(&mut self, id: u64, reply: Reply) {
+        let Some(call) = self.calls.remove(&id) else {
+            return;
+        };
+        self.result(id, call.request, Ok(reply));
+    }
+
+    pub(crate) fn result(
+        &mut self,
+        id: u64,
+        request: Request,
+        reply: Result<Reply, RequestFailure>,
+    ) {
+        let reply = match reply {
+            Ok(Reply::Refused(status)) => Err(RequestFailure::Refused(status)),
+            other => other,
+        };
+        let record = |reply| match reply {
+            Ok(Reply::Record(record)) => Ok(record),
+            Ok(other) => panic!("{other:?}"),
+            Err(failure) => Err(failure),
+        };
+        match request {
+            Request::Spawn(spec) => {
+                let (instance, generation) = (spec.instance, spec.generation);
+                self.tell(Input::SpawnReply {
+                    instance,
+                    generation,
+                    result: record(reply),
+                });
+            }
+            Request::Stop {
+                instance,
+                generation,
+                ..
+            } => {
+                self.tell(Input::StopReply {
+                    instance,
+                    generation,
+                    result: record(reply),
+                });
+            }
+            Request::Forget(instance) => {
+                self.tell(Input::ForgetReply {
+                    instance,
+                    result: reply.map(|_| ()),
+                });
+            }
+            Request::Prepare(instance) => {
+                let result = reply.map(|_| Box::new(LimitGrant::default()));
+                self.tell(Input::PrepareReply { instance, result });
+            }
+            Request::Release(instance) => {
+                self.tell(Input::ReleaseReply {
+                    instance,
+                    result: reply.map(|_| ()),
+                });
+            }
+            Request::List if self.link.syncing != Some(id) => {}
+            Request::List => {
+                self.link.syncing = None;
+                match reply {
+                    Ok(Reply::All {
+                        incarnation,
+                        seq,
+                        records,
+                    }) if incarnation == self.link.incarnation => {
+                        self.listed(incarnation, seq, records);
+                    }
+                    _ if self.link.up => self.resync(),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    pub(crate) fn listens(&mut self, life: u64) {
+        if life != self.life || self.core.is_none() {
+            return;
+        }
+        self.at(self.now + 500, Event::Listens { life });
+        if self.link.up && self.now > self.link.heard + 3000 {
+            self.link.up = false;
+            self.tell(Input::ManagerDown);
+        }
+    }
+
+    pub(crate) fn resync(&mut self) {
+        if self.link.syncing.is_none() {
+            let id = self.call(Request::List, 2000);
+            self.link.syncing = Some(id);
+        }
+    }
+
+    pub(crate) fn heartbeat_arrives(&mut self, incarnation: u64, seq: u64) {
+        if self.core.is_none() || incarnation < self.link.incarnation {
+            return;
+        }
+        self.link.heard = self.now;
+        if !self.link.up || incarnation != self.link.incarnation {
+            let kept = if incarnation == self.link.incarnation {
+                self.link.seq
+            } else {
+                0
+            };
+            self.link = Link {
+                up: true,
+                incarnation,
+                heard: self.now,
+                seq: kept,
+                ..Link::default()
+            };
+            self.tell(Input::ManagerUp);
+            self.resync();
+        } else if seq > self.link.seq {
+            self.resync();
+        }
+    }
+
+    pub(crate) fn change_arrives(&mut self, incarnation: u64, seq: u64, record: InstanceRecord) {
+        let link = &mut self.link;
+        if self.core.is_none() || !link.up || incarnation != link.incarnation || seq <= link.seq {
+            return;
+        }
+        if link.syncing.is_some() {
+            link.kept.insert(seq, record);
+        } else if seq == link.seq + 1 {
+            link.seq = seq;
+            self.tell(Input::ProcessChanged(Box::new(record)));
+        } else {
+            link.kept.insert(seq, record);
+            self.resync();
+        }
+    }
+
+    pub(crate) fn listed(&mut self, incarnation: u64, seq: u64, records: Vec<InstanceRecord>) {
+        self.link.seq = self.link.seq.max(seq);
+        self.tell(Input::ManagerSnapshot(records));
+        for (seq, record) in std::mem::take(&mut self.link.kept) {
+            self.change_arrives(incarnation, seq, record);
+        }
+    }
+}
