@@ -40,7 +40,13 @@ impl Connection {
     /// Takes a client that has just connected, and what was read from it already.
     pub(crate) fn new(stream: UnixStream, watching: bool, received: Vec<u8>) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, received, waiting: Vec::new(), watching, closed: false })
+        Ok(Self {
+            stream,
+            received,
+            waiting: Vec::new(),
+            watching,
+            closed: false,
+        })
     }
 
     /// Whether something waits to be written to it.
@@ -104,7 +110,10 @@ impl Connection {
 }
 
 fn again(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
 }
 
 impl AsFd for Connection {
@@ -128,7 +137,10 @@ mod tests {
         let (mut ours, mut connection) = pair();
         let mut bytes = Vec::new();
         for id in 0..3 {
-            let request = Request { id, request: RequestBody::Signal { signal: 1 } };
+            let request = Request {
+                id,
+                request: RequestBody::Signal { signal: 1 },
+            };
             protocol::encode(&request, MAX_REQUEST_FRAME, &mut bytes).unwrap();
         }
         let mut found = Vec::new();
@@ -160,7 +172,13 @@ mod tests {
         ours.write_all(&bytes).unwrap();
         let (requests, malformed) = connection.receive();
         assert_eq!(malformed, 0);
-        assert_eq!(requests, [Request { id: 5, request: RequestBody::Unknown }]);
+        assert_eq!(
+            requests,
+            [Request {
+                id: 5,
+                request: RequestBody::Unknown
+            }]
+        );
     }
 
     #[derive(Serialize)]
@@ -177,13 +195,23 @@ mod tests {
     }
 
     fn of_a_later_version() -> Later {
-        Later { id: 5, request: LaterBody { r#type: "engage", warp: 9 }, also: "new" }
+        Later {
+            id: 5,
+            request: LaterBody {
+                r#type: "engage",
+                warp: 9,
+            },
+            also: "new",
+        }
     }
 
     #[test]
     fn a_client_that_does_not_read_is_cut_off() {
         let (_ours, mut connection) = pair();
-        let message = ShimMessage::Answer { id: 1, error: Some("x".repeat(1000)) };
+        let message = ShimMessage::Answer {
+            id: 1,
+            error: Some("x".repeat(1000)),
+        };
         for _ in 0..10_000 {
             connection.send(&message);
         }

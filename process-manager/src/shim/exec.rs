@@ -87,8 +87,18 @@ impl Step {
             Session, Uid,
         };
         [
-            Born, Join, Session, OpenFiles, Output, Groups, Gid, Uid, Directory, DeathSignal,
-            Orphaned, Exec,
+            Born,
+            Join,
+            Session,
+            OpenFiles,
+            Output,
+            Groups,
+            Gid,
+            Uid,
+            Directory,
+            DeathSignal,
+            Orphaned,
+            Exec,
         ]
         .into_iter()
         .find(|step| *step as u32 == number)
@@ -132,10 +142,14 @@ pub(crate) struct Launched {
 
 /// The monotonic clock in nanoseconds.
 pub(crate) fn monotonic_ns() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: clock_gettime(2) fills `time`; it is async-signal-safe.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
-    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
+    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000
+        + u64::try_from(time.tv_nsec).unwrap_or(0)
 }
 
 /// Makes the child and returns when it has executed its program or has ended;
@@ -145,7 +159,11 @@ pub(crate) fn monotonic_ns() -> u64 {
 /// When there is no child at all.
 pub(crate) fn launch(plan: &Plan) -> io::Result<Launched> {
     let pointers = |strings: &[CString]| {
-        strings.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect::<Vec<_>>()
+        strings
+            .iter()
+            .map(|text| text.as_ptr())
+            .chain([ptr::null()])
+            .collect::<Vec<_>>()
     };
     let (argv, envp) = (pointers(&plan.arguments), pointers(&plan.environment));
     let size = size_of::<Shared>();
@@ -207,7 +225,11 @@ fn vfork_like(cgroup: Option<RawFd>) -> Result<libc::pid_t, i32> {
             arguments.flags |= CLONE_INTO_CGROUP;
             arguments.cgroup = u64::try_from(fd).unwrap_or(0);
         }
-        let pid = libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>());
+        let pid = libc::syscall(
+            libc::SYS_clone3,
+            &raw mut arguments,
+            size_of::<libc::clone_args>(),
+        );
         if pid >= 0 {
             return Ok(libc::pid_t::try_from(pid).unwrap_or(0));
         }
@@ -247,37 +269,51 @@ unsafe fn child(
     // threads.
     unsafe {
         let fail = |step: Step, index: u32| -> ! {
-            shared.errno.store(*libc::__errno_location(), Ordering::SeqCst);
+            shared
+                .errno
+                .store(*libc::__errno_location(), Ordering::SeqCst);
             shared.index.store(index, Ordering::SeqCst);
             shared.step.store(step as u32, Ordering::SeqCst);
             libc::_exit(127)
         };
-        let late = if join_late { plan.born_in_procs.as_ref() } else { None };
-        let mut index = 0;
-        for file in plan.join.iter().chain(late) {
+        let late = if join_late {
+            plan.born_in_procs.as_ref()
+        } else {
+            None
+        };
+        for (index, file) in (0..).zip(plan.join.iter().chain(late)) {
             let fd = libc::open(file.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
             if fd < 0 || libc::write(fd, b"0".as_ptr().cast(), 1) != 1 {
                 fail(Step::Join, index);
             }
             libc::close(fd);
-            index += 1;
         }
-        let adjust = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        let adjust = libc::open(
+            c"/proc/self/oom_score_adj".as_ptr(),
+            libc::O_WRONLY | libc::O_CLOEXEC,
+        );
         let text = &plan.oom_score_adj;
         if adjust < 0 || libc::write(adjust, text.as_ptr().cast(), text.len()) < 0 {
-            shared.oom_errno.store(*libc::__errno_location(), Ordering::SeqCst);
+            shared
+                .oom_errno
+                .store(*libc::__errno_location(), Ordering::SeqCst);
         }
         libc::close(adjust);
         if libc::setsid() < 0 {
             fail(Step::Session, 0);
         }
         if let Some((soft, hard)) = plan.nofile {
-            let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+            let limit = libc::rlimit {
+                rlim_cur: soft,
+                rlim_max: hard,
+            };
             if libc::setrlimit(libc::RLIMIT_NOFILE, &limit) != 0 {
                 fail(Step::OpenFiles, 0);
             }
         }
-        if libc::dup2(plan.output[0].as_raw_fd(), 1) < 0 || libc::dup2(plan.output[1].as_raw_fd(), 2) < 0 {
+        if libc::dup2(plan.output[0].as_raw_fd(), 1) < 0
+            || libc::dup2(plan.output[1].as_raw_fd(), 2) < 0
+        {
             fail(Step::Output, 0);
         }
         if let Some(identity) = &plan.identity {
@@ -313,11 +349,20 @@ unsafe fn child(
         // All zeros is the default action, no flags, an empty mask.
         let default = [0_u64; 4];
         for signal in 1..=64 as libc::c_long {
-            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), ptr::null::<u64>(), 8_usize);
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                ptr::null::<u64>(),
+                8_usize,
+            );
         }
         // All descriptors here close on exec; this is for those of a mistake.
-        let (first, last, flag): (libc::c_uint, libc::c_uint, libc::c_uint) =
-            (3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_uint);
+        let (first, last, flag): (libc::c_uint, libc::c_uint, libc::c_uint) = (
+            3,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC as libc::c_uint,
+        );
         libc::syscall(libc::SYS_close_range, first, last, flag);
         shared.step.store(Step::Exec as u32, Ordering::SeqCst);
         let mut none: libc::sigset_t = std::mem::zeroed();

@@ -104,11 +104,17 @@ pub(crate) fn exec(program: &Path, errno: i32, who: &Who) -> String {
 /// Why chdir(2) to `dir` failed with `errno`, as a sentence.
 pub(crate) fn directory(dir: &Path, errno: i32, who: &Who) -> String {
     match errno {
-        libc::ENOENT => "the working directory does not exist: create it or change working_dir".into(),
+        libc::ENOENT => {
+            "the working directory does not exist: create it or change working_dir".into()
+        }
         libc::ENOTDIR => "the working directory is not a directory".into(),
         libc::EACCES => {
             let at = who.stopped_at(dir).unwrap_or_else(|| dir.to_owned());
-            format!("user {} may not enter the directory {}", who.uid, at.display())
+            format!(
+                "user {} may not enter the directory {}",
+                who.uid,
+                at.display()
+            )
         }
         _ => String::new(),
     }
@@ -122,14 +128,26 @@ enum Interpreter {
 fn interpreter(program: &Path) -> Option<Interpreter> {
     let mut head = Vec::new();
     // As much of the first line as Linux looks at.
-    File::open(program).ok()?.take(256).read_to_end(&mut head).ok()?;
+    File::open(program)
+        .ok()?
+        .take(256)
+        .read_to_end(&mut head)
+        .ok()?;
     if head.starts_with(b"\x7fELF") {
         return Some(Interpreter::Elf);
     }
-    let line = head.strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?;
+    let line = head
+        .strip_prefix(b"#!")?
+        .split(|byte| *byte == b'\n')
+        .next()?;
     let line = line.trim_ascii_start();
-    let end = line.iter().position(|byte| matches!(byte, b' ' | b'\t')).unwrap_or(line.len());
-    Some(Interpreter::Script(PathBuf::from(OsStr::from_bytes(&line[..end]))))
+    let end = line
+        .iter()
+        .position(|byte| matches!(byte, b' ' | b'\t'))
+        .unwrap_or(line.len());
+    Some(Interpreter::Script(PathBuf::from(OsStr::from_bytes(
+        &line[..end],
+    ))))
 }
 
 fn mounted_noexec(path: &Path) -> bool {
@@ -143,7 +161,11 @@ mod tests {
 
     use super::*;
 
-    const NOBODY: Who = Who { uid: 65534, gid: 65534, groups: Vec::new() };
+    const NOBODY: Who = Who {
+        uid: 65534,
+        gid: 65534,
+        groups: Vec::new(),
+    };
 
     fn file(dir: &Path, name: &str, content: &[u8], mode: u32) -> PathBuf {
         let path = dir.join(name);

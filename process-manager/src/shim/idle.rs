@@ -10,7 +10,9 @@ use rustix::process::{Pid, Signal};
 use super::connection::{self, Connection};
 use super::exec::monotonic_ns;
 use super::prepare;
-use super::protocol::{self, FrameError, Loss, MAX_SPAWN_FRAME, Request, RequestBody, ShimMessage, SpawnRequest};
+use super::protocol::{
+    self, FrameError, Loss, MAX_SPAWN_FRAME, Request, RequestBody, ShimMessage, SpawnRequest,
+};
 use super::server::note;
 use super::service::Service;
 use super::start;
@@ -91,7 +93,8 @@ fn receive(mut stream: UnixStream) -> Result<(SpawnRequest, Connection), String>
     };
     match request.request {
         RequestBody::Spawn { spawn } => {
-            let client = Connection::new(stream, true, received).map_err(|error| error.to_string())?;
+            let client =
+                Connection::new(stream, true, received).map_err(|error| error.to_string())?;
             Ok((*spawn, client))
         }
         other => {
@@ -104,11 +107,20 @@ fn receive(mut stream: UnixStream) -> Result<(SpawnRequest, Connection), String>
 
 fn refuse(stream: UnixStream, id: u64, error: &str) {
     if let Ok(mut client) = Connection::new(stream, false, Vec::new()) {
-        client.send(&ShimMessage::Answer { id, error: Some(error.to_owned()) });
+        client.send(&ShimMessage::Answer {
+            id,
+            error: Some(error.to_owned()),
+        });
     }
 }
 
-fn serve(request: SpawnRequest, mut client: Connection, signals: OwnedFd, boot_id: &str, begun: u64) {
+fn serve(
+    request: SpawnRequest,
+    mut client: Connection,
+    signals: OwnedFd,
+    boot_id: &str,
+    begun: u64,
+) {
     if let Ok(name) = std::ffi::CString::new(format!("bh:{}", request.instance)) {
         // The first 15 bytes are shown by ps.
         let _ = rustix::thread::set_name(&name);
@@ -126,7 +138,10 @@ fn serve(request: SpawnRequest, mut client: Connection, signals: OwnedFd, boot_i
         Ok(running) => Service::new(request, held, signals, running, client, loss).run(),
         Err(failure) => {
             if let Err(error) = held.record.failed(&failure) {
-                note(&format!("{}: failure not recorded: {error}", request.instance));
+                note(&format!(
+                    "{}: failure not recorded: {error}",
+                    request.instance
+                ));
             }
             super::remove_sockets(&request.socket);
             held.lock.remove();

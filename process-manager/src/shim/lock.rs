@@ -41,7 +41,10 @@ impl Lock {
                     let ours = file.metadata()?;
                     match std::fs::metadata(path) {
                         Ok(meta) if meta.ino() == ours.ino() && meta.dev() == ours.dev() => {
-                            return Ok(Ok(Self { file, path: path.to_owned() }));
+                            return Ok(Ok(Self {
+                                file,
+                                path: path.to_owned(),
+                            }));
                         }
                         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                         _ => {}
@@ -83,7 +86,9 @@ fn query(file: &File) -> io::Result<Option<u32>> {
     let wanted = Flock::from(FlockType::WriteLock);
     let found = fcntl_getlk(file, &wanted)?;
     Ok(found.map(|lock| {
-        lock.pid.map_or(0, |pid| u32::try_from(pid.as_raw_nonzero().get()).unwrap_or(0))
+        lock.pid.map_or(0, |pid| {
+            u32::try_from(pid.as_raw_nonzero().get()).unwrap_or(0)
+        })
     }))
 }
 

@@ -36,7 +36,10 @@ pub(crate) struct Stream {
 impl Stream {
     /// `out` or `err`.
     pub(crate) fn new(name: &'static str) -> Self {
-        Self { name, pending: Vec::new() }
+        Self {
+            name,
+            pending: Vec::new(),
+        }
     }
 }
 
@@ -156,7 +159,8 @@ impl Log {
                 self.file.insert(file)
             }
         };
-        let room = usize::try_from(self.limits.max_bytes.saturating_sub(self.size)).unwrap_or(usize::MAX);
+        let room =
+            usize::try_from(self.limits.max_bytes.saturating_sub(self.size)).unwrap_or(usize::MAX);
         let end = if lines.len() <= room {
             lines.len()
         } else if let Some(last) = lines[..room].iter().rposition(|byte| *byte == b'\n') {
@@ -166,7 +170,10 @@ impl Log {
             return Ok(0);
         } else {
             // One line longer than a whole file.
-            lines.iter().position(|byte| *byte == b'\n').map_or(lines.len(), |last| last + 1)
+            lines
+                .iter()
+                .position(|byte| *byte == b'\n')
+                .map_or(lines.len(), |last| last + 1)
         };
         match file.write_all(&lines[..end]) {
             Ok(()) => {
@@ -221,7 +228,14 @@ mod tests {
     use super::*;
 
     fn log(dir: &Path, max_bytes: u64, max_files: u32) -> Log {
-        Log::new(dir, &"web.1".parse().unwrap(), LogSpec { max_bytes, max_files })
+        Log::new(
+            dir,
+            &"web.1".parse().unwrap(),
+            LogSpec {
+                max_bytes,
+                max_files,
+            },
+        )
     }
 
     fn read(dir: &Path, name: &str) -> Vec<u8> {
@@ -257,7 +271,10 @@ mod tests {
         log.take(&mut err, b"one\ntwo ");
         log.take(&mut err, b"halves\n\nlast");
         log.finish(&mut err);
-        assert_eq!(text(&read(temp.path(), "log"), "err"), b"one\ntwo halves\n\nlast\n");
+        assert_eq!(
+            text(&read(temp.path(), "log"), "err"),
+            b"one\ntwo halves\n\nlast\n"
+        );
         assert_eq!(log.lost, 0);
     }
 
@@ -291,16 +308,26 @@ mod tests {
             .collect();
         names.sort();
         assert_eq!(names, ["log", "log.1", "log.2"]);
-        let kept: Vec<u8> =
-            ["log.2", "log.1", "log"].iter().flat_map(|name| read(temp.path(), name)).collect();
+        let kept: Vec<u8> = ["log.2", "log.1", "log"]
+            .iter()
+            .flat_map(|name| read(temp.path(), name))
+            .collect();
         for name in names {
             let size = read(temp.path(), &name).len();
-            assert!(size <= 1000 && (name == "log" || size > 900), "{name} has {size} bytes");
+            assert!(
+                size <= 1000 && (name == "log" || size > 900),
+                "{name} has {size} bytes"
+            );
         }
         let text = String::from_utf8(text(&kept, "out")).unwrap();
         let first = text.lines().next().unwrap()[5..].parse::<u32>().unwrap();
-        let expected: String = (first..200).map(|number| format!("line {number}\n")).collect();
-        assert_eq!(text, expected, "nothing between the oldest line kept and the last is missing");
+        let expected: String = (first..200)
+            .map(|number| format!("line {number}\n"))
+            .collect();
+        assert_eq!(
+            text, expected,
+            "nothing between the oldest line kept and the last is missing"
+        );
     }
 
     #[test]
@@ -320,7 +347,11 @@ mod tests {
         let mut out = Stream::new("out");
         log.take(&mut out, b"1\n2\n3");
         assert_eq!(log.lost, 2);
-        assert!(log.error.as_ref().unwrap().contains("gone"), "{:?}", log.error);
+        assert!(
+            log.error.as_ref().unwrap().contains("gone"),
+            "{:?}",
+            log.error
+        );
         std::fs::create_dir(&dir).unwrap();
         log.take(&mut out, b"\n4\n");
         assert_eq!(text(&read(&dir, "log"), "out"), b"3\n4\n");

@@ -115,14 +115,17 @@ impl Notify {
             // which is all that sd_notify_barrier(3) waits for.
             let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
             let mut parts = [IoSliceMut::new(&mut bytes)];
-            let Ok(message) = rustix::net::recvmsg(&self.socket, &mut parts, &mut control, flags) else {
+            let Ok(message) = rustix::net::recvmsg(&self.socket, &mut parts, &mut control, flags)
+            else {
                 break;
             };
             let sender = control.drain().find_map(|item| match item {
                 RecvAncillaryMessage::ScmCredentials(credentials) => Some(credentials),
                 _ => None,
             });
-            if message.flags.contains(ReturnFlags::TRUNC) || !sender.is_some_and(|who| self.may_speak(who)) {
+            if message.flags.contains(ReturnFlags::TRUNC)
+                || !sender.is_some_and(|who| self.may_speak(who))
+            {
                 continue;
             }
             change = change.max(self.apply(parse(&bytes[..message.bytes])));
@@ -188,7 +191,13 @@ mod tests {
         let said = parse(b"READY=1\nSTATUS=42 sessions\nMAINPID=7\nWATCHDOG=1\nFOO\n=\n");
         assert!(said.ready && said.watchdog && !said.stopping);
         assert_eq!(said.status.as_deref(), Some("42 sessions"));
-        assert_eq!(parse(b"READY=0\nSTOPPING=1"), Said { stopping: true, ..Said::default() });
+        assert_eq!(
+            parse(b"READY=0\nSTOPPING=1"),
+            Said {
+                stopping: true,
+                ..Said::default()
+            }
+        );
         assert_eq!(parse(b"\xff\xfe\n\n"), Said::default());
         let long = [b"STATUS=".to_vec(), vec![b'x'; 5000]].concat();
         assert_eq!(parse(&long).status.unwrap().len(), MAX_STATUS);
@@ -219,7 +228,10 @@ mod tests {
         let path = temp.path().join("n");
         let mut notify = Notify::bind(&path, uid).unwrap();
         // This very process is the "shim" here, and nobody is below itself.
-        UnixDatagram::unbound().unwrap().send_to(b"READY=1", &path).unwrap();
+        UnixDatagram::unbound()
+            .unwrap()
+            .send_to(b"READY=1", &path)
+            .unwrap();
         assert_eq!(notify.take(), Change::None);
         assert!(!notify.state().ready);
     }

@@ -11,6 +11,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use blackhole_bus_schema::limits::{JoinMethod, LimitGrant};
+use blackhole_bus_schema::names::Generation;
 use blackhole_bus_schema::process::{SpawnFailure, SpawnStep};
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -42,7 +43,12 @@ pub(crate) fn failure(
     errno: i32,
     hint: impl Into<String>,
 ) -> SpawnFailure {
-    SpawnFailure { step, operation: operation.into(), errno, hint: hint.into() }
+    SpawnFailure {
+        step,
+        operation: operation.into(),
+        errno,
+        hint: hint.into(),
+    }
 }
 
 fn errno(error: &io::Error) -> i32 {
@@ -50,12 +56,21 @@ fn errno(error: &io::Error) -> i32 {
 }
 
 /// Takes the instance's lock and begins its record.
-pub(crate) fn hold(request: &SpawnRequest, boot_id: &str, loss: &mut Loss) -> Result<Held, SpawnFailure> {
+pub(crate) fn hold(
+    request: &SpawnRequest,
+    boot_id: &str,
+    loss: &mut Loss,
+) -> Result<Held, SpawnFailure> {
     let step = SpawnStep::PrepareEnvironment;
     let dir = &request.instance_dir;
     let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
     made.map_err(|error| {
-        failure(step, format!("create directory {}", dir.display()), errno(&error), "")
+        failure(
+            step,
+            format!("create directory {}", dir.display()),
+            errno(&error),
+            "",
+        )
     })?;
     let path = record::lock_path(dir);
     let operation = || format!("lock {}", path.display());
@@ -110,29 +125,48 @@ pub(crate) fn prepare(request: &SpawnRequest) -> Result<Prepared, SpawnFailure> 
     let notify = match Notify::bind(&notify_path, who.uid) {
         Ok(notify) => Some(notify),
         Err(error) => {
-            warnings.push(format!("no notification socket {}: {error}", notify_path.display()));
+            warnings.push(format!(
+                "no notification socket {}: {error}",
+                notify_path.display()
+            ));
             None
         }
     };
     environment.remove("NOTIFY_SOCKET");
-    let directory = request.working_dir.clone().unwrap_or_else(|| "/".to_owned());
+    let directory = request
+        .working_dir
+        .clone()
+        .unwrap_or_else(|| "/".to_owned());
     let program = program(request, &environment, &who)?;
     let mut variables = Vec::with_capacity(environment.len() + 1);
     for (name, value) in &environment {
         if name.is_empty() || name.contains('=') {
             let hint = "a variable's name is neither empty nor has a '='";
-            return Err(failure(SpawnStep::PrepareEnvironment, format!("set variable {name:?}"), 0, hint));
+            return Err(failure(
+                SpawnStep::PrepareEnvironment,
+                format!("set variable {name:?}"),
+                0,
+                hint,
+            ));
         }
         let what = || format!("set variable {name}");
-        variables.push(c_string(format!("{name}={value}"), SpawnStep::PrepareEnvironment, what)?);
+        variables.push(c_string(
+            format!("{name}={value}"),
+            SpawnStep::PrepareEnvironment,
+            what,
+        )?);
     }
     if let Some(notify) = &notify {
         let text = [b"NOTIFY_SOCKET=", notify.path().as_os_str().as_bytes()].concat();
-        variables.push(c_string(text, SpawnStep::PrepareEnvironment, || "set NOTIFY_SOCKET".into())?);
+        variables.push(c_string(text, SpawnStep::PrepareEnvironment, || {
+            "set NOTIFY_SOCKET".into()
+        })?);
     }
     let mut arguments = Vec::with_capacity(request.command.len());
     for argument in &request.command {
-        arguments.push(c_string(argument.as_str(), SpawnStep::Exec, || "pass an argument".into())?);
+        arguments.push(c_string(argument.as_str(), SpawnStep::Exec, || {
+            "pass an argument".into()
+        })?);
     }
     let step = SpawnStep::PrepareEnvironment;
     let pipe = || {
@@ -145,7 +179,7 @@ pub(crate) fn prepare(request: &SpawnRequest) -> Result<Prepared, SpawnFailure> 
     };
     let ((out_read, out_write), (err_read, err_write)) = (pipe()?, pipe()?);
     let grant = request.grant.as_ref();
-    let (join, born_in, born_in_procs) = cgroups(grant)?;
+    let (join, born_in, born_in_procs) = cgroups(grant, request.generation)?;
     let score = grant.and_then(|grant| grant.oom_score_adj).unwrap_or(0);
     let plan = Plan {
         join,
@@ -156,11 +190,20 @@ pub(crate) fn prepare(request: &SpawnRequest) -> Result<Prepared, SpawnFailure> 
         output: [out_write, err_write],
         identity,
         directory: c_string(directory, step, || "use the working directory".into())?,
-        program: c_string(program.into_os_string().as_bytes(), SpawnStep::Exec, || "use the program's path".into())?,
+        program: c_string(program.into_os_string().as_bytes(), SpawnStep::Exec, || {
+            "use the program's path".into()
+        })?,
         arguments,
         environment: variables,
     };
-    Ok(Prepared { plan, output: [out_read, err_read], listener, notify, who, warnings })
+    Ok(Prepared {
+        plan,
+        output: [out_read, err_read],
+        listener,
+        notify,
+        who,
+        warnings,
+    })
 }
 
 fn c_string(
@@ -179,7 +222,9 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     };
     let listener = match bind() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let Some(dir) = path.parent() else { return Err(error) };
+            let Some(dir) = path.parent() else {
+                return Err(error);
+            };
             DirBuilder::new().recursive(true).mode(0o711).create(dir)?;
             bind()?
         }
@@ -191,22 +236,32 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
 
 type Cgroups = (Vec<CString>, Option<OwnedFd>, Option<CString>);
 
-/// Files to write to, and the v2 cgroup to be born in: the first of them.
-fn cgroups(grant: Option<&LimitGrant>) -> Result<Cgroups, SpawnFailure> {
+/// Files to write to, and the v2 cgroup to be born in: the first of them, see [`run_group`].
+fn cgroups(grant: Option<&LimitGrant>, generation: Generation) -> Result<Cgroups, SpawnFailure> {
     let step = SpawnStep::ApplyLimits;
     let (mut join, mut born_in, mut born_in_procs) = (Vec::new(), None, None);
     for cgroup in grant.iter().flat_map(|grant| &grant.cgroups) {
-        let dir = Path::new(&cgroup.path);
+        let dir = match cgroup.join {
+            JoinMethod::V1Tasks => PathBuf::from(&cgroup.path),
+            JoinMethod::V2 => made_run_group(&cgroup.path, generation),
+        };
         let file = |name: &str| {
             let path = dir.join(name);
-            c_string(path.into_os_string().as_bytes(), step, || format!("join cgroup {}", cgroup.path))
+            c_string(path.into_os_string().as_bytes(), step, || {
+                format!("join cgroup {}", cgroup.path)
+            })
         };
         match cgroup.join {
             JoinMethod::V1Tasks => join.push(file("tasks")?),
             JoinMethod::V2 if born_in.is_none() => {
                 let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                let fd = rustix::fs::open(dir, flags, Mode::empty()).map_err(|error| {
-                    failure(step, format!("join cgroup {}", cgroup.path), error.raw_os_error(), CGROUP_HINT)
+                let fd = rustix::fs::open(&dir, flags, Mode::empty()).map_err(|error| {
+                    failure(
+                        step,
+                        format!("join cgroup {}", cgroup.path),
+                        error.raw_os_error(),
+                        CGROUP_HINT,
+                    )
                 })?;
                 born_in = Some(fd);
                 born_in_procs = Some(file("cgroup.procs")?);
@@ -217,9 +272,40 @@ fn cgroups(grant: Option<&LimitGrant>) -> Result<Cgroups, SpawnFailure> {
     Ok((join, born_in, born_in_procs))
 }
 
+/// The v2 group of one spawn, below the instance's own, where the limits are.
+///
+/// Each spawn has a new one: Linux from 6.14 on (and stable kernels with
+/// "cgroup: fix race between fork and cgroup.kill") kills whatever is cloned
+/// into a group whose `cgroup.kill` was ever used, since it compares the
+/// group's count of kills with that of the parent's group.
+pub(crate) fn run_group(group: &str, generation: Generation) -> PathBuf {
+    Path::new(group).join(format!("g{generation}"))
+}
+
+/// Makes it; where that is not possible the instance's own group serves.
+fn made_run_group(group: &str, generation: Generation) -> PathBuf {
+    let run = run_group(group, generation);
+    match fs::create_dir(&run) {
+        Ok(()) => run,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => run,
+        Err(_) => PathBuf::from(group),
+    }
+}
+
+/// Removes the groups of a spawn that has ended. What cannot be removed yet
+/// goes with the instance's own group.
+pub(crate) fn remove_run_groups(grant: &LimitGrant, generation: Generation) {
+    for cgroup in grant
+        .cgroups
+        .iter()
+        .filter(|cgroup| cgroup.join == JoinMethod::V2)
+    {
+        let _ = fs::remove_dir(run_group(&cgroup.path, generation));
+    }
+}
+
 /// For whoever reads that a cgroup could not be joined.
-pub(crate) const CGROUP_HINT: &str =
-    "the group that the resource-controller made is gone or not this user's: start it again with the resource-controller up";
+pub(crate) const CGROUP_HINT: &str = "the group that the resource-controller made is gone or not this user's: start it again with the resource-controller up";
 
 /// The user and groups to run as, and what belongs to them in the environment.
 fn identity(
@@ -247,14 +333,25 @@ fn identity(
                 let operation = || format!("look up group {name}");
                 match sys::group(&c_string(name.as_str(), step, operation)?) {
                     Ok(Some(gid)) => gid,
-                    Ok(None) => return Err(failure(step, operation(), 0, "group unknown: create it or correct `group`")),
+                    Ok(None) => {
+                        return Err(failure(
+                            step,
+                            operation(),
+                            0,
+                            "group unknown: create it or correct `group`",
+                        ));
+                    }
                     Err(error) => return Err(failure(step, operation(), errno(&error), "")),
                 }
             }
         }),
     };
     let who = match &request.user {
-        None => Who { uid: own.uid, gid: group.unwrap_or(own.gid), groups: group.into_iter().collect() },
+        None => Who {
+            uid: own.uid,
+            gid: group.unwrap_or(own.gid),
+            groups: group.into_iter().collect(),
+        },
         Some(name) => {
             let operation = || format!("look up user {name}");
             let found = sys::user(&c_string(name.as_str(), step, operation)?)
@@ -262,19 +359,36 @@ fn identity(
             match (found, name.parse::<u32>(), group) {
                 (Some(user), _, group) => {
                     let gid = group.unwrap_or(user.gid);
-                    for (variable, value) in [("USER", &user.name), ("LOGNAME", &user.name), ("HOME", &user.home)] {
+                    for (variable, value) in [
+                        ("USER", &user.name),
+                        ("LOGNAME", &user.name),
+                        ("HOME", &user.home),
+                    ] {
                         let value = value.to_string_lossy().into_owned();
                         environment.entry(variable.to_owned()).or_insert(value);
                     }
-                    Who { uid: user.uid, gid, groups: sys::groups_of(&user.name, gid) }
+                    Who {
+                        uid: user.uid,
+                        gid,
+                        groups: sys::groups_of(&user.name, gid),
+                    }
                 }
-                (None, Ok(uid), Some(gid)) => Who { uid, gid, groups: vec![gid] },
+                (None, Ok(uid), Some(gid)) => Who {
+                    uid,
+                    gid,
+                    groups: vec![gid],
+                },
                 (None, Ok(_), None) => {
                     let hint = "no user has this number: name a `group` too";
                     return Err(failure(step, operation(), 0, hint));
                 }
                 (None, Err(_), _) => {
-                    return Err(failure(step, operation(), 0, "user unknown: create it or correct `user`"));
+                    return Err(failure(
+                        step,
+                        operation(),
+                        0,
+                        "user unknown: create it or correct `user`",
+                    ));
                 }
             }
         }
@@ -284,7 +398,14 @@ fn identity(
     }
     // Who is not root may not set groups, and needs not for what it is already.
     let groups = (own.uid == 0 || who.uid != own.uid).then(|| who.groups.clone());
-    Ok((Some(Identity { uid: who.uid, gid: who.gid, groups }), who))
+    Ok((
+        Some(Identity {
+            uid: who.uid,
+            gid: who.gid,
+            groups,
+        }),
+        who,
+    ))
 }
 
 /// The file to execute.

@@ -126,7 +126,10 @@ impl SpawnRequest {
             working_dir: spec.working_dir.clone(),
             user: spec.user.clone(),
             group: spec.group.clone(),
-            nofile: Some(spec.open_files.map_or(inherited_nofile, |files| (files, files))),
+            nofile: Some(
+                spec.open_files
+                    .map_or(inherited_nofile, |files| (files, files)),
+            ),
             success_codes: spec.success_codes.clone(),
             stop: spec.stop.clone(),
             logs: spec.logs.clone(),

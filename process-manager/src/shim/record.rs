@@ -157,7 +157,11 @@ pub fn read_record(dir: &Path) -> Result<Option<Record>, RecordError> {
         let path = dir.join(name);
         let failed = |operation| {
             let path = path.clone();
-            move |source| RecordError::Io { operation, path, source }
+            move |source| RecordError::Io {
+                operation,
+                path,
+                source,
+            }
         };
         match std::fs::metadata(&path) {
             Ok(meta) if meta.len() > MAX_BYTES => {
@@ -189,7 +193,10 @@ fn parse(mut bytes: Vec<u8>) -> Result<Option<Record>, FrameError> {
     let mut record: Option<Record> = None;
     loop {
         // Room kept for later frames is filled with zeros.
-        let zeros = bytes.chunks_exact(4).take_while(|chunk| *chunk == [0; 4]).count();
+        let zeros = bytes
+            .chunks_exact(4)
+            .take_while(|chunk| *chunk == [0; 4])
+            .count();
         bytes.drain(..zeros * 4);
         let entry = match protocol::take::<Entry>(&mut bytes, MAX_SPAWN_FRAME) {
             Ok(Some(entry)) => entry,
@@ -200,7 +207,18 @@ fn parse(mut bytes: Vec<u8>) -> Result<Option<Record>, FrameError> {
             Err(error) => return Err(error),
         };
         match (entry, &mut record) {
-            (Entry::Spawn { instance, generation, boot_id, shim_pid, socket, grant, spec }, _) => {
+            (
+                Entry::Spawn {
+                    instance,
+                    generation,
+                    boot_id,
+                    shim_pid,
+                    socket,
+                    grant,
+                    spec,
+                },
+                _,
+            ) => {
                 record = Some(Record {
                     instance,
                     generation,
@@ -233,8 +251,16 @@ pub(crate) struct Writer {
 impl Writer {
     /// Begins a new record in the place of the last one. The returned writer
     /// does nothing more when this has failed.
-    pub(crate) fn begin(request: &SpawnRequest, boot_id: &str, shim_pid: u32) -> (Self, io::Result<()>) {
-        let mut writer = Self { path: request.instance_dir.join(NAME), file: None, length: 0 };
+    pub(crate) fn begin(
+        request: &SpawnRequest,
+        boot_id: &str,
+        shim_pid: u32,
+    ) -> (Self, io::Result<()>) {
+        let mut writer = Self {
+            path: request.instance_dir.join(NAME),
+            file: None,
+            length: 0,
+        };
         let result = writer.create(request, boot_id, shim_pid);
         if result.is_err() {
             writer.file = None;
@@ -280,12 +306,16 @@ impl Writer {
 
     /// Notes that the program runs.
     pub(crate) fn started(&mut self, started: &Started) -> io::Result<()> {
-        self.append(&Entry::Started { started: started.clone() })
+        self.append(&Entry::Started {
+            started: started.clone(),
+        })
     }
 
     /// Notes that it never did.
     pub(crate) fn failed(&mut self, failure: &SpawnFailure) -> io::Result<()> {
-        self.append(&Entry::Failed { failure: failure.clone() })
+        self.append(&Entry::Failed {
+            failure: failure.clone(),
+        })
     }
 
     /// Notes the end.
@@ -336,7 +366,10 @@ mod tests {
             success_codes: vec![0],
             stop: Default::default(),
             logs: Default::default(),
-            grant: Some(LimitGrant { oom_score_adj: Some(3), ..Default::default() }),
+            grant: Some(LimitGrant {
+                oom_score_adj: Some(3),
+                ..Default::default()
+            }),
             spec,
         }
     }
@@ -373,16 +406,26 @@ mod tests {
         result.unwrap();
         let record = read_record(dir).unwrap().unwrap();
         assert_eq!((record.generation, record.shim_pid), (Generation(7), 11));
-        assert_eq!((record.spec.as_slice(), record.boot_id.as_str()), (&[1_u8, 2][..], "boot"));
+        assert_eq!(
+            (record.spec.as_slice(), record.boot_id.as_str()),
+            (&[1_u8, 2][..], "boot")
+        );
         assert_eq!(record.grant.unwrap().oom_score_adj, Some(3));
         assert_eq!((record.started, record.exit), (None, None));
         writer.started(&started()).unwrap();
         writer.exited(&exit()).unwrap();
         let record = read_record(dir).unwrap().unwrap();
-        assert_eq!((record.started, record.exit), (Some(started()), Some(exit())));
+        assert_eq!(
+            (record.started, record.exit),
+            (Some(started()), Some(exit()))
+        );
         let (_, result) = Writer::begin(&request(dir, vec![]), "boot", 12);
         result.unwrap();
-        assert_eq!(read_record(dir).unwrap().unwrap().exit, None, "the next spawn begins anew");
+        assert_eq!(
+            read_record(dir).unwrap().unwrap().exit,
+            None,
+            "the next spawn begins anew"
+        );
     }
 
     #[test]
@@ -423,7 +466,10 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         std::fs::write(temp.path().join(NAME), b"hello, this is no record").unwrap();
         let error = read_record(temp.path()).unwrap_err().to_string();
-        assert!(error.contains("record") && error.contains("damaged"), "{error}");
+        assert!(
+            error.contains("record") && error.contains("damaged"),
+            "{error}"
+        );
     }
 
     proptest! {

@@ -19,16 +19,19 @@ use rustix::fs::inotify;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, WaitOptions};
 
+use super::idle::Idle;
 use super::lock::Lock;
 use super::protocol::PROTOCOL;
-use super::idle::Idle;
 use super::sys;
 
 /// Clients waiting for a shim. A start of a thousand instances comes at once.
 const BACKLOG: i32 = 4096;
 
 /// Wait before forking again after fork(2) has failed.
-const FORK_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+const FORK_PAUSE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 200_000_000,
+};
 
 /// How a fork server runs.
 #[derive(Debug, Clone, clap::Args)]
@@ -130,9 +133,14 @@ pub fn run(args: &ServerArgs) -> Result<(), ServerError> {
 /// busy, its own output.
 fn detach(log: Option<&Path>) -> Result<(), ServerError> {
     rustix::process::setsid().map_err(|error| failed("begin a session")(error.into()))?;
-    let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null");
+    let null = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null");
     let null = null.map_err(failed("open /dev/null"))?;
-    let stdio = |result: rustix::io::Result<()>| result.map_err(|error| failed("set up standard files")(error.into()));
+    let stdio = |result: rustix::io::Result<()>| {
+        result.map_err(|error| failed("set up standard files")(error.into()))
+    };
     stdio(rustix::stdio::dup2_stdin(&null))?;
     stdio(rustix::stdio::dup2_stdout(&null))?;
     match log {
@@ -148,7 +156,10 @@ fn detach(log: Option<&Path>) -> Result<(), ServerError> {
 fn serve(args: &ServerArgs, mut ready: impl FnMut(&str)) -> Result<(), ServerError> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     rustix::process::chdir("/").map_err(|error| failed("change to /")(error.into()))?;
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&args.dir);
+    let made = fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&args.dir);
     made.map_err(failed(format!("create {}", args.dir.display())))?;
     let lock_path = lock_path(&args.dir);
     let lock = Lock::take(&lock_path).map_err(failed(format!("lock {}", lock_path.display())))?;
@@ -167,14 +178,27 @@ fn serve(args: &ServerArgs, mut ready: impl FnMut(&str)) -> Result<(), ServerErr
     let signals = sys::signal_fd(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT]);
     let signals = signals.map_err(failed("wait for signals"))?;
     let socket = socket_path(&args.dir);
-    let (listener, inode) = listen(&socket).map_err(failed(format!("listen on {}", socket.display())))?;
+    let (listener, inode) =
+        listen(&socket).map_err(failed(format!("listen on {}", socket.display())))?;
     let watch = watch(&socket).map_err(failed(format!("watch {}", socket.display())))?;
     let (taken, taken_write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
         .map_err(|error| failed("make a pipe")(error.into()))?;
     let pool = usize::from(args.pool);
-    let mut server =
-        Server { pool, idle: HashSet::new(), socket, inode, listener, signals, taken, taken_write, watch };
-    note(&format!("fork server listens on {}", server.socket.display()));
+    let mut server = Server {
+        pool,
+        idle: HashSet::new(),
+        socket,
+        inode,
+        listener,
+        signals,
+        taken,
+        taken_write,
+        watch,
+    };
+    note(&format!(
+        "fork server listens on {}",
+        server.socket.display()
+    ));
     // Before the first fork: a shim must not hold the end of this pipe.
     ready("ready");
     let pid = rustix::process::getpid();
@@ -185,7 +209,14 @@ fn serve(args: &ServerArgs, mut ready: impl FnMut(&str)) -> Result<(), ServerErr
             drop((lock, server.watch, server.taken));
             let (listener, signals) = (server.listener, server.signals);
             let boot_id = super::record::boot_id();
-            Idle { server: pid, listener, taken: server.taken_write, signals, boot_id }.run();
+            Idle {
+                server: pid,
+                listener,
+                taken: server.taken_write,
+                signals,
+                boot_id,
+            }
+            .run();
             sys::exit_now(0)
         }
         End::Server(why) => why,
@@ -217,7 +248,9 @@ fn listen(socket: &Path) -> io::Result<(UnixListener, u64)> {
 /// Readable when the socket's file is removed or replaced.
 fn watch(socket: &Path) -> io::Result<OwnedFd> {
     let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-    let gone = inotify::WatchFlags::DELETE_SELF | inotify::WatchFlags::ATTRIB | inotify::WatchFlags::MOVE_SELF;
+    let gone = inotify::WatchFlags::DELETE_SELF
+        | inotify::WatchFlags::ATTRIB
+        | inotify::WatchFlags::MOVE_SELF;
     inotify::add_watch(&fd, socket, gone)?;
     Ok(fd)
 }
@@ -299,7 +332,10 @@ impl Server {
     fn note_taken(&mut self) {
         let mut bytes = [0_u8; 4 * 256];
         while let Ok(count @ 1..) = rustix::io::read(&self.taken, &mut bytes) {
-            for pid in bytes[..count].chunks_exact(4).filter_map(<[u8]>::first_chunk::<4>) {
+            for pid in bytes[..count]
+                .chunks_exact(4)
+                .filter_map(<[u8]>::first_chunk::<4>)
+            {
                 if let Some(pid) = Pid::from_raw(i32::from_ne_bytes(*pid)) {
                     self.idle.remove(&pid);
                 }
@@ -332,5 +368,9 @@ impl Server {
 /// A line in the fork server's own log.
 pub(crate) fn note(text: &str) {
     let now = jiff::Timestamp::now();
-    let _ = writeln!(io::stderr(), "{now:.6} blackhole-shim[{}] {text}", std::process::id());
+    let _ = writeln!(
+        io::stderr(),
+        "{now:.6} blackhole-shim[{}] {text}",
+        std::process::id()
+    );
 }

@@ -102,10 +102,20 @@ impl Service {
         request.env.clear();
         request.spec = Vec::new();
         Self {
-            log: Log::new(&request.instance_dir, &request.instance, request.logs.clone()),
+            log: Log::new(
+                &request.instance_dir,
+                &request.instance,
+                request.logs.clone(),
+            ),
             outputs: [
-                Output { pipe: Some(out), stream: Stream::new("out") },
-                Output { pipe: Some(err), stream: Stream::new("err") },
+                Output {
+                    pipe: Some(out),
+                    stream: Stream::new("out"),
+                },
+                Output {
+                    pipe: Some(err),
+                    stream: Stream::new("err"),
+                },
             ],
             request,
             held,
@@ -134,7 +144,9 @@ impl Service {
     pub(crate) fn run(mut self) {
         let written = self.held.record.started(&self.started);
         note_record(&mut self.loss, written);
-        self.tell(&ShimMessage::Started { started: self.started.clone() });
+        self.tell(&ShimMessage::Started {
+            started: self.started.clone(),
+        });
         loop {
             let ready = self.wait();
             if ready.signals && self.on_signals() {
@@ -157,7 +169,9 @@ impl Service {
     /// Sleeps until something happens or is due.
     fn wait(&self) -> Ready {
         let due = [
-            self.stopping.as_ref().and_then(|stopping| stopping.deadline),
+            self.stopping
+                .as_ref()
+                .and_then(|stopping| stopping.deadline),
             self.loss_due,
             self.notify_due,
             self.accept_after,
@@ -170,9 +184,16 @@ impl Service {
             }
         });
         let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
-        let [out, err] = self.outputs.each_ref().map(|output| output.pipe.as_ref().map(AsFd::as_fd));
+        let [out, err] = self
+            .outputs
+            .each_ref()
+            .map(|output| output.pipe.as_ref().map(AsFd::as_fd));
         let notify = self.notify.as_ref().map(AsFd::as_fd);
-        let listener = self.listener.as_ref().filter(|_| self.accept_after.is_none()).map(AsFd::as_fd);
+        let listener = self
+            .listener
+            .as_ref()
+            .filter(|_| self.accept_after.is_none())
+            .map(AsFd::as_fd);
         let [out, err, notify, listener] = [out, err, notify, listener].map(|fd| {
             fds.push(PollFd::from_borrowed_fd(fd?, PollFlags::IN));
             Some(fds.len() - 1)
@@ -191,7 +212,8 @@ impl Service {
                 fd.clear_revents();
             }
         }
-        let is_ready = |index: Option<usize>| index.is_some_and(|index| !fds[index].revents().is_empty());
+        let is_ready =
+            |index: Option<usize>| index.is_some_and(|index| !fds[index].revents().is_empty());
         Ready {
             signals: is_ready(Some(0)),
             outputs: [out, err].map(is_ready),
@@ -266,7 +288,9 @@ impl Service {
         if is_due(self.loss_due) {
             self.loss_due = None;
             self.loss_told = self.all_loss();
-            self.tell(&ShimMessage::Loss { loss: self.loss_told.clone() });
+            self.tell(&ShimMessage::Loss {
+                loss: self.loss_told.clone(),
+            });
         }
         if is_due(self.accept_after) {
             self.accept_after = None;
@@ -276,7 +300,12 @@ impl Service {
     /// Reads each ready pipe once.
     fn pump(&mut self, ready: [bool; 2]) -> bool {
         let mut more = false;
-        for (output, _) in self.outputs.iter_mut().zip(ready).filter(|(_, ready)| *ready) {
+        for (output, _) in self
+            .outputs
+            .iter_mut()
+            .zip(ready)
+            .filter(|(_, ready)| *ready)
+        {
             let Some(pipe) = &output.pipe else { continue };
             match rustix::io::read(pipe, self.buffer.as_mut_slice()) {
                 Ok(0) => {
@@ -294,14 +323,18 @@ impl Service {
     }
 
     fn on_notify(&mut self) {
-        let Some(notify) = &mut self.notify else { return };
+        let Some(notify) = &mut self.notify else {
+            return;
+        };
         let change = notify.take();
         let now = Instant::now();
         match change {
             Change::None => {}
             Change::Major => self.tell_notify(now),
             Change::Minor if self.notify_due.is_none() => {
-                let earliest = self.notify_told.and_then(|last| last.checked_add(NOTIFY_INTERVAL));
+                let earliest = self
+                    .notify_told
+                    .and_then(|last| last.checked_add(NOTIFY_INTERVAL));
                 match earliest {
                     Some(earliest) if earliest > now => self.notify_due = Some(earliest),
                     _ => self.tell_notify(now),
@@ -321,10 +354,14 @@ impl Service {
     }
 
     fn accept(&mut self) {
-        let Some(listener) = &self.listener else { return };
+        let Some(listener) = &self.listener else {
+            return;
+        };
         match listener.accept() {
             Ok((stream, _)) if connection::trusted(&stream) => {
-                let Ok(mut client) = Connection::new(stream, false, Vec::new()) else { return };
+                let Ok(mut client) = Connection::new(stream, false, Vec::new()) else {
+                    return;
+                };
                 client.send(&self.hello());
                 if self.connections.len() >= MAX_CONNECTIONS {
                     let oldest = self.connections.iter().position(|other| !other.watching);
@@ -334,7 +371,10 @@ impl Service {
             }
             Ok(_) => {}
             Err(error) => {
-                if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS)) {
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS)
+                ) {
                     self.accept_after = Instant::now().checked_add(ACCEPT_PAUSE);
                 }
             }
@@ -347,7 +387,9 @@ impl Service {
             if flags.is_empty() {
                 continue;
             }
-            let Some(client) = self.connections.get_mut(index) else { break };
+            let Some(client) = self.connections.get_mut(index) else {
+                break;
+            };
             if flags.contains(PollFlags::OUT) {
                 client.flush();
             }
@@ -383,7 +425,10 @@ impl Service {
             RequestBody::Unknown => Err(format!("not known to protocol version {PROTOCOL}")),
         };
         if let Some(client) = self.connections.get_mut(index) {
-            client.send(&ShimMessage::Answer { id: request.id, error: result.err() });
+            client.send(&ShimMessage::Answer {
+                id: request.id,
+                error: result.err(),
+            });
         }
     }
 
@@ -404,7 +449,11 @@ impl Service {
             }
             Some(_) => {}
             None => {
-                self.stopping = Some(Stopping { deadline, unhealthy: request.unhealthy, timed_out: false });
+                self.stopping = Some(Stopping {
+                    deadline,
+                    unhealthy: request.unhealthy,
+                    timed_out: false,
+                });
             }
         }
         self.tell_stopping();
@@ -413,7 +462,11 @@ impl Service {
 
     fn kill(&mut self, unhealthy: bool) -> Result<(), String> {
         if self.end.is_none() {
-            let stopping = self.stopping.get_or_insert(Stopping { deadline: None, unhealthy, timed_out: false });
+            let stopping = self.stopping.get_or_insert(Stopping {
+                deadline: None,
+                unhealthy,
+                timed_out: false,
+            });
             stopping.deadline = None;
             self.tell_stopping();
         }
@@ -428,8 +481,12 @@ impl Service {
         if self.end.is_some() {
             return Err("it has ended".to_owned());
         }
-        sys::signal_child(self.pid, signal, group)
-            .map_err(|error| format!("cannot send signal {signal} to process {}: {error}", self.started.pid))
+        sys::signal_child(self.pid, signal, group).map_err(|error| {
+            format!(
+                "cannot send signal {signal} to process {}: {error}",
+                self.started.pid
+            )
+        })
     }
 
     fn hello(&self) -> ShimMessage {
@@ -446,7 +503,10 @@ impl Service {
             notify: self.notify.as_ref().map(Notify::state).unwrap_or_default(),
             loss: self.all_loss(),
         };
-        ShimMessage::Hello { v: PROTOCOL, status: Box::new(status) }
+        ShimMessage::Hello {
+            v: PROTOCOL,
+            status: Box::new(status),
+        }
     }
 
     fn tell_stopping(&mut self) {
@@ -463,7 +523,11 @@ impl Service {
     }
 
     fn all_loss(&self) -> Loss {
-        Loss { log_lines: self.log.lost, log_error: self.log.error.clone(), ..self.loss.clone() }
+        Loss {
+            log_lines: self.log.lost,
+            log_error: self.log.error.clone(),
+            ..self.loss.clone()
+        }
     }
 
     fn note_loss(&mut self) {
@@ -490,9 +554,14 @@ impl Service {
         if let Some(grant) = &self.request.grant {
             // Others may have been put there: a probe in the service's own context.
             tree::kill_cgroups(grant);
+            super::prepare::remove_run_groups(grant, self.request.generation);
         }
         let status = self.end.unwrap_or(ExitStatus::Unknown);
-        let oom_file = self.request.grant.as_ref().and_then(|grant| grant.oom_file.as_ref());
+        let oom_file = self
+            .request
+            .grant
+            .as_ref()
+            .and_then(|grant| grant.oom_file.as_ref());
         let oom_after = oom_file.and_then(|file| tree::oom_kills(file));
         let exit = ExitRecord {
             generation: self.request.generation,
@@ -501,8 +570,14 @@ impl Service {
             result: verdict(Facts {
                 status,
                 stop_asked: self.stopping.is_some(),
-                unhealthy: self.stopping.as_ref().is_some_and(|stopping| stopping.unhealthy),
-                timed_out: self.stopping.as_ref().is_some_and(|stopping| stopping.timed_out),
+                unhealthy: self
+                    .stopping
+                    .as_ref()
+                    .is_some_and(|stopping| stopping.unhealthy),
+                timed_out: self
+                    .stopping
+                    .as_ref()
+                    .is_some_and(|stopping| stopping.timed_out),
                 oom_rose: matches!((self.oom_before, oom_after), (Some(before), Some(after)) if after > before),
                 success_codes: &self.request.success_codes,
             }),
@@ -512,7 +587,10 @@ impl Service {
         };
         let written = self.held.record.exited(&exit);
         note_record(&mut self.loss, written);
-        let last_words = self.notify.take().map(|mut notify| (notify.take(), notify.state()));
+        let last_words = self
+            .notify
+            .take()
+            .map(|mut notify| (notify.take(), notify.state()));
         super::remove_sockets(&self.request.socket);
         let loss = self.all_loss();
         self.held.lock.remove();
@@ -520,9 +598,14 @@ impl Service {
             if client.watching
                 && let Some((Change::Minor | Change::Major, notify)) = &last_words
             {
-                client.send(&ShimMessage::Notify { notify: notify.clone() });
+                client.send(&ShimMessage::Notify {
+                    notify: notify.clone(),
+                });
             }
-            client.send(&ShimMessage::Exited { exit: exit.clone(), loss: loss.clone() });
+            client.send(&ShimMessage::Exited {
+                exit: exit.clone(),
+                loss: loss.clone(),
+            });
         }
     }
 }
@@ -541,7 +624,10 @@ fn exit_status(status: WaitStatus) -> ExitStatus {
     if let Some(code) = status.exit_status() {
         ExitStatus::Exited { code }
     } else if let Some(signal) = status.terminating_signal() {
-        ExitStatus::Signaled { signal, core_dumped: libc::WCOREDUMP(status.as_raw()) }
+        ExitStatus::Signaled {
+            signal,
+            core_dumped: libc::WCOREDUMP(status.as_raw()),
+        }
     } else {
         ExitStatus::Unknown
     }

@@ -33,7 +33,13 @@ pub(crate) fn start(request: &SpawnRequest, begun: u64) -> Result<Running, Spawn
     let ready = exec::monotonic_ns();
     let launched = match exec::launch(&prepared.plan) {
         Ok(launched) => launched,
-        Err(error) => return Err(not_born(request, &prepared.plan, error.raw_os_error().unwrap_or(0))),
+        Err(error) => {
+            return Err(not_born(
+                request,
+                &prepared.plan,
+                error.raw_os_error().unwrap_or(0),
+            ));
+        }
     };
     let done = exec::monotonic_ns();
     let started_at = unix_now_ns();
@@ -46,9 +52,14 @@ pub(crate) fn start(request: &SpawnRequest, begun: u64) -> Result<Running, Spawn
         && report.oom_errno != 0
     {
         let error = std::io::Error::from_raw_os_error(report.oom_errno);
-        prepared.warnings.push(format!("OOM score {score} not set: {error}"));
+        prepared
+            .warnings
+            .push(format!("OOM score {score} not set: {error}"));
     }
-    let step = |step, from: u64, to: u64| StepTime { step, took_ns: to.saturating_sub(from) };
+    let step = |step, from: u64, to: u64| StepTime {
+        step,
+        took_ns: to.saturating_sub(from),
+    };
     let raw = pid.as_raw_nonzero().get();
     let started = Started {
         pid: raw.unsigned_abs(),
@@ -62,22 +73,35 @@ pub(crate) fn start(request: &SpawnRequest, begun: u64) -> Result<Running, Spawn
         ],
         warnings: std::mem::take(&mut prepared.warnings),
     };
-    Ok(Running { pid, started, prepared, oom_before })
+    Ok(Running {
+        pid,
+        started,
+        prepared,
+        oom_before,
+    })
 }
 
 /// There is no child.
 fn not_born(request: &SpawnRequest, plan: &Plan, errno: i32) -> SpawnFailure {
     let cgroup = request.grant.iter().flat_map(|grant| &grant.cgroups);
-    let v2 = cgroup.rev().find(|cgroup| cgroup.join == blackhole_bus_schema::limits::JoinMethod::V2);
+    let v2 = cgroup
+        .rev()
+        .find(|cgroup| cgroup.join == blackhole_bus_schema::limits::JoinMethod::V2);
     match (errno, v2, &plan.born_in) {
         (libc::EAGAIN, _, _) => {
-            let hint = "the limit of processes is reached: raise pids, or the user's or host's limit";
+            let hint =
+                "the limit of processes is reached: raise pids, or the user's or host's limit";
             failure(SpawnStep::Exec, "fork", errno, hint)
         }
         (libc::ENOMEM, _, _) => failure(SpawnStep::Exec, "fork", errno, "not enough memory"),
         (_, Some(cgroup), Some(_)) => {
             let operation = format!("join cgroup {}", cgroup.path);
-            failure(SpawnStep::ApplyLimits, operation, errno, prepare::CGROUP_HINT)
+            failure(
+                SpawnStep::ApplyLimits,
+                operation,
+                errno,
+                prepare::CGROUP_HINT,
+            )
         }
         _ => failure(SpawnStep::Exec, "fork", errno, ""),
     }
@@ -88,38 +112,71 @@ fn explain(request: &SpawnRequest, plan: &Plan, who: &Who, report: &Report) -> S
     let path = |text: &std::ffi::CString| PathBuf::from(OsStr::from_bytes(text.as_bytes()));
     let limits = SpawnStep::ApplyLimits;
     let errno = report.errno;
-    let not_root = "only root can run a service as another user: run Blackhole as root or leave `user` out";
+    let not_root =
+        "only root can run a service as another user: run Blackhole as root or leave `user` out";
     match report.step {
-        Step::Born | Step::Orphaned if errno == 0 => {
-            failure(limits, "prepare the process", 0, "it was killed before it could start: is memory_mb too small?")
-        }
+        Step::Born | Step::Orphaned if errno == 0 => failure(
+            limits,
+            "prepare the process",
+            0,
+            "it was killed before it could start: is memory_mb too small?",
+        ),
         Step::Born | Step::Orphaned | Step::Session | Step::Output | Step::DeathSignal => {
             failure(limits, "prepare the process", errno, "")
         }
         Step::Join => {
-            let file = plan.join.iter().chain(&plan.born_in_procs).nth(report.index);
+            let file = plan
+                .join
+                .iter()
+                .chain(&plan.born_in_procs)
+                .nth(report.index);
             let file = file.map(&path).unwrap_or_default();
-            failure(limits, format!("join cgroup {}", file.display()), errno, prepare::CGROUP_HINT)
+            failure(
+                limits,
+                format!("join cgroup {}", file.display()),
+                errno,
+                prepare::CGROUP_HINT,
+            )
         }
         Step::OpenFiles => {
             let (soft, hard) = plan.nofile.unwrap_or_default();
             let hint = "open_files is above the hard limit that Blackhole runs with";
-            failure(limits, format!("limit open files to {soft}:{hard}"), errno, hint)
+            failure(
+                limits,
+                format!("limit open files to {soft}:{hard}"),
+                errno,
+                hint,
+            )
         }
-        Step::Groups => failure(limits, format!("set the groups of user {}", who.uid), errno, not_root),
+        Step::Groups => failure(
+            limits,
+            format!("set the groups of user {}", who.uid),
+            errno,
+            not_root,
+        ),
         Step::Gid => failure(limits, format!("become group {}", who.gid), errno, not_root),
         Step::Uid => failure(limits, format!("become user {}", who.uid), errno, not_root),
         Step::Directory => {
             let dir = path(&plan.directory);
             let hint = hint::directory(&dir, errno, who);
-            failure(SpawnStep::PrepareEnvironment, format!("change to {}", dir.display()), errno, hint)
+            failure(
+                SpawnStep::PrepareEnvironment,
+                format!("change to {}", dir.display()),
+                errno,
+                hint,
+            )
         }
         Step::Exec => {
             let program = path(&plan.program);
             // A relative one is looked for from the working directory.
             let dir = Path::new(request.working_dir.as_deref().unwrap_or("/"));
             let hint = hint::exec(&dir.join(&program), errno, who);
-            failure(SpawnStep::Exec, format!("exec {}", program.display()), errno, hint)
+            failure(
+                SpawnStep::Exec,
+                format!("exec {}", program.display()),
+                errno,
+                hint,
+            )
         }
     }
 }

@@ -34,7 +34,11 @@ fn parse_stat(line: &[u8]) -> Option<Stat> {
     let parent = fields.next()?.parse().ok()?;
     // Fields 3 and 4 are taken, 22 is wanted.
     let start_ticks = fields.nth(17)?.parse().ok()?;
-    Some(Stat { state, parent, start_ticks })
+    Some(Stat {
+        state,
+        parent,
+        start_ticks,
+    })
 }
 
 /// Whether `pid` is a descendant of `ancestor`; `None` when it is gone.
@@ -72,11 +76,16 @@ pub(crate) fn kill_descendants() -> u32 {
                 let all = everything.get_or_insert_with(all_parents);
                 children_from(all, parent)
             }
-            None => everything.as_ref().map(|all| children_from(all, parent)).unwrap_or_default(),
+            None => everything
+                .as_ref()
+                .map(|all| children_from(all, parent))
+                .unwrap_or_default(),
         };
         for child in children {
             if seen.insert(child) {
-                killed += u32::from(kill_one(child, |stat| stat.parent == parent || stat.parent == own));
+                killed += u32::from(kill_one(child, |stat| {
+                    stat.parent == parent || stat.parent == own
+                }));
                 parents.push(child);
             }
         }
@@ -89,7 +98,10 @@ fn children(pid: i32) -> Option<Vec<i32>> {
     let mut found = Vec::new();
     for task in fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
         match fs::read_to_string(task.path().join("children")) {
-            Ok(text) => found.extend(text.split_ascii_whitespace().filter_map(|pid| pid.parse::<i32>().ok())),
+            Ok(text) => found.extend(
+                text.split_ascii_whitespace()
+                    .filter_map(|pid| pid.parse::<i32>().ok()),
+            ),
             Err(_) if found.is_empty() => return None,
             Err(_) => {}
         }
@@ -106,19 +118,30 @@ fn all_pids() -> impl Iterator<Item = i32> {
 }
 
 fn all_parents() -> Vec<(i32, i32)> {
-    all_pids().filter_map(|pid| Some((pid, stat(pid)?.parent))).collect()
+    all_pids()
+        .filter_map(|pid| Some((pid, stat(pid)?.parent)))
+        .collect()
 }
 
 fn children_from(all: &[(i32, i32)], parent: i32) -> Vec<i32> {
-    all.iter().filter(|(_, of)| *of == parent).map(|(pid, _)| *pid).collect()
+    all.iter()
+        .filter(|(_, of)| *of == parent)
+        .map(|(pid, _)| *pid)
+        .collect()
 }
 
 /// Kills one process that `is_it` recognises once its pid cannot be given to another any more.
 fn kill_one(pid: i32, is_it: impl FnOnce(&Stat) -> bool) -> bool {
-    let Some(pid) = Pid::from_raw(pid) else { return false };
-    let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) else { return false };
+    let Some(pid) = Pid::from_raw(pid) else {
+        return false;
+    };
+    let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) else {
+        return false;
+    };
     match stat(pid.as_raw_nonzero().get()) {
-        Some(stat) if stat.state != b'Z' && is_it(&stat) => pidfd_send_signal(&fd, Signal::KILL).is_ok(),
+        Some(stat) if stat.state != b'Z' && is_it(&stat) => {
+            pidfd_send_signal(&fd, Signal::KILL).is_ok()
+        }
         _ => false,
     }
 }
@@ -133,7 +156,9 @@ pub(crate) fn kill_cgroups(grant: &LimitGrant) -> bool {
         thaw(grant);
         return true;
     }
-    let Some(dir) = &grant.freezer_cgroup else { return false };
+    let Some(dir) = &grant.freezer_cgroup else {
+        return false;
+    };
     let dir = Path::new(dir);
     let _ = fs::write(dir.join("freezer.state"), "FROZEN");
     let pids = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
@@ -160,7 +185,8 @@ fn in_v1_cgroup(pid: i32, dir: &Path) -> bool {
 /// The `oom_kill` counter of a cgroup's file; `None` where it cannot be read.
 pub(crate) fn oom_kills(file: &str) -> Option<u64> {
     let text = fs::read_to_string(file).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+    text.lines()
+        .find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
 }
 
 /// Kills what a lost shim left behind: everything in the cgroups of the record's
@@ -199,12 +225,19 @@ pub fn sweep(record: &Record) -> u32 {
 /// The assignment in a service's environment that names its notification socket.
 pub(crate) fn notify_variable(socket: &Path) -> Vec<u8> {
     use std::os::unix::ffi::OsStrExt;
-    [b"NOTIFY_SOCKET=", super::notify_path(socket).as_os_str().as_bytes()].concat()
+    [
+        b"NOTIFY_SOCKET=",
+        super::notify_path(socket).as_os_str().as_bytes(),
+    ]
+    .concat()
 }
 
 fn has_variable(pid: i32, wanted: &[u8]) -> bool {
-    fs::read(format!("/proc/{pid}/environ"))
-        .is_ok_and(|environ| environ.split(|byte| *byte == 0).any(|variable| variable == wanted))
+    fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environ| {
+        environ
+            .split(|byte| *byte == 0)
+            .any(|variable| variable == wanted)
+    })
 }
 
 #[cfg(test)]
@@ -214,7 +247,14 @@ mod tests {
     #[test]
     fn stat_lines_with_any_name_are_read() {
         let line = b"42 (a) b (c)) S 7 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 12345 1 2";
-        assert_eq!(parse_stat(line), Some(Stat { state: b'S', parent: 7, start_ticks: 12345 }));
+        assert_eq!(
+            parse_stat(line),
+            Some(Stat {
+                state: b'S',
+                parent: 7,
+                start_ticks: 12345
+            })
+        );
         assert_eq!(parse_stat(b""), None);
         assert_eq!(parse_stat(b"42 (x"), None);
         assert_eq!(parse_stat(b"42 (x) S 1"), None);
@@ -231,14 +271,20 @@ mod tests {
 
     #[test]
     fn children_are_found_with_and_without_the_kernels_list() {
-        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("600")
+            .spawn()
+            .unwrap();
         let own = rustix::process::getpid().as_raw_nonzero().get();
         let pid = i32::try_from(child.id()).unwrap();
         if let Some(children) = children(own) {
             assert!(children.contains(&pid));
         }
         assert!(children_from(&all_parents(), own).contains(&pid));
-        assert!(!kill_one(pid, |stat| stat.parent != own), "not the one that was meant");
+        assert!(
+            !kill_one(pid, |stat| stat.parent != own),
+            "not the one that was meant"
+        );
         assert!(kill_one(pid, |stat| stat.parent == own));
         child.wait().unwrap();
     }

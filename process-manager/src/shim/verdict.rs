@@ -26,7 +26,10 @@ pub(crate) fn verdict(facts: Facts<'_>) -> ExitResult {
     const SIGKILL: i32 = 9;
     let killed = matches!(
         facts.status,
-        ExitStatus::Signaled { signal: SIGKILL, .. } | ExitStatus::Exited { code: 137 }
+        ExitStatus::Signaled {
+            signal: SIGKILL,
+            ..
+        } | ExitStatus::Exited { code: 137 }
     );
     if facts.unhealthy {
         return ExitResult::Unhealthy;
@@ -52,7 +55,10 @@ mod tests {
     #[test]
     fn each_end_has_one_verdict() {
         let exited = |code| ExitStatus::Exited { code };
-        let signaled = |signal| ExitStatus::Signaled { signal, core_dumped: false };
+        let signaled = |signal| ExitStatus::Signaled {
+            signal,
+            core_dumped: false,
+        };
         let facts = |status| Facts {
             status,
             stop_asked: false,
@@ -65,16 +71,37 @@ mod tests {
         assert_eq!(verdict(facts(exited(3))), ExitResult::Success);
         assert_eq!(verdict(facts(exited(1))), ExitResult::ExitCode);
         assert_eq!(verdict(facts(signaled(11))), ExitResult::Signal);
-        let oom = |status| verdict(Facts { oom_rose: true, ..facts(status) });
+        let oom = |status| {
+            verdict(Facts {
+                oom_rose: true,
+                ..facts(status)
+            })
+        };
         assert_eq!(oom(signaled(9)), ExitResult::OomKill);
         assert_eq!(oom(exited(137)), ExitResult::OomKill);
         assert_eq!(oom(signaled(11)), ExitResult::Signal);
         assert_eq!(oom(exited(1)), ExitResult::ExitCode);
-        let stopped = |status| verdict(Facts { stop_asked: true, oom_rose: true, ..facts(status) });
+        let stopped = |status| {
+            verdict(Facts {
+                stop_asked: true,
+                oom_rose: true,
+                ..facts(status)
+            })
+        };
         assert_eq!(stopped(signaled(9)), ExitResult::Stopped);
         assert_eq!(stopped(exited(1)), ExitResult::Stopped);
-        let late = Facts { stop_asked: true, timed_out: true, ..facts(signaled(9)) };
+        let late = Facts {
+            stop_asked: true,
+            timed_out: true,
+            ..facts(signaled(9))
+        };
         assert_eq!(verdict(late), ExitResult::StopTimeout);
-        assert_eq!(verdict(Facts { unhealthy: true, ..late }), ExitResult::Unhealthy);
+        assert_eq!(
+            verdict(Facts {
+                unhealthy: true,
+                ..late
+            }),
+            ExitResult::Unhealthy
+        );
     }
 }

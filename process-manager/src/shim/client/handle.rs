@@ -119,12 +119,17 @@ impl ShimHandle {
     /// # Errors
     /// When the shim is gone or out of reach.
     pub async fn status(&self) -> Result<ShimStatus, ClientError> {
-        self.ask(RequestBody::Status).await?.ok_or(ClientError::Closed)
+        self.ask(RequestBody::Status)
+            .await?
+            .ok_or(ClientError::Closed)
     }
 
     async fn ask(&self, request: RequestBody) -> Result<Option<ShimStatus>, ClientError> {
         let (reply, answer) = oneshot::channel();
-        self.sender.send(Ask { request, reply }).await.map_err(|_| ClientError::Closed)?;
+        self.sender
+            .send(Ask { request, reply })
+            .await
+            .map_err(|_| ClientError::Closed)?;
         answer.await.map_err(|_| ClientError::Closed)?
     }
 }
@@ -147,11 +152,19 @@ pub struct Attached {
 /// rest. [`ClientError::Unreachable`] when one does and does not answer.
 pub async fn attach(dirs: &Dirs, instance: &InstanceName) -> Result<Attached, ClientError> {
     let (dir, socket) = (dirs.instance(instance), dirs.shim_socket(instance));
-    let Some(shim_pid) = lock_holder(&dir)? else { return Err(ClientError::NoShim { dir }) };
+    let Some(shim_pid) = lock_holder(&dir)? else {
+        return Err(ClientError::NoShim { dir });
+    };
     let (wire, status) = match greet(&socket).await {
         // Not another instance whose name has the same hash.
         Ok((wire, status)) if status.instance == *instance => (wire, status),
-        Ok(_) => return Err(ClientError::Unreachable { shim_pid, socket, source: None }),
+        Ok(_) => {
+            return Err(ClientError::Unreachable {
+                shim_pid,
+                socket,
+                source: None,
+            });
+        }
         Err(error) => {
             // It may have ended while this asked.
             if lock_holder(&dir)?.is_none() {
@@ -161,12 +174,24 @@ pub async fn attach(dirs: &Dirs, instance: &InstanceName) -> Result<Attached, Cl
                 ClientError::Io { source, .. } => Some(source),
                 _ => None,
             };
-            return Err(ClientError::Unreachable { shim_pid, socket, source });
+            return Err(ClientError::Unreachable {
+                shim_pid,
+                socket,
+                source,
+            });
         }
     };
-    let place = Place { dir, socket, generation: status.generation };
+    let place = Place {
+        dir,
+        socket,
+        generation: status.generation,
+    };
     let (handle, events) = hold(wire, place, status.started.shim_pid);
-    Ok(Attached { status, handle, events })
+    Ok(Attached {
+        status,
+        handle,
+        events,
+    })
 }
 
 fn lock_holder(dir: &Path) -> Result<Option<u32>, ClientError> {
@@ -180,12 +205,18 @@ fn lock_holder(dir: &Path) -> Result<Option<u32>, ClientError> {
 /// Connects, subscribes to changes, and returns how things stand at that moment.
 async fn greet(socket: &Path) -> Result<(Wire, ShimStatus), ClientError> {
     let work = async {
-        let mut wire = Wire::connect(socket).await.map_err(|source| ClientError::Io {
-            operation: "connect to",
-            path: socket.to_owned(),
-            source,
-        })?;
-        wire.send(&Request { id: 0, request: RequestBody::Watch }).await?;
+        let mut wire = Wire::connect(socket)
+            .await
+            .map_err(|source| ClientError::Io {
+                operation: "connect to",
+                path: socket.to_owned(),
+                source,
+            })?;
+        wire.send(&Request {
+            id: 0,
+            request: RequestBody::Watch,
+        })
+        .await?;
         let mut latest = None;
         loop {
             match wire.next().await? {
@@ -201,7 +232,9 @@ async fn greet(socket: &Path) -> Result<(Wire, ShimStatus), ClientError> {
             }
         }
     };
-    tokio::time::timeout(GREETING, work).await.unwrap_or(Err(ClientError::Closed))
+    tokio::time::timeout(GREETING, work)
+        .await
+        .unwrap_or(Err(ClientError::Closed))
 }
 
 /// Where an instance is, and which of its lives is meant.
@@ -322,7 +355,9 @@ impl Holder {
             ShimMessage::Loss { loss } => ShimEvent::Loss(loss),
             ShimMessage::Stopping => ShimEvent::Stopping,
             ShimMessage::Exited { exit, loss } => ShimEvent::Exited { exit, loss },
-            ShimMessage::Started { .. } | ShimMessage::SpawnFailed { .. } | ShimMessage::Unknown => {
+            ShimMessage::Started { .. }
+            | ShimMessage::SpawnFailed { .. }
+            | ShimMessage::Unknown => {
                 return false;
             }
         };
@@ -374,8 +409,12 @@ impl Holder {
         let dir = self.place.dir.clone();
         let record = tokio::task::spawn_blocking(move || read_record(&dir)).await;
         match record {
-            Ok(Ok(Some(record))) if record.generation == self.place.generation => match record.exit {
-                Some(exit) => ShimEvent::Exited { exit, loss: Loss::default() },
+            Ok(Ok(Some(record))) if record.generation == self.place.generation => match record.exit
+            {
+                Some(exit) => ShimEvent::Exited {
+                    exit,
+                    loss: Loss::default(),
+                },
                 None => ShimEvent::Gone,
             },
             _ => ShimEvent::Gone,

@@ -11,9 +11,9 @@ use super::handle::{self, Place};
 use super::wire::Wire;
 use super::{ClientError, ShimEvents, ShimHandle, SpawnError, SpawnRequest, Started};
 use crate::readiness::readable;
+use crate::shim::lock;
 use crate::shim::protocol::{Request, RequestBody, ShimMessage};
 use crate::shim::server::{lock_path, socket_path};
-use crate::shim::lock;
 
 /// Between two looks at a fork server that another process is just starting.
 const RETRY: Duration = Duration::from_millis(10);
@@ -36,7 +36,11 @@ pub struct ForkServerOptions {
 impl ForkServerOptions {
     /// The defaults for a program: four idle shims, no cgroups.
     pub fn new(binary: impl Into<PathBuf>) -> Self {
-        Self { binary: binary.into(), pool: 4, cgroups: Vec::new() }
+        Self {
+            binary: binary.into(),
+            pool: 4,
+            cgroups: Vec::new(),
+        }
     }
 }
 
@@ -63,8 +67,15 @@ impl ForkServer {
                 None => start(dirs, options).await?,
             }
         }
-        let problem = format!("{} is held, but nobody listens on {}", lock.display(), socket.display());
-        Err(ClientError::ForkServer { binary: options.binary.clone(), problem })
+        let problem = format!(
+            "{} is held, but nobody listens on {}",
+            lock.display(),
+            socket.display()
+        );
+        Err(ClientError::ForkServer {
+            binary: options.binary.clone(),
+            problem,
+        })
     }
 
     /// Starts a service and returns when its program runs. After
@@ -82,13 +93,21 @@ impl ForkServer {
         request: &SpawnRequest,
     ) -> Result<(Started, ShimHandle, ShimEvents), SpawnError> {
         let socket = socket_path(&self.dirs.fork_server_dir());
-        let mut wire = Wire::connect(&socket).await.map_err(|source| ClientError::Io {
-            operation: "connect to the fork server on",
-            path: socket,
-            source,
-        })?;
-        let spawn = RequestBody::Spawn { spawn: Box::new(request.clone()) };
-        wire.send(&Request { id: 0, request: spawn }).await?;
+        let mut wire = Wire::connect(&socket)
+            .await
+            .map_err(|source| ClientError::Io {
+                operation: "connect to the fork server on",
+                path: socket,
+                source,
+            })?;
+        let spawn = RequestBody::Spawn {
+            spawn: Box::new(request.clone()),
+        };
+        wire.send(&Request {
+            id: 0,
+            request: spawn,
+        })
+        .await?;
         let place = Place {
             dir: request.instance_dir.clone(),
             socket: request.socket.clone(),
@@ -100,8 +119,12 @@ impl ForkServer {
                     let (handle, events) = handle::hold(wire, place, started.shim_pid);
                     return Ok((started, handle, events));
                 }
-                Some(ShimMessage::SpawnFailed { failure }) => return Err(SpawnError::Failed(failure)),
-                Some(ShimMessage::Answer { error: Some(error), .. }) => {
+                Some(ShimMessage::SpawnFailed { failure }) => {
+                    return Err(SpawnError::Failed(failure));
+                }
+                Some(ShimMessage::Answer {
+                    error: Some(error), ..
+                }) => {
                     return Err(ClientError::Refused(error).into());
                 }
                 Some(_) => {}
@@ -117,17 +140,28 @@ impl ForkServer {
     /// When it cannot be signalled.
     pub async fn shutdown(dirs: &Dirs) -> Result<(), ClientError> {
         let lock = lock_path(&dirs.fork_server_dir());
-        let failed = |source| ClientError::Io { operation: "end the holder of", path: lock.clone(), source };
-        let Some(pid) = holder(&lock)?.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)) else {
+        let failed = |source| ClientError::Io {
+            operation: "end the holder of",
+            path: lock.clone(),
+            source,
+        };
+        let Some(pid) = holder(&lock)?.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?))
+        else {
             return Ok(());
         };
-        let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) else { return Ok(()) };
+        let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) else {
+            return Ok(());
+        };
         // The descriptor may be of a process that came after: ask again.
         if holder(&lock)? != Some(pid.as_raw_nonzero().get().unsigned_abs()) {
             return Ok(());
         }
         pidfd_send_signal(&fd, Signal::TERM).map_err(|error| failed(error.into()))?;
-        let _ended = readable(fd).map_err(failed)?.readable().await.map_err(failed)?;
+        let _ended = readable(fd)
+            .map_err(failed)?
+            .readable()
+            .await
+            .map_err(failed)?;
         Ok(())
     }
 }
@@ -144,13 +178,19 @@ fn holder(lock: &Path) -> Result<Option<u32>, ClientError> {
 async fn start(dirs: &Dirs, options: &ForkServerOptions) -> Result<(), ClientError> {
     let mut command = tokio::process::Command::new(&options.binary);
     command.arg("--dir").arg(dirs.fork_server_dir());
-    command.arg("--log").arg(dirs.state.join("log/fork-server.log"));
+    command
+        .arg("--log")
+        .arg(dirs.state.join("log/fork-server.log"));
     command.arg("--pool").arg(options.pool.to_string());
     for cgroup in &options.cgroups {
         command.arg("--cgroup").arg(cgroup);
     }
     // Nothing of the manager's surroundings, and no secret, lives on in it.
-    command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
     let output = command.output().await.map_err(|source| ClientError::Io {
         operation: "run",
         path: options.binary.clone(),
@@ -161,5 +201,8 @@ async fn start(dirs: &Dirs, options: &ForkServerOptions) -> Result<(), ClientErr
     }
     let said = String::from_utf8_lossy(&output.stderr);
     let problem = format!("{} ({})", said.trim(), output.status);
-    Err(ClientError::ForkServer { binary: options.binary.clone(), problem })
+    Err(ClientError::ForkServer {
+        binary: options.binary.clone(),
+        problem,
+    })
 }

@@ -20,7 +20,10 @@ pub(super) struct Wire {
 impl Wire {
     pub(super) async fn connect(path: &Path) -> std::io::Result<Self> {
         let stream = UnixStream::connect(path).await?;
-        Ok(Self { stream, received: Vec::with_capacity(4096) })
+        Ok(Self {
+            stream,
+            received: Vec::with_capacity(4096),
+        })
     }
 
     /// Sends a request. The shim always reads, so this does not wait for long.
@@ -28,7 +31,10 @@ impl Wire {
     pub(super) async fn send(&mut self, request: &Request) -> Result<(), ClientError> {
         let mut bytes = Vec::new();
         protocol::encode(request, MAX_SPAWN_FRAME, &mut bytes).map_err(ClientError::Protocol)?;
-        self.stream.write_all(&bytes).await.map_err(|_| ClientError::Closed)
+        self.stream
+            .write_all(&bytes)
+            .await
+            .map_err(|_| ClientError::Closed)
     }
 
     /// The next message; `None` at the end. What cannot be understood is noted
