@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use blackhole_bus_schema::limits::{
-    CgroupDir, CgroupVersion, Enforcement, JoinMethod, LimitGrant, Limits,
-};
+use blackhole_bus_schema::limits::{CgroupDir, CgroupVersion, JoinMethod, LimitGrant, Limits};
 use blackhole_bus_schema::names::InstanceName;
 use rustix::io::Errno;
 
@@ -14,10 +12,11 @@ use super::apply::{Place, Places, apply};
 use super::capacity::{self, HostCapacity};
 use super::delegate::{self, Delegation};
 use super::detect::Controller;
-use super::file::{self, CgroupError, chain};
+use super::file::{self, chain, hint, writable};
 use super::group::{self, Dirs};
 use super::io_effect::IoEffect;
 use super::layout::Layout;
+use super::outcome::{Prepared, ReleaseError};
 use super::record::Record;
 use super::sample::{CounterDirs, Counters, Descriptors, Reading};
 
@@ -33,53 +32,6 @@ pub struct Settings {
     pub parent: Option<String>,
     /// Where to keep what has to be known after a restart; `None` keeps nothing.
     pub record: Option<PathBuf>,
-}
-
-/// What became of [`Engine::prepare`].
-#[derive(Debug, Clone, PartialEq)]
-pub struct Prepared {
-    /// For the spawn.
-    pub grant: LimitGrant,
-    /// Whether the groups were made by this call.
-    pub fresh: bool,
-}
-
-impl Prepared {
-    /// The limits that do not hold at all, for a person; `None` when there are none.
-    pub fn not_enforced(&self) -> Option<String> {
-        let lines: Vec<_> = self
-            .grant
-            .report
-            .iter()
-            .filter_map(|line| match &line.enforcement {
-                Enforcement::NotEnforced { reason } => Some(format!("{:?}: {reason}", line.limit)),
-                _ => None,
-            })
-            .collect();
-        (!lines.is_empty()).then(|| lines.join("; "))
-    }
-}
-
-/// Why groups are still there.
-#[derive(Debug, thiserror::Error)]
-pub enum ReleaseError {
-    /// A process is in them (an empty list: the kernel is not done with the last one).
-    #[error("{instance} still has processes in its cgroup: {processes}")]
-    Populated {
-        /// Whose groups.
-        instance: InstanceName,
-        /// Which ones, for a person.
-        processes: String,
-    },
-    /// The kernel refused.
-    #[error("the groups of {instance} stay")]
-    Cgroup {
-        /// Whose groups.
-        instance: InstanceName,
-        /// Why.
-        #[source]
-        source: CgroupError,
-    },
 }
 
 #[derive(Debug, Default)]
@@ -596,27 +548,4 @@ fn text(path: &Path) -> String {
 fn existing(dir: &Path, name: &str) -> Option<String> {
     let path = dir.join(name);
     path.exists().then(|| text(&path))
-}
-
-/// Whether groups can be made below `base`, or below what is there of it.
-fn writable(mount: &Path, base: &Path) -> Result<(), String> {
-    let nearest = base
-        .ancestors()
-        .take_while(|dir| dir.starts_with(mount))
-        .find(|dir| dir.exists())
-        .unwrap_or(mount);
-    rustix::fs::access(nearest, rustix::fs::Access::WRITE_OK)
-        .map_err(|errno| hint(&CgroupError::new("write to", nearest, errno.into())))
-}
-
-/// An error with what to do about it.
-fn hint(error: &CgroupError) -> String {
-    let text = chain(error);
-    if error.is(Errno::ACCESS) || error.is(Errno::PERM) {
-        format!("{text} (run as root, or in a cgroup that is delegated to this user)")
-    } else if error.is(Errno::ROFS) {
-        format!("{text} (the hierarchy is mounted read-only, as in a container)")
-    } else {
-        text
-    }
 }

@@ -5,6 +5,8 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 /// What failed on which file.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
@@ -47,7 +49,7 @@ impl CgroupError {
     }
 
     /// Whether the system said this.
-    pub fn is(&self, errno: rustix::io::Errno) -> bool {
+    pub fn is(&self, errno: Errno) -> bool {
         self.io().and_then(io::Error::raw_os_error) == Some(errno.raw_os_error())
     }
 }
@@ -128,4 +130,27 @@ pub(super) fn processes(group: &Path) -> Vec<u32> {
     read(&group.join("cgroup.procs"))
         .map(|text| text.lines().filter_map(|line| line.parse().ok()).collect())
         .unwrap_or_default()
+}
+
+/// Whether groups can be made below `base`, or below what is there of it.
+pub(super) fn writable(mount: &Path, base: &Path) -> Result<(), String> {
+    let nearest = base
+        .ancestors()
+        .take_while(|dir| dir.starts_with(mount))
+        .find(|dir| dir.exists())
+        .unwrap_or(mount);
+    rustix::fs::access(nearest, rustix::fs::Access::WRITE_OK)
+        .map_err(|errno| hint(&CgroupError::new("write to", nearest, errno.into())))
+}
+
+/// An error with what to do about it.
+pub(super) fn hint(error: &CgroupError) -> String {
+    let text = chain(error);
+    if error.is(Errno::ACCESS) || error.is(Errno::PERM) {
+        format!("{text} (run as root, or in a cgroup that is delegated to this user)")
+    } else if error.is(Errno::ROFS) {
+        format!("{text} (the hierarchy is mounted read-only, as in a container)")
+    } else {
+        text
+    }
 }

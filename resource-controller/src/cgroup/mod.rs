@@ -36,11 +36,13 @@ mod engine;
 mod file;
 mod group;
 mod io_effect;
+mod outcome;
 mod record;
 mod sample;
 
 pub use capacity::HostCapacity;
-pub use engine::{Engine, Prepared, ReleaseError, Settings};
+pub use engine::{Engine, Settings};
 pub use file::CgroupError;
 pub(crate) use file::chain;
+pub use outcome::{Prepared, ReleaseError};
 pub use sample::Reading;
