@@ -18,6 +18,8 @@ services:
     command: [blackhole-example, exit, --code, "7"]
     autostart: false
     restart: {{{restart}}}
+    # It never says so: `start` waits until it has failed for good.
+    health: {{readiness: {{notify: true}}}}
     resources: {{cpu_percent: none}}
   steady:
     command: [blackhole-example, idle]
