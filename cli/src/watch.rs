@@ -249,6 +249,13 @@ impl Watch {
         self.links.iter().find(|link| link.component() == component)
     }
 
+    /// Whether all components answer.
+    pub fn all_there(&self) -> bool {
+        self.links
+            .iter()
+            .all(|link| self.model.info(link.component()).is_some())
+    }
+
     /// Who is there, as far as is known.
     pub fn found(&self) -> Vec<Found> {
         self.links

@@ -1,5 +1,6 @@
 //! `blackhole start`, `stop`, `restart`, `reset`.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use blackhole_bus_schema::bus::{Link, LinkEvent};
@@ -157,13 +158,14 @@ where
 {
     let (link, mut events) = way;
     let budget = context.timeout(BUDGET);
+    let mut last = BTreeMap::new();
     let request = link.request(&command, budget);
     tokio::pin!(request);
     let result = loop {
         tokio::select! {
             // Events first: the last one tells what the result is about.
             biased;
-            event = events.recv() => progress(context, event),
+            event = events.recv() => progress(context, &mut last, event),
             result = &mut request => break result,
         }
     };
@@ -180,11 +182,14 @@ where
     )
 }
 
-fn progress(context: &Context, event: Option<LinkEvent>) {
+/// Shows what the supervisor says meanwhile, but not again what it said last.
+fn progress(context: &Context, last: &mut BTreeMap<String, String>, event: Option<LinkEvent>) {
     match event {
         Some(LinkEvent::Event(received)) => {
             let told = event::tell(&received);
-            if !told.noise {
+            let before = last.insert(told.about.clone(), told.text.clone());
+            // A phase told again without a reason adds nothing.
+            if !before.is_some_and(|before| before.starts_with(&told.text)) {
                 out::note(event::line(context.style_err, received.envelope.at, &told));
             }
         }

@@ -13,6 +13,7 @@ use crate::watch::{Change, Watch};
 
 use super::process::Process;
 use super::report::Report;
+use super::settle::Settle;
 use super::{Plan, Reminder, daemon_log, summary, verdict};
 
 /// Time to be ready when the operator does not say: enough for the usual
@@ -43,10 +44,12 @@ pub(super) async fn run(context: &Context, plan: &Plan) -> Result<(), Error> {
     let keeper = Process::spawn(&own, &arguments, &log)?;
     let allowed = context.timeout(READY);
     let deadline = Instant::now() + allowed;
+    let mut settle = Settle::default();
     let mut remind = Reminder::new();
     loop {
         tokio::select! {
             // Cancel safe, all.
+            () = settle.due() => {}
             () = remind.due() => out::note(plan.missing(&watch)),
             change = watch.changed() => {
                 told(&report, &watch, &change);
@@ -64,12 +67,15 @@ pub(super) async fn run(context: &Context, plan: &Plan) -> Result<(), Error> {
                 return Err(Error::TimedOut { operation: "get all services ready".to_owned(), after: allowed });
             }
         }
-        let all_there = watch.found().iter().all(|found| found.info().is_some());
-        if let Some(assessment) = plan.assess(&watch.model)
-            && all_there
-            && assessment.is_settled()
+        let assessment = if watch.all_there() {
+            plan.assess(&watch.model)
+        } else {
+            None
+        };
+        if settle.look(Instant::now(), assessment.as_ref())
+            && let Some(assessment) = assessment
         {
-            summary(context, &watch, &report, &assessment, false)?;
+            summary(context, &report, &settle, &assessment, false).await?;
             out::note(format!(
                 "the keeper stays (pid {}), its log is {}; `blackhole down` ends everything",
                 keeper.pid(),

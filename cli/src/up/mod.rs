@@ -20,6 +20,7 @@ mod keeper;
 mod machine;
 mod process;
 mod report;
+mod settle;
 mod signals;
 mod teardown;
 
@@ -29,13 +30,13 @@ use std::time::Duration;
 
 use blackhole_bus_schema::config::Config;
 use blackhole_bus_schema::dirs::{Dirs, Lock};
-use blackhole_bus_schema::names::InstanceName;
+use blackhole_bus_schema::names::{InstanceName, ServiceName};
 use tokio::time::Instant;
 
 pub use down::down;
 
 use crate::args;
-use crate::client;
+use crate::client::{self, Overview};
 use crate::context::Context;
 use crate::error::{Error, Exit};
 use crate::keeper_file::{KeeperFile, LOCK, fingerprint};
@@ -48,6 +49,7 @@ use crate::{human, watch};
 use binaries::Binaries;
 use keeper::{Keeper, Launch, Takeover};
 use report::{Report, assess_all, outcome, reasons};
+use settle::Settle;
 use signals::Signals;
 
 /// What is to be run, checked before anything is started.
@@ -55,6 +57,7 @@ use signals::Signals;
 struct Plan {
     launch: Launch,
     expected: BTreeSet<InstanceName>,
+    oneshots: BTreeSet<ServiceName>,
 }
 
 impl Plan {
@@ -63,6 +66,12 @@ impl Plan {
         let config = Config::load(&path)?;
         Ok(Self {
             expected: config.instances().collect(),
+            oneshots: config
+                .services
+                .iter()
+                .filter(|(_, service)| service.oneshot)
+                .map(|(name, _)| name.clone())
+                .collect(),
             launch: Launch {
                 binaries: Binaries::find()?,
                 config: path,
@@ -91,7 +100,7 @@ impl Plan {
 
     /// How far a start is, as far as the supervisor has told.
     fn assess(&self, model: &Model) -> Option<Assessment> {
-        Some(assess_all(&model.status()?, &self.expected))
+        Some(assess_all(&model.status()?, &self.expected, &self.oneshots))
     }
 }
 
@@ -190,6 +199,7 @@ async fn keep(context: &Context, plan: &Plan, background: bool) -> Result<(), Er
     ));
     let mut keeper =
         Keeper::new(&context.dirs, Some(plan.launch.clone()), takeover, report).await?;
+    let mut settle = Settle::default();
     let mut settled = false;
     let mut remind = Reminder::new();
     let end = loop {
@@ -198,6 +208,7 @@ async fn keep(context: &Context, plan: &Plan, background: bool) -> Result<(), Er
             _ = keeper.step() => {}
             name = signals.next() => break Ok(name),
             () = remind.due(), if !settled => out::note(plan.missing(&keeper.watch)),
+            () = settle.due(), if !settled => {}
         }
         if let Some(component) = keeper.hopeless() {
             break Err(Error::Failed {
@@ -208,19 +219,26 @@ async fn keep(context: &Context, plan: &Plan, background: bool) -> Result<(), Er
                 ),
             });
         }
-        if !settled
-            && keeper.all_up()
-            && let Some(assessment) = plan.assess(&keeper.watch.model)
-            && assessment.is_settled()
+        if settled {
+            continue;
+        }
+        let assessment = if keeper.all_up() {
+            plan.assess(&keeper.watch.model)
+        } else {
+            None
+        };
+        if settle.look(Instant::now(), assessment.as_ref())
+            && let Some(assessment) = assessment
         {
             settled = true;
-            summary(
-                context,
-                &keeper.watch,
-                &keeper.report,
-                &assessment,
-                background,
-            )?;
+            if let Err(error) =
+                summary(context, &keeper.report, &settle, &assessment, background).await
+            {
+                // The services go on, whoever wanted to read of them.
+                if !error.is_quiet() {
+                    out::note(error.report());
+                }
+            }
             keeper.report.settled();
             if !background {
                 out::note("Ctrl-C stops everything in order");
@@ -269,32 +287,34 @@ impl Reminder {
 }
 
 /// The outcome of a start: the table (not from the background), then a line.
-fn summary(
+async fn summary(
     context: &Context,
-    watch: &watch::Watch,
     report: &Report,
+    settle: &Settle,
     assessment: &Assessment,
     background: bool,
 ) -> Result<(), Error> {
-    if !background {
-        let view = StatusView::new(human::now_ns(), &watch.model.answers(), watch.found());
-        match out::document(context.format, &view, || view.table(context.style)) {
-            // Whoever read the table has gone; the services go on.
-            Err(Error::BrokenPipe) | Ok(()) => {}
-            Err(error) => return Err(error),
-        }
-    }
     let tone = if assessment.is_ready() {
         Tone::Good
     } else {
         Tone::Bad
     };
-    out::note(
-        context
-            .style_err
-            .paint(tone, &outcome(assessment, &report.elapsed())),
-    );
-    Ok(())
+    let line = outcome(assessment, &report.elapsed(settle.ready_since()));
+    let shown = if background {
+        Ok(())
+    } else {
+        show(context).await
+    };
+    out::note(context.style_err.paint(tone, &line));
+    shown
+}
+
+/// The status as a command of its own would show it now.
+async fn show(context: &Context) -> Result<(), Error> {
+    let overview = Overview::open(&context.dirs, client::WAIT).await?;
+    let (answers, found) = overview.ask().await;
+    let view = StatusView::new(human::now_ns(), &answers, found);
+    out::document(context.format, &view, || view.table(context.style))
 }
 
 /// The exit code of a start that is through.

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use blackhole_bus_schema::names::InstanceName;
-use blackhole_bus_schema::supervision::{InstanceStatus, Phase};
+use blackhole_bus_schema::names::{InstanceName, ServiceName};
+use blackhole_bus_schema::supervision::{Desired, InstanceStatus, Phase};
 use tokio::time::Instant;
 
 use crate::human;
@@ -42,9 +42,10 @@ impl Report {
         self.starting = true;
     }
 
-    /// Time since the beginning, for people.
-    pub(super) fn elapsed(&self) -> String {
-        human::duration(self.begin.elapsed())
+    /// Time from the beginning to `end` (or now), for people.
+    pub(super) fn elapsed(&self, end: Option<Instant>) -> String {
+        let end = end.unwrap_or_else(Instant::now);
+        human::duration(end.saturating_duration_since(self.begin))
     }
 
     /// One line.
@@ -109,8 +110,31 @@ fn worth(model: &Model, told: &Told, supervision: bool) -> bool {
 
 /// [`assess`], with the instances that the configuration has and the supervisor
 /// has not told of yet as pending.
-pub(super) fn assess_all(all: &[InstanceStatus], expected: &BTreeSet<InstanceName>) -> Assessment {
-    let mut assessment = assess(all);
+/// A one-shot that runs is not through yet.
+pub(super) fn assess_all(
+    all: &[InstanceStatus],
+    expected: &BTreeSet<InstanceName>,
+    oneshots: &BTreeSet<ServiceName>,
+) -> Assessment {
+    // What an earlier configuration left does not count.
+    let all: Vec<InstanceStatus> = all
+        .iter()
+        .filter(|status| expected.contains(&status.instance))
+        .cloned()
+        .collect();
+    let mut assessment = assess(&all);
+    for status in &all {
+        if status.phase == Phase::Ready
+            && status.desired == Desired::Up
+            && oneshots.contains(&status.service)
+        {
+            assessment.ready -= 1;
+            let name = status.instance.to_string();
+            assessment
+                .pending
+                .push((name, "runs, is not through yet".to_owned()));
+        }
+    }
     let told: BTreeSet<&InstanceName> = all.iter().map(|status| &status.instance).collect();
     let silent = expected.iter().filter(|instance| !told.contains(instance));
     assessment
@@ -174,13 +198,17 @@ mod tests {
     #[test]
     fn what_is_expected_and_not_told_of_is_pending() {
         let expected = BTreeSet::from(["a.1".parse().unwrap(), "b.1".parse().unwrap()]);
-        let assessment = assess_all(&[status("a.1", Phase::Ready)], &expected);
+        let none = BTreeSet::new();
+        let assessment = assess_all(&[status("a.1", Phase::Ready)], &expected, &none);
         assert!(!assessment.is_settled());
-        let done = assess_all(
-            &[status("a.1", Phase::Ready), status("b.1", Phase::Ready)],
-            &expected,
+        let both = [status("a.1", Phase::Ready), status("b.1", Phase::Ready)];
+        assert!(assess_all(&both, &expected, &none).is_ready());
+        let running = assess_all(&both, &expected, &BTreeSet::from(["b".parse().unwrap()]));
+        assert_eq!(
+            (running.ready, running.pending.len()),
+            (1, 1),
+            "a one-shot has to end"
         );
-        assert!(done.is_ready());
     }
 
     #[test]
