@@ -10,7 +10,7 @@
 //!  cmd.bridge. (registry.list) ────────────┘         └── the clock: budgets, silences
 //! ```
 //!
-//! One task owns everything ([`shell`]); what it decides is in [`core`], which
+//! One task owns everything (`shell`); what it decides is in [`core`], which
 //! knows neither sockets nor clocks. Queues: the ROUTER's own (see the
 //! transport), 4096 events of each link, 1024 commands; bounds of calls are in
 //! [`core`]. It needs nobody: without process-manager and supervisor it carries

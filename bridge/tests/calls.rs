@@ -9,7 +9,7 @@ use std::time::Duration;
 use blackhole_bus_schema::bus::{self, LinkEvent};
 use blackhole_bus_schema::message::Message;
 use blackhole_bus_schema::registry::{ListRegistry, Registration, RegistryChanged};
-use blackhole_bus_schema::rpc::{Code, Methods, Status};
+use blackhole_bus_schema::rpc::{Client, Code, ConnectOptions, Key, Methods, Status};
 use bytes::Bytes;
 use support::{Bridge, PATIENCE};
 use tokio::sync::{Notify, oneshot};
@@ -271,4 +271,31 @@ async fn sigterm_ends_the_bridge_and_leaves_no_socket() {
         .unwrap()
         .collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test]
+async fn a_probe_reaches_the_instance_it_means() {
+    let bridge = Bridge::start(&["back"]);
+    let mut backs = Vec::new();
+    for index in 1..=2 {
+        let back = bridge.registered(&format!("back.{index}"), 1).await;
+        back.serve(Methods::new().on("health", move |request| async move {
+            let caller = request
+                .caller
+                .map(|caller| caller.to_string())
+                .unwrap_or_default();
+            Ok(Bytes::from(format!("{index} asked by {caller}")))
+        }));
+        backs.push(back);
+    }
+    let key = Key::load_or_create(&bridge.dirs).unwrap();
+    let options = ConnectOptions::of_part(&bridge.dirs, &key, "process-manager").unwrap();
+    let prober = Client::connect(options).await.unwrap();
+    for index in [2, 1, 2, 2] {
+        let answer = prober
+            .call(&format!("back.{index}"), "health", "", PATIENCE)
+            .await
+            .unwrap();
+        assert_eq!(answer, format!("{index} asked by process-manager.1"));
+    }
 }

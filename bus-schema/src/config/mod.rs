@@ -15,7 +15,7 @@
 //! `bin/worker`) are taken from the directory of the configuration file; a
 //! program without one is looked up in `PATH` at the spawn. `${config_dir}`
 //! stands for that directory in commands, `exec` probes, `working_dir` and
-//! `env`. See [`reference`] for what else `env` can refer to.
+//! `env`. See [`mod@reference`] for what else `env` can refer to.
 
 mod environment;
 mod error;

@@ -29,8 +29,9 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::header::{self, Callee, Endpoint, Header, MAX_HEADER_BYTES, MAX_METHOD_BYTES, Response};
-use super::{Code, DEFAULT_CAPACITY, MAX_BUDGET, MAX_CALLS, MAX_CAPACITY, Status};
-use crate::names::InstanceName;
+use super::{Code, DEFAULT_CAPACITY, Key, MAX_BUDGET, MAX_CALLS, MAX_CAPACITY, Status};
+use crate::dirs::Dirs;
+use crate::names::{Generation, InstanceName, NameError};
 use crate::transport::rpc::Dealer;
 use crate::transport::{MAX_MESSAGE_BYTES, TransportError};
 
@@ -86,6 +87,22 @@ impl std::fmt::Debug for ConnectOptions {
 }
 
 impl ConnectOptions {
+    /// For a part of Blackhole itself that has the key: a process-manager that
+    /// runs an `rpc` probe, `blackhole call`. It appears to the callee as
+    /// `<part>.1`; no service can have the name of a part.
+    ///
+    /// # Errors
+    /// When `part` is no name.
+    pub fn of_part(dirs: &Dirs, key: &Key, part: &str) -> Result<Self, NameError> {
+        let instance: InstanceName = format!("{part}.1").parse()?;
+        let token = key.token(&instance, Generation::default());
+        Ok(Self {
+            socket: dirs.rpc_socket(),
+            instance,
+            token,
+        })
+    }
+
     /// Reads `BLACKHOLE_RPC`, `BLACKHOLE_INSTANCE` and `BLACKHOLE_TOKEN`.
     ///
     /// # Errors
