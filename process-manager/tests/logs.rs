@@ -210,7 +210,7 @@ async fn one_may_begin_where_reading_ended() {
 
 #[tokio::test]
 async fn a_flood_is_jumped_after_and_counted() {
-    let mut bench = Bench::start().await;
+    let bench = Bench::start().await;
     let go = bench.path("go");
     let text = format!(
         "while [ ! -e {0} ]; do echo waiting; sleep 0.02; done; \

@@ -34,7 +34,7 @@ pub enum Told {
     Up(u64),
     Down,
     Snapshot(Vec<InstanceRecord>),
-    Changed(ProcessChanged, Option<uuid::Uuid>),
+    Changed(Box<ProcessChanged>, Option<uuid::Uuid>),
     Notified(ProcessNotified),
     Probe(ProbeResult),
 }
@@ -267,7 +267,7 @@ impl Bench {
             LinkEvent::Lagged { dropped } => panic!("the test was too slow: {dropped}"),
             LinkEvent::Event(received) => match received.kind() {
                 ProcessChanged::KIND => {
-                    Told::Changed(received.parse().unwrap(), received.envelope.cause)
+                    Told::Changed(Box::new(received.parse().unwrap()), received.envelope.cause)
                 }
                 ProcessNotified::KIND => Told::Notified(received.parse().unwrap()),
                 ProbeResult::KIND => Told::Probe(received.parse().unwrap()),
