@@ -17,6 +17,7 @@ mod daemon_log;
 mod detached;
 mod down;
 mod keeper;
+mod leftover;
 mod machine;
 mod process;
 mod report;

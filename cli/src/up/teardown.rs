@@ -1,11 +1,10 @@
 //! The end of everything: services in order, then the daemons, then what they
 //! left. Each stage has a way that works when the one before has failed.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use blackhole_bus_schema::bus::Link;
-use blackhole_bus_schema::dirs::{Dirs, Lock};
+use blackhole_bus_schema::dirs::Dirs;
 use blackhole_bus_schema::names::{Component, InstanceName};
 use blackhole_bus_schema::resource::{ListUsage, Release};
 use blackhole_bus_schema::supervision::{StopServices, Target};
@@ -18,6 +17,7 @@ use crate::watch::Change;
 use crate::{client, direct, human, offline};
 
 use super::keeper::{Happening, Keeper};
+use super::leftover;
 use super::signals::Signals;
 
 /// A stop ends when the last grace has run out; this is only a bound on a
@@ -57,21 +57,28 @@ pub(super) async fn run(
     }
     killing = by_shims(keeper, dirs, signals, killing).await;
     for component in keeper.end_order() {
+        // With the services gone nothing of value is in the first two any more.
+        // The others have groups and sockets to clear away, which is quick.
+        let at_once = killing
+            && matches!(
+                component,
+                Component::Supervisor | Component::ProcessManager(_)
+            );
         if component == Component::ResourceController {
             shut_down_fork_server(dirs).await;
             release_groups(keeper).await;
         }
         tokio::select! {
-            () = keeper.end(&component, killing) => continue,
-            name = signals.next(), if !killing => {
+            () = keeper.end(&component, at_once) => continue,
+            name = signals.next() => {
                 out::note(format!("{name} again: killing"));
                 killing = true;
             }
         }
         keeper.end(&component, true).await;
     }
-    clean(dirs);
-    left_over(dirs).await
+    leftover::clean(dirs).await;
+    leftover::check(dirs).await
 }
 
 /// Tells the next keeper, should this one be killed now, that the supervisor
@@ -223,66 +230,4 @@ async fn release_groups(keeper: &Keeper) {
             )
             .await;
     }
-}
-
-/// Removes files that only mean something while somebody is there.
-fn clean(dirs: &Dirs) {
-    for component in client::components(dirs) {
-        let path = dirs.lock(&component.to_string());
-        // Free locks only: dropping one removes its file.
-        if path.exists() && !matches!(Lock::try_take(&path), Ok(Some(_))) {
-            return;
-        }
-    }
-    for folder in ["bus", "rpc", "i", "fs"] {
-        for entry in std::fs::read_dir(dirs.run.join(folder))
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            let _ = std::fs::remove_file(entry.path());
-        }
-    }
-    KeeperFile::remove(dirs);
-}
-
-/// Says what could not be ended.
-async fn left_over(dirs: &Dirs) -> Result<(), Error> {
-    let mut left: Vec<String> = offline::live(dirs)
-        .await
-        .iter()
-        .map(ToString::to_string)
-        .collect();
-    for component in client::components(dirs) {
-        if client::is_locked(&dirs.lock(&component.to_string())) {
-            left.push(component.to_string());
-        }
-    }
-    let groups = cgroups(dirs);
-    left.extend(
-        groups
-            .iter()
-            .map(|path| format!("cgroup {}", path.display())),
-    );
-    if left.is_empty() {
-        return Ok(());
-    }
-    Err(Error::Failed {
-        message: format!(
-            "not everything could be ended, left: {}",
-            human::list(&left, 8)
-        ),
-        hint: "`blackhole --offline status` shows what lives; `blackhole down` tries again"
-            .to_owned(),
-    })
-}
-
-/// This deployment's cgroups that still exist, below the own group of each hierarchy.
-fn cgroups(dirs: &Dirs) -> Vec<PathBuf> {
-    let name = dirs.cgroup_name();
-    crate::host::own_cgroups()
-        .into_iter()
-        .map(|own| own.join(&name))
-        .filter(|path| path.is_dir())
-        .collect()
 }

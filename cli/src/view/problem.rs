@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use blackhole_bus_schema::limits::Enforcement;
+use blackhole_bus_schema::limits::{Enforcement, LimitReport};
 use blackhole_bus_schema::names::Component;
 use blackhole_bus_schema::process::StateName;
 use blackhole_bus_schema::supervision::Phase;
@@ -100,29 +100,7 @@ fn of_one(now: u64, row: &ServiceRow) -> Vec<(u8, Tone, String)> {
         }
         _ => {}
     }
-    for line in row.detail.limits.iter().flatten() {
-        match &line.enforcement {
-            Enforcement::Enforced => {}
-            Enforcement::Partly { reason } => found.push((
-                8,
-                Tone::Dim,
-                format!(
-                    "{} holds only in part: {}",
-                    limit_name(line.limit),
-                    human::printable(reason)
-                ),
-            )),
-            Enforcement::NotEnforced { reason } => found.push((
-                7,
-                Tone::Warn,
-                format!(
-                    "{} is not enforced: {}",
-                    limit_name(line.limit),
-                    human::printable(reason)
-                ),
-            )),
-        }
-    }
+    found.extend(limits(row.detail.limits.as_deref().unwrap_or_default()));
     if row.detail.lost_log_lines > 0 {
         found.push((
             9,
@@ -132,6 +110,41 @@ fn of_one(now: u64, row: &ServiceRow) -> Vec<(u8, Tone, String)> {
                 human::count(row.detail.lost_log_lines as usize, "log line")
             ),
         ));
+    }
+    found
+}
+
+/// What is wrong with the limits of one instance. Where none holds at all
+/// (an ordinary user without delegation) that is one line, not five.
+fn limits(report: &[LimitReport]) -> Vec<(u8, Tone, String)> {
+    let missing: Vec<(&str, String)> = report
+        .iter()
+        .filter_map(|line| match &line.enforcement {
+            Enforcement::NotEnforced { reason } => {
+                Some((limit_name(line.limit), human::printable(reason)))
+            }
+            _ => None,
+        })
+        .collect();
+    let mut found = Vec::new();
+    match missing.as_slice() {
+        [(_, reason), _, ..] if missing.len() == report.len() => {
+            found.push((7, Tone::Warn, format!("no limit is enforced: {reason}")));
+        }
+        some => found
+            .extend(some.iter().map(|(name, reason)| {
+                (7, Tone::Warn, format!("{name} is not enforced: {reason}"))
+            })),
+    }
+    for line in report {
+        if let Enforcement::Partly { reason } = &line.enforcement {
+            let text = format!(
+                "{} holds only in part: {}",
+                limit_name(line.limit),
+                human::printable(reason)
+            );
+            found.push((8, Tone::Dim, text));
+        }
     }
     found
 }
@@ -235,6 +248,28 @@ mod tests {
             "{problems:?}"
         );
         assert!(problems[0].text.contains("its process is there"));
+    }
+
+    #[test]
+    fn limits_that_hold_nowhere_are_one_line() {
+        use blackhole_bus_schema::limits::LimitKind;
+        let line = |limit, enforcement| LimitReport {
+            limit,
+            requested: 1,
+            actual: None,
+            enforcement,
+        };
+        let no = || Enforcement::NotEnforced {
+            reason: "rootless".into(),
+        };
+        let none = limits(&[line(LimitKind::Cpu, no()), line(LimitKind::Memory, no())]);
+        assert_eq!(none.len(), 1);
+        assert_eq!(none[0].2, "no limit is enforced: rootless");
+        let some = limits(&[
+            line(LimitKind::Cpu, Enforcement::Enforced),
+            line(LimitKind::Memory, no()),
+        ]);
+        assert_eq!(some[0].2, "memory_mb is not enforced: rootless");
     }
 
     #[test]
