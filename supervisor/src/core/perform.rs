@@ -88,15 +88,14 @@ impl Core {
         let Some(config) = self.services.get(name.service()).and_then(Service::config) else {
             return;
         };
-        if again {
-            instance.why = Some(format!(
+        let what = if again {
+            format!(
                 "start again: nothing was heard of generation {}",
                 instance.generation
-            ));
+            )
         } else {
             instance.generation = instance.generation.next();
-            let restart = instance.restarts.spawned();
-            instance.why = Some(if restart {
+            if instance.restarts.spawned() {
                 let (attempt, most) = (
                     instance.restarts.attempts,
                     config.restart_policy.max_attempts,
@@ -104,8 +103,10 @@ impl Core {
                 format!("restart {attempt} of {most}")
             } else {
                 "start".to_owned()
-            });
-        }
+            }
+        };
+        // One that follows at once from something keeps that as its reason.
+        instance.why.get_or_insert(what);
         instance.fate = Fate::InFlight;
         instance.retry.at = None;
         let grant = match &instance.grant {
@@ -183,6 +184,8 @@ impl Core {
             return;
         };
         if instance.published.as_ref() == Some(&status) {
+            // Nothing came of it; it must not explain a later change.
+            instance.why = None;
             return;
         }
         let why = instance.why.take().unwrap_or_else(|| describe(&status));

@@ -22,6 +22,8 @@ pub(crate) struct Process {
     pub(crate) ready_at: u64,
     /// What its end will be called when somebody stops it.
     pub(crate) asked: Option<ExitResult>,
+    /// Started by a request whose sender was dead when it arrived.
+    pub(crate) orphan: bool,
 }
 
 /// What survives the process-manager: processes, and records on the disk.
@@ -54,7 +56,13 @@ impl Host {
     }
 
     /// Starts a process; panics when one lives.
-    pub(crate) fn start(&mut self, spec: &SpawnSpec, unix: u64, ready_at: u64) -> InstanceRecord {
+    pub(crate) fn start(
+        &mut self,
+        spec: &SpawnSpec,
+        unix: u64,
+        ready_at: u64,
+        orphan: bool,
+    ) -> InstanceRecord {
         self.next_pid += 1;
         *self.starts.entry(spec.instance.clone()).or_default() += 1;
         let process = Process {
@@ -63,6 +71,7 @@ impl Host {
             started_at: unix,
             ready_at,
             asked: None,
+            orphan,
         };
         let before = self.processes.insert(spec.instance.clone(), process);
         assert!(

@@ -82,17 +82,14 @@ impl World {
         }
     }
 
-    pub(crate) fn arrives(&mut self, id: u64, life: u64) {
-        // What a dead supervisor sent may still arrive, but then nobody knows
-        // its content here: its calls are gone with it, as are late ones.
-        let Some(call) = self
-            .calls
-            .get(&id)
-            .filter(|call| call.life == life && call.deadline > self.now)
-        else {
+    /// A request reaches its component, perhaps late, perhaps again, perhaps
+    /// from a supervisor that is dead. One whose budget is spent is dropped.
+    pub(crate) fn arrives(&mut self, id: u64) {
+        let Some(call) = self.calls.get(&id).filter(|call| call.deadline > self.now) else {
             return;
         };
         let request = call.request.clone();
+        let orphan = call.life != self.life || self.core.is_none();
         if let Request::Prepare(_) | Request::Release(_) = request {
             if self.controller {
                 let reply = if matches!(request, Request::Prepare(_)) {
@@ -143,6 +140,13 @@ impl World {
                     let status = Status::new(Code::FailedPrecondition, "not newer");
                     return self.answer(id, Reply::Refused(status));
                 }
+                // Only what a dead supervisor left on the way may be met alive:
+                // the living one cannot know of that, and is refused.
+                let alive = self.host.processes.get(&spec.instance);
+                if alive.is_some_and(|process| process.orphan) {
+                    let status = Status::new(Code::FailedPrecondition, "a process lives");
+                    return self.answer(id, Reply::Refused(status));
+                }
                 let record = self.host.record(&spec, ProcessState::Spawn {});
                 self.publish(record);
                 let takes = self.below(30);
@@ -151,6 +155,7 @@ impl World {
                     Event::Spawned {
                         incarnation,
                         id,
+                        orphan,
                         spec,
                     },
                 );
@@ -166,7 +171,7 @@ impl World {
         }
     }
 
-    pub(crate) fn spawned(&mut self, incarnation: u64, id: u64, spec: &SpawnSpec) {
+    pub(crate) fn spawned(&mut self, incarnation: u64, id: u64, orphan: bool, spec: &SpawnSpec) {
         if self
             .manager
             .as_ref()
@@ -181,7 +186,7 @@ impl World {
         } else {
             let ready_at = self.now + self.below(3000);
             let unix = self.clock().unix_ns;
-            let record = self.host.start(spec, unix, ready_at);
+            let record = self.host.start(spec, unix, ready_at, orphan);
             if !self.plan.members[index].probed {
                 // Without probes it is ready when it runs.
                 let ready = self
@@ -240,7 +245,7 @@ impl World {
         let Some(process) = self.host.processes.get_mut(instance) else {
             if record.state.is_live() {
                 // Being started: the stop waits for it.
-                let event = Event::Arrives(id, self.life);
+                let event = Event::Arrives(id);
                 if let Some(manager) = &mut self.manager {
                     manager.replies.remove(&id);
                 }

@@ -42,6 +42,7 @@ impl World {
                 request,
                 life: self.life,
                 deadline,
+                open: true,
             },
         );
         self.at(deadline, Event::TimesOut(id));
@@ -50,34 +51,38 @@ impl World {
     }
 
     pub(crate) fn transmit(&mut self, id: u64) {
-        let Some(call) = self.calls.get(&id) else {
+        let Some(call) = self.calls.get(&id).filter(|call| call.open) else {
             return;
         };
-        let life = call.life;
         match call.request {
             Request::Prepare(_) | Request::Release(_) => {
-                self.at(self.now + 1, Event::Arrives(id, life))
+                self.at(self.now + 1, Event::Arrives(id));
             }
-            _ => self.send(Event::Arrives(id, life)),
+            _ => self.send(Event::Arrives(id)),
         }
         self.at(self.now + 300, Event::Retransmit(id));
     }
 
+    /// The request of an open call, which is closed with this. What is still on
+    /// its way to a component may arrive there nevertheless.
+    fn close(&mut self, id: u64) -> Option<Request> {
+        let call = self.calls.get_mut(&id).filter(|call| call.open)?;
+        call.open = false;
+        Some(call.request.clone())
+    }
+
     pub(crate) fn times_out(&mut self, id: u64) {
-        if let Some(call) = self.calls.remove(&id) {
-            self.result(
-                id,
-                call.request,
-                Err(RequestFailure::Unknown("timed out".into())),
-            );
+        if let Some(request) = self.close(id) {
+            let failure = RequestFailure::Unknown("timed out".into());
+            self.result(id, request, Err(failure));
         }
+        self.calls.remove(&id);
     }
 
     pub(crate) fn answered_call(&mut self, id: u64, reply: Reply) {
-        let Some(call) = self.calls.remove(&id) else {
-            return;
-        };
-        self.result(id, call.request, Ok(reply));
+        if let Some(request) = self.close(id) {
+            self.result(id, request, Ok(reply));
+        }
     }
 
     pub(crate) fn result(

@@ -29,8 +29,10 @@ impl World {
         self.die_after = None;
         // Whoever waits for an answer notices and asks again; not modelled.
         self.open.clear();
-        let life = self.life;
-        self.calls.retain(|_, call| call.life != life);
+        // What it sent may still arrive, but nobody waits for the answers.
+        for call in self.calls.values_mut() {
+            call.open = false;
+        }
         self.at(self.now + back, Event::SupervisorReturns);
     }
 

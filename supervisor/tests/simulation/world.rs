@@ -49,8 +49,8 @@ pub(crate) enum Reply {
 
 #[derive(Debug, Clone)]
 pub(crate) enum Event {
-    /// A request (id, supervisor's life) reaches its component.
-    Arrives(u64, u64),
+    /// A request reaches its component.
+    Arrives(u64),
     /// A reply reaches the supervisor.
     Answered(u64, Reply),
     Retransmit(u64),
@@ -72,6 +72,7 @@ pub(crate) enum Event {
     Spawned {
         incarnation: u64,
         id: u64,
+        orphan: bool,
         spec: Box<SpawnSpec>,
     },
     StopDone {
@@ -99,6 +100,8 @@ pub(crate) struct Call {
     pub(crate) request: Request,
     pub(crate) life: u64,
     pub(crate) deadline: u64,
+    /// Its sender lives and waits for the answer.
+    pub(crate) open: bool,
 }
 
 /// The supervisor's link to the manager.
@@ -230,7 +233,7 @@ impl World {
             eprintln!("{:>7} {event:?}", self.now);
         }
         match event {
-            Event::Arrives(id, life) => self.arrives(id, life),
+            Event::Arrives(id) => self.arrives(id),
             Event::Answered(id, reply) => self.answered_call(id, reply),
             Event::Retransmit(id) => self.transmit(id),
             Event::TimesOut(id) => self.times_out(id),
@@ -249,8 +252,9 @@ impl World {
             Event::Spawned {
                 incarnation,
                 id,
+                orphan,
                 spec,
-            } => self.spawned(incarnation, id, &spec),
+            } => self.spawned(incarnation, id, orphan, &spec),
             Event::StopDone {
                 incarnation,
                 id,
