@@ -1,4 +1,9 @@
 //! Services outlive whoever started them, and their ends are not lost.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 mod shim_support;
 
@@ -13,7 +18,9 @@ use blackhole_process_manager::shim::client::{
 };
 use blackhole_process_manager::shim::sweep;
 use rustix::process::Signal;
-use shim_support::{Rig, Running, end, fork_server_pid, line_of, lives, options, spec, tagged, until};
+use shim_support::{
+    Rig, Running, end, fork_server_pid, line_of, lives, options, spec, tagged, until,
+};
 
 #[tokio::test]
 async fn a_shim_whose_manager_left_is_found_again_with_the_same_process() {
@@ -24,10 +31,17 @@ async fn a_shim_whose_manager_left_is_found_again_with_the_same_process() {
     drop(running);
     let attached = attach(&rig.dirs, &spec.instance).await.unwrap();
     assert_eq!(attached.status.started, started);
-    assert_eq!((attached.status.phase, attached.status.generation), (ShimPhase::Running, Generation(1)));
+    assert_eq!(
+        (attached.status.phase, attached.status.generation),
+        (ShimPhase::Running, Generation(1))
+    );
     assert!(lives(started.pid));
     assert_eq!(attached.handle.status().await.unwrap(), attached.status);
-    let mut again = Running { started, handle: attached.handle, events: attached.events };
+    let mut again = Running {
+        started,
+        handle: attached.handle,
+        events: attached.events,
+    };
     again.stop(Duration::from_secs(600)).await;
     assert_eq!(again.next().await, ShimEvent::Stopping);
     assert_eq!(again.exited().await.result, ExitResult::Stopped);
@@ -42,16 +56,25 @@ async fn a_shim_whose_manager_left_is_found_again_with_the_same_process() {
 async fn an_end_that_nobody_saw_is_on_disk() {
     let rig = Rig::new().await;
     let go = rig.path("go");
-    let spec = rig.script(&format!("while ! test -e {}; do sleep 0.01; done; exit 4", go.display()));
+    let spec = rig.script(&format!(
+        "while ! test -e {}; do sleep 0.01; done; exit 4",
+        go.display()
+    ));
     let running = rig.spawn(&spec).await;
     let started = running.started.clone();
     drop(running);
     fs::write(&go, "").unwrap();
     let folder = rig.folder(&spec);
-    until("the lock is free", || instance_lock_held(&folder).unwrap().is_none().then_some(())).await;
+    until("the lock is free", || {
+        instance_lock_held(&folder).unwrap().is_none().then_some(())
+    })
+    .await;
     let record = read_record(&folder).unwrap().unwrap();
     let exit = record.exit.unwrap();
-    assert_eq!((exit.status, exit.result), (ExitStatus::Exited { code: 4 }, ExitResult::ExitCode));
+    assert_eq!(
+        (exit.status, exit.result),
+        (ExitStatus::Exited { code: 4 }, ExitResult::ExitCode)
+    );
     assert_eq!((exit.pid, record.shim_pid), (started.pid, started.shim_pid));
     assert_eq!(record.boot_id.len(), 36);
 }
@@ -69,7 +92,10 @@ async fn two_shims_cannot_hold_one_instance() {
     assert!(failure.operation.contains("lock"), "{failure}");
     assert!(failure.hint.contains(&format!("shim {shim}")), "{failure}");
     // The first is untouched: record, socket, lock.
-    assert_eq!(read_record(&rig.folder(&spec)).unwrap().unwrap().generation, Generation(1));
+    assert_eq!(
+        read_record(&rig.folder(&spec)).unwrap().unwrap().generation,
+        Generation(1)
+    );
     let attached = attach(&rig.dirs, &spec.instance).await.unwrap();
     assert_eq!(attached.status.started, running.started);
     assert_eq!(instance_lock_held(&rig.folder(&spec)).unwrap(), Some(shim));
@@ -94,20 +120,30 @@ async fn a_killed_shim_takes_its_service_along_and_the_rest_is_swept() {
         "setsid sh -c 'echo $$ > {}; exec sleep 1000' & exec sleep 1000",
         child.display()
     ));
-    spec.env.insert("BH_TEST".into(), rig.path("").display().to_string());
+    spec.env
+        .insert("BH_TEST".into(), rig.path("").display().to_string());
     let mut running = rig.spawn(&spec).await;
     let child: u32 = line_of(&child).await.parse().unwrap();
     end(running.started.shim_pid, Signal::KILL);
     assert_eq!(running.next().await, ShimEvent::Gone);
     assert!(running.events.next().await.is_none());
-    until("the service is killed by the kernel", || (!lives(running.started.pid)).then_some(())).await;
+    until("the service is killed by the kernel", || {
+        (!lives(running.started.pid)).then_some(())
+    })
+    .await;
     assert!(lives(child), "nobody is there to kill it");
     let folder = rig.folder(&spec);
     assert_eq!(instance_lock_held(&folder).unwrap(), None);
     let record = read_record(&folder).unwrap().unwrap();
-    assert_eq!((record.exit.as_ref(), record.started.as_ref()), (None, Some(&running.started)));
+    assert_eq!(
+        (record.exit.as_ref(), record.started.as_ref()),
+        (None, Some(&running.started))
+    );
     assert_eq!(sweep(&record), 1);
-    until("it is swept", || tagged(&rig.path("")).is_empty().then_some(())).await;
+    until("it is swept", || {
+        tagged(&rig.path("")).is_empty().then_some(())
+    })
+    .await;
     // The next generation starts over what the lost shim left: lock file, socket, record.
     spec.generation = Generation(2);
     let running = rig.spawn(&spec).await;
@@ -132,7 +168,11 @@ async fn shims_go_on_without_their_fork_server_and_another_takes_its_place() {
     ForkServer::shutdown(&rig.dirs).await.unwrap();
     assert_eq!(fork_server_pid(&rig.dirs), None);
     assert!(lives(second.pid) && lives(second.shim_pid));
-    assert_eq!(fs::read_dir(rig.dirs.fork_server_dir()).unwrap().count(), 0, "no socket and no lock is left");
+    assert_eq!(
+        fs::read_dir(rig.dirs.fork_server_dir()).unwrap().count(),
+        0,
+        "no socket and no lock is left"
+    );
     ForkServer::shutdown(&rig.dirs).await.unwrap();
 }
 
@@ -148,7 +188,10 @@ async fn of_two_fork_servers_the_second_leaves_quietly() {
             .output()
             .await
             .unwrap();
-        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+        assert!(
+            output.status.success() && output.stderr.is_empty(),
+            "{output:?}"
+        );
     }
     assert_eq!(fork_server_pid(&rig.dirs), server);
     // Many at once, and none before: one of them wins.
@@ -178,7 +221,10 @@ async fn a_fork_server_that_cannot_start_says_why() {
         .await
         .unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
-    assert!(!output.status.success() && said.contains("file/fs"), "{said}");
+    assert!(
+        !output.status.success() && said.contains("file/fs"),
+        "{said}"
+    );
 }
 
 #[tokio::test]
@@ -188,17 +234,31 @@ async fn without_its_run_directory_a_shim_goes_on_and_a_fork_server_ends() {
     let mut running = rig.spawn(&spec).await;
     let server = fork_server_pid(&rig.dirs).unwrap();
     fs::remove_dir_all(&rig.dirs.run).unwrap();
-    until("the fork server has ended", || (!lives(server)).then_some(())).await;
+    until("the fork server has ended", || {
+        (!lives(server)).then_some(())
+    })
+    .await;
     // The connection that was there stays.
-    assert_eq!(running.handle.status().await.unwrap().phase, ShimPhase::Running);
+    assert_eq!(
+        running.handle.status().await.unwrap().phase,
+        ShimPhase::Running
+    );
     // A new one cannot be made.
     match attach(&rig.dirs, &spec.instance).await {
-        Err(ClientError::Unreachable { shim_pid, .. }) => assert_eq!(shim_pid, running.started.shim_pid),
+        Err(ClientError::Unreachable { shim_pid, .. }) => {
+            assert_eq!(shim_pid, running.started.shim_pid)
+        }
         other => panic!("{other:?}"),
     }
     running.handle.kill(false).await.unwrap();
     running.exited().await;
-    assert!(read_record(&rig.folder(&spec)).unwrap().unwrap().exit.is_some());
+    assert!(
+        read_record(&rig.folder(&spec))
+            .unwrap()
+            .unwrap()
+            .exit
+            .is_some()
+    );
 }
 
 #[tokio::test]
@@ -225,7 +285,9 @@ async fn a_cut_connection_is_made_again_by_itself() {
             break event;
         }
     };
-    let ShimEvent::Status(status) = status else { panic!("{status:?}") };
+    let ShimEvent::Status(status) = status else {
+        panic!("{status:?}")
+    };
     assert_eq!(status.started, running.started);
     running.handle.kill(false).await.unwrap();
     assert_eq!(running.exited().await.result, ExitResult::Stopped);
@@ -238,12 +300,18 @@ async fn many_spawns_at_once_all_come_through() {
     for number in 1..=60 {
         let request = rig.request(&spec(&format!("web.{number}"), &["sleep", "1000"]));
         let server = rig.server.clone();
-        tasks.push(tokio::spawn(async move { server.spawn(&request).await.unwrap() }));
+        tasks.push(tokio::spawn(async move {
+            server.spawn(&request).await.unwrap()
+        }));
     }
     let mut running = Vec::new();
     for task in tasks {
         let (started, handle, events) = task.await.unwrap();
-        running.push(Running { started, handle, events });
+        running.push(Running {
+            started,
+            handle,
+            events,
+        });
     }
     for one in &mut running {
         one.handle.kill(false).await.unwrap();

@@ -1,4 +1,9 @@
 //! Clients that send what they like, or nothing, or read nothing.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 mod shim_support;
 
@@ -36,9 +41,15 @@ fn nonsense() -> Vec<Vec<u8>> {
     ];
     for _ in 0..200 {
         let length = usize::try_from(random() % 300).unwrap();
-        let body: Vec<u8> = (0..length).map(|_| u8::try_from(random() >> 56).unwrap()).collect();
+        let body: Vec<u8> = (0..length)
+            .map(|_| u8::try_from(random() >> 56).unwrap())
+            .collect();
         let head = u32::try_from(length).unwrap().to_le_bytes();
-        all.push(if random() % 2 == 0 { body } else { [head.to_vec(), body].concat() });
+        all.push(if random() % 2 == 0 {
+            body
+        } else {
+            [head.to_vec(), body].concat()
+        });
     }
     all
 }
@@ -68,8 +79,9 @@ async fn no_bytes_hurt_the_fork_server() {
     let rig = Rig::new().await;
     attack(&rig.dirs.fork_server_dir().join("v1"));
     // Some of the attackers still hold a shim that waits for the rest of a frame.
-    let _silent: Vec<_> =
-        (0..8).map(|_| UnixStream::connect(rig.dirs.fork_server_dir().join("v1")).unwrap()).collect();
+    let _silent: Vec<_> = (0..8)
+        .map(|_| UnixStream::connect(rig.dirs.fork_server_dir().join("v1")).unwrap())
+        .collect();
     let mut running = rig.spawn(&rig.script("exit 0")).await;
     assert_eq!(running.exited().await.result, ExitResult::Success);
 }
@@ -120,15 +132,30 @@ async fn a_client_that_reads_nothing_stops_nobody() {
     let spec = rig.script("exec sleep 1000");
     let mut running = rig.spawn(&spec).await;
     let mut stuck = UnixStream::connect(rig.dirs.shim_socket(&spec.instance)).unwrap();
-    stuck.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
+    stuck
+        .set_write_timeout(Some(Duration::from_secs(60)))
+        .unwrap();
     let mut frames = Vec::new();
     for _ in 0..1000 {
-        encode(&Request { id: 1, request: RequestBody::Status }, 1 << 20, &mut frames).unwrap();
+        encode(
+            &Request {
+                id: 1,
+                request: RequestBody::Status,
+            },
+            1 << 20,
+            &mut frames,
+        )
+        .unwrap();
     }
     // It is cut off when what waits for it is too much.
-    let cut = (0..100).any(|_| stuck.write_all(&frames).is_err_and(|error| {
-        matches!(error.kind(), std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset)
-    }));
+    let cut = (0..100).any(|_| {
+        stuck.write_all(&frames).is_err_and(|error| {
+            matches!(
+                error.kind(),
+                std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset
+            )
+        })
+    });
     assert!(cut, "a client that does not read is kept for ever");
     running.handle.kill(false).await.unwrap();
     assert_eq!(running.exited().await.result, ExitResult::Stopped);

@@ -1,4 +1,9 @@
 //! Output in every shape, and what a service says of itself.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 mod shim_support;
 
@@ -6,14 +11,17 @@ use std::fs;
 use std::os::unix::net::UnixDatagram;
 
 use blackhole_bus_schema::process::{ExitResult, LogSpec};
-use blackhole_process_manager::shim::client::{ShimEvent, attach};
+use blackhole_process_manager::shim::client::{ShimEvent, attach, read_record};
 use shim_support::{Rig, line_of, spec, until};
 
 #[tokio::test]
 async fn logs_rotate_while_the_service_runs_and_across_its_lives() {
     let rig = Rig::new().await;
     let mut spec = rig.script("for i in $(seq 1 400); do echo line $i of this life; done");
-    spec.logs = LogSpec { max_bytes: 10_000, max_files: 3 };
+    spec.logs = LogSpec {
+        max_bytes: 10_000,
+        max_files: 3,
+    };
     for _ in 0..2 {
         let mut running = rig.spawn(&spec).await;
         assert_eq!(running.exited().await.result, ExitResult::Success);
@@ -21,28 +29,44 @@ async fn logs_rotate_while_the_service_runs_and_across_its_lives() {
     let folder = rig.folder(&spec);
     for name in ["log", "log.1", "log.2", "log.3"] {
         let size = fs::metadata(folder.join(name)).unwrap().len();
-        assert!(size <= 10_000 && (name == "log" || size > 9_000), "{name}: {size}");
+        assert!(
+            size <= 10_000 && (name == "log" || size > 9_000),
+            "{name}: {size}"
+        );
     }
     assert!(!folder.join("log.4").exists());
     let log = rig.log(&spec);
-    let numbers: Vec<u32> = log.lines().map(|line| line.split(' ').nth(1).unwrap().parse().unwrap()).collect();
+    let numbers: Vec<u32> = log
+        .lines()
+        .map(|line| line.split(' ').nth(1).unwrap().parse().unwrap())
+        .collect();
     assert_eq!(numbers.last(), Some(&400));
-    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] % 400 + 1), "no line is missing between files");
+    assert!(
+        numbers.windows(2).all(|pair| pair[1] == pair[0] % 400 + 1),
+        "no line is missing between files"
+    );
 }
 
 #[tokio::test]
 async fn an_endless_line_and_bytes_that_are_no_text_pass() {
     let rig = Rig::new().await;
-    let spec = rig.script("head -c 5000000 /dev/zero | tr '\\0' x; printf 'a\\377\\000b\\r\\nend\\n'");
+    let spec =
+        rig.script("head -c 5000000 /dev/zero | tr '\\0' x; printf 'a\\377\\000b\\r\\nend\\n'");
     let mut running = rig.spawn(&spec).await;
     assert_eq!(running.exited().await.result, ExitResult::Success);
     let bytes = fs::read(rig.folder(&spec).join("log")).unwrap();
     let lines: Vec<_> = bytes.split_inclusive(|byte| *byte == b'\n').collect();
     let x = bytes.iter().filter(|byte| **byte == b'x').count();
     assert_eq!(x, 5_000_000);
-    assert!(lines.iter().all(|line| line.len() < 16 * 1024 + 100), "pieces are bounded");
+    assert!(
+        lines.iter().all(|line| line.len() < 16 * 1024 + 100),
+        "pieces are bounded"
+    );
     assert!(lines[lines.len() - 2].ends_with(b"a\xff\x00b\r\n"));
-    assert!(lines[0].windows(8).any(|part| part == b" out P x") && lines[lines.len() - 1].ends_with(b" out F end\n"));
+    assert!(
+        lines[0].windows(8).any(|part| part == b" out P x")
+            && lines[lines.len() - 1].ends_with(b" out F end\n")
+    );
 }
 
 #[tokio::test]
@@ -70,22 +94,51 @@ async fn a_full_disk_costs_lines_not_the_service() {
     fs::write(&go, "").unwrap();
     assert_eq!(line_of(&go).await, "done");
     let loss = loop {
-        match running.next().await {
-            ShimEvent::Exited { exit, loss } => {
-                assert_eq!(exit.result, ExitResult::Success);
-                break loss;
-            }
-            _ => {}
+        if let ShimEvent::Exited { exit, loss } = running.next().await {
+            assert_eq!(exit.result, ExitResult::Success);
+            break loss;
         }
     };
     assert_eq!((loss.log_lines, loss.record_writes), (3_000_002, 0));
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_written_is_reported_and_written_later() {
+    let rig = Rig::new().await;
+    let go = rig.path("go");
+    let spec = rig.script(&format!(
+        "while ! test -e {}; do sleep 0.01; done",
+        go.display()
+    ));
+    let folder = rig.folder(&spec);
+    // In the way of the file that is written first.
+    fs::create_dir_all(folder.join("record.new")).unwrap();
+    let mut running = rig.spawn(&spec).await;
+    match running.next().await {
+        ShimEvent::Loss(loss) => assert!(
+            loss.record_writes == 2 && loss.record_error.is_some(),
+            "{loss:?}"
+        ),
+        other => panic!("{other:?}"),
+    }
+    assert!(!folder.join("record").exists());
+    fs::remove_dir(folder.join("record.new")).unwrap();
+    fs::write(&go, "").unwrap();
+    let exit = running.exited().await;
+    let record = read_record(&folder).unwrap().unwrap();
+    assert_eq!(
+        (record.started, record.exit),
+        (Some(running.started), Some(exit))
+    );
 }
 
 /// Not a test by itself: a service that says the lines of `BH_SAY` over its
 /// notification socket, one datagram each, and then waits.
 #[test]
 fn helper_that_notifies() {
-    let Ok(say) = std::env::var("BH_SAY") else { return };
+    let Ok(say) = std::env::var("BH_SAY") else {
+        return;
+    };
     let path = std::env::var("NOTIFY_SOCKET").unwrap();
     let socket = UnixDatagram::unbound().unwrap();
     for message in say.split('|') {
@@ -100,8 +153,19 @@ fn helper_that_notifies() {
 async fn what_a_service_says_of_itself_is_heard_and_kept() {
     let rig = Rig::new().await;
     let exe = std::env::current_exe().unwrap();
-    let mut spec = spec("web.1", &[exe.to_str().unwrap(), "--exact", "helper_that_notifies", "--nocapture"]);
-    spec.env.insert("BH_SAY".into(), "STATUS=warming up|READY=1\nSTATUS=42 sessions\nWATCHDOG=1|X=1".into());
+    let mut spec = spec(
+        "web.1",
+        &[
+            exe.to_str().unwrap(),
+            "--exact",
+            "helper_that_notifies",
+            "--nocapture",
+        ],
+    );
+    spec.env.insert(
+        "BH_SAY".into(),
+        "STATUS=warming up|READY=1\nSTATUS=42 sessions\nWATCHDOG=1|X=1".into(),
+    );
     let mut running = rig.spawn(&spec).await;
     let notify = loop {
         match running.next().await {
@@ -114,11 +178,17 @@ async fn what_a_service_says_of_itself_is_heard_and_kept() {
     assert!(notify.watchdog_age_ms.is_some() && !notify.stopping);
     // Somebody else's word is not the service's.
     let path = format!("{}.n", rig.dirs.shim_socket(&spec.instance).display());
-    UnixDatagram::unbound().unwrap().send_to(b"STATUS=I am a stranger", &path).unwrap();
+    UnixDatagram::unbound()
+        .unwrap()
+        .send_to(b"STATUS=I am a stranger", &path)
+        .unwrap();
     drop(running);
     let attached = attach(&rig.dirs, &spec.instance).await.unwrap();
     assert!(attached.status.notify.ready);
-    assert_eq!(attached.status.notify.status.as_deref(), Some("42 sessions"));
+    assert_eq!(
+        attached.status.notify.status.as_deref(),
+        Some("42 sessions")
+    );
 }
 
 #[tokio::test]
@@ -144,10 +214,16 @@ async fn a_short_lived_child_may_speak_for_the_service() {
 async fn a_service_that_writes_without_end_does_not_keep_its_shim_from_stopping_it() {
     let rig = Rig::new().await;
     let mut spec = spec("web.1", &["yes"]);
-    spec.logs = LogSpec { max_bytes: 1 << 20, max_files: 1 };
+    spec.logs = LogSpec {
+        max_bytes: 1 << 20,
+        max_files: 1,
+    };
     let mut running = rig.spawn(&spec).await;
     let folder = rig.folder(&spec);
-    until("it has rotated", || folder.join("log.1").exists().then_some(())).await;
+    until("it has rotated", || {
+        folder.join("log.1").exists().then_some(())
+    })
+    .await;
     running.handle.stop(Default::default()).await.unwrap();
     assert_eq!(running.exited().await.result, ExitResult::Stopped);
 }

@@ -1,4 +1,9 @@
 //! However a service ends, nothing of it is left.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 mod shim_support;
 
@@ -23,7 +28,8 @@ async fn family(rig: &Rig, on_term: &str) -> (Running, u32, u32) {
         child.display(),
         orphan.display(),
     ));
-    spec.env.insert("BH_TEST".into(), rig.path("").display().to_string());
+    spec.env
+        .insert("BH_TEST".into(), rig.path("").display().to_string());
     let running = rig.spawn(&spec).await;
     let (child, orphan) = (line_of(&child).await, line_of(&orphan).await);
     (running, child.parse().unwrap(), orphan.parse().unwrap())
@@ -37,7 +43,10 @@ async fn a_stop_within_the_grace_takes_what_ignores_it_along() {
     running.stop(LONG).await;
     assert_eq!(running.next().await, ShimEvent::Stopping);
     let exit = running.exited().await;
-    assert_eq!((exit.status, exit.result), (ExitStatus::Exited { code: 5 }, ExitResult::Stopped));
+    assert_eq!(
+        (exit.status, exit.result),
+        (ExitStatus::Exited { code: 5 }, ExitResult::Stopped)
+    );
     assert!(exit.killed_leftovers >= 2, "{exit:?}");
     assert!(!lives(child) && !lives(orphan));
     assert_eq!(tagged(&rig.path("")), Vec::<u32>::new());
@@ -50,7 +59,13 @@ async fn when_the_grace_is_over_everything_is_killed() {
     running.stop(Duration::from_millis(50)).await;
     let exit = running.exited().await;
     assert_eq!(exit.result, ExitResult::StopTimeout);
-    assert_eq!(exit.status, ExitStatus::Signaled { signal: 9, core_dumped: false });
+    assert_eq!(
+        exit.status,
+        ExitStatus::Signaled {
+            signal: 9,
+            core_dumped: false
+        }
+    );
     assert!(!lives(child) && !lives(orphan));
     assert_eq!(tagged(&rig.path("")), Vec::<u32>::new());
 }
@@ -62,7 +77,11 @@ async fn what_outlives_a_service_that_ends_by_itself_is_killed() {
     running.handle.signal(15).await.unwrap();
     assert_eq!(running.next().await, ShimEvent::Stopping);
     let exit = running.exited().await;
-    assert_eq!(exit.result, ExitResult::Success, "a signal that was sent for somebody is no stop");
+    assert_eq!(
+        exit.result,
+        ExitResult::Success,
+        "a signal that was sent for somebody is no stop"
+    );
     assert!(!lives(child) && !lives(orphan));
 }
 
@@ -94,11 +113,20 @@ async fn a_second_stop_can_only_shorten_the_grace() {
 async fn an_unhealthy_service_is_recorded_as_such() {
     let rig = Rig::new().await;
     let mut running = rig.spawn(&rig.script("exec sleep 1000")).await;
-    let stop = StopRequest { unhealthy: true, ..StopRequest::default() };
+    let stop = StopRequest {
+        unhealthy: true,
+        ..StopRequest::default()
+    };
     running.handle.stop(stop).await.unwrap();
     let exit = running.exited().await;
     assert_eq!(exit.result, ExitResult::Unhealthy);
-    assert_eq!(exit.status, ExitStatus::Signaled { signal: 15, core_dumped: false });
+    assert_eq!(
+        exit.status,
+        ExitStatus::Signaled {
+            signal: 15,
+            core_dumped: false
+        }
+    );
 }
 
 #[tokio::test]
@@ -110,10 +138,16 @@ async fn the_stop_signal_may_be_another_and_go_to_the_group() {
          while :; do wait; done",
         ready.display()
     ));
-    spec.stop = StopSpec { signal: 2, grace_ms: 600_000 };
+    spec.stop = StopSpec {
+        signal: 2,
+        grace_ms: 600_000,
+    };
     let mut running = rig.spawn(&spec).await;
     line_of(&ready).await;
-    let stop = StopRequest { process_group: true, ..StopRequest::default() };
+    let stop = StopRequest {
+        process_group: true,
+        ..StopRequest::default()
+    };
     running.handle.stop(stop).await.unwrap();
     let exit = running.exited().await;
     assert_eq!(exit.result, ExitResult::Stopped);
@@ -125,7 +159,13 @@ async fn a_stopped_process_gets_its_stop() {
     let mut running = rig.spawn(&rig.script("exec sleep 1000")).await;
     running.handle.signal(19).await.unwrap();
     let stat = format!("/proc/{}/stat", running.started.pid);
-    until("stopped", || std::fs::read_to_string(&stat).unwrap().contains(") T ").then_some(())).await;
+    until("stopped", || {
+        std::fs::read_to_string(&stat)
+            .unwrap()
+            .contains(") T ")
+            .then_some(())
+    })
+    .await;
     running.stop(LONG).await;
     assert_eq!(running.exited().await.result, ExitResult::Stopped);
 }
@@ -143,7 +183,9 @@ async fn a_crash_is_a_signal_and_a_stop_that_comes_late_changes_nothing() {
     // or the stop's when it came first: never both.
     let late = running.handle.stop(StopRequest::default()).await;
     let exit = running.exited().await;
-    let ExitStatus::Signaled { signal, .. } = exit.status else { panic!("{exit:?}") };
+    let ExitStatus::Signaled { signal, .. } = exit.status else {
+        panic!("{exit:?}")
+    };
     match exit.result {
         ExitResult::Signal => assert_eq!(signal, 6),
         ExitResult::Stopped => assert!(late.is_ok() && [6, 15].contains(&signal)),
@@ -155,10 +197,16 @@ async fn a_crash_is_a_signal_and_a_stop_that_comes_late_changes_nothing() {
 async fn a_terminated_shim_stops_its_service_in_order() {
     let rig = Rig::new().await;
     let ready = rig.path("ready");
-    let script = format!("trap 'exit 0' TERM; echo x > {}; while :; do sleep 0.01; done", ready.display());
+    let script = format!(
+        "trap 'exit 0' TERM; echo x > {}; while :; do sleep 0.01; done",
+        ready.display()
+    );
     let mut running = rig.spawn(&rig.script(&script)).await;
     line_of(&ready).await;
     end(running.started.shim_pid, Signal::TERM);
     let exit = running.exited().await;
-    assert_eq!((exit.status, exit.result), (ExitStatus::Exited { code: 0 }, ExitResult::Stopped));
+    assert_eq!(
+        (exit.status, exit.result),
+        (ExitStatus::Exited { code: 0 }, ExitResult::Stopped)
+    );
 }

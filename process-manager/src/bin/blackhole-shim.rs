@@ -4,7 +4,11 @@ use blackhole_process_manager::shim::server::{self, ServerArgs};
 use clap::Parser;
 
 #[derive(Parser)]
-#[command(name = "blackhole-shim", version, about = "Forks the shims that hold Blackhole's services")]
+#[command(
+    name = "blackhole-shim",
+    version,
+    about = "Forks the shims that hold Blackhole's services"
+)]
 struct Args {
     #[command(flatten)]
     server: ServerArgs,

@@ -1,26 +1,23 @@
 //! From fork to exec: what the child does before it becomes the service.
 //!
-//! The child is made by clone3(2) with `CLONE_VFORK`: the shim sleeps until the
-//! program has been replaced or the child has ended, so that no pipe has to tell
-//! it. What went wrong, and when the limits were in place, stands in a page of
-//! memory that both share. The child has its own copy of everything else: a
-//! child that shared all memory could be stopped, after it changed its user, by
-//! that user's processes, and the shim with it.
+//! [`super::birth`] makes the child; the shim sleeps until the program has been
+//! replaced or the child has ended, so that no pipe has to tell it. What went
+//! wrong, and when the limits were in place, stands in a page of memory that
+//! both share.
 //!
 //! Between clone and exec only async-signal-safe calls are made, and nothing is
 //! allocated: all strings are made ahead, in a [`Plan`].
 #![allow(unsafe_code)]
 
-use std::ffi::CString;
+use std::ffi::{CString, c_void};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
-use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use rustix::process::Pid;
 
-/// See clone3(2). The constant of the `libc` crate does not fit its type.
-const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+use super::birth::{self, Stack};
 
 /// What the child does, prepared ahead.
 #[derive(Debug)]
@@ -184,21 +181,15 @@ pub(crate) fn launch(plan: &Plan) -> io::Result<Launched> {
         }
         (memory, &*memory.cast::<Shared>())
     };
-    // SAFETY: getpid(2) cannot fail.
-    let shim = unsafe { libc::getpid() };
-    let (born_in, mut join_late) = (plan.born_in.as_ref().map(AsRawFd::as_raw_fd), false);
-    let mut pid = vfork_like(born_in);
-    if born_in.is_some() && matches!(pid, Err(libc::EINVAL | libc::E2BIG)) {
-        // Linux before 5.7 cannot have a child born in a cgroup.
-        join_late = true;
-        pid = vfork_like(None);
-    }
-    let result = match pid {
-        // SAFETY: this is the child; it was made for this and does not return.
-        Ok(0) => unsafe { child(plan, shared, &argv, &envp, shim, join_late) },
-        Ok(pid) => Pid::from_raw(pid).ok_or_else(|| io::Error::from_raw_os_error(libc::ECHILD)),
-        Err(errno) => Err(io::Error::from_raw_os_error(errno)),
+    let work = Work {
+        plan,
+        shared,
+        argv: &argv,
+        envp: &envp,
+        shim: rustix::process::getpid().as_raw_nonzero().get(),
+        join_late: AtomicBool::new(false),
     };
+    let result = make_child(&work);
     let report = Report {
         step: Step::from_number(shared.step.load(Ordering::SeqCst)),
         index: shared.index.load(Ordering::SeqCst) as usize,
@@ -208,61 +199,73 @@ pub(crate) fn launch(plan: &Plan) -> io::Result<Launched> {
     };
     // SAFETY: the mapping made above; `shared` is not used any more.
     unsafe { libc::munmap(memory, size) };
-    result.map(|pid| Launched { pid, report })
+    let pid = result.and_then(|pid| Pid::from_raw(pid).ok_or(libc::ECHILD));
+    match pid {
+        Ok(pid) => Ok(Launched { pid, report }),
+        Err(errno) => Err(io::Error::from_raw_os_error(errno)),
+    }
 }
 
-/// clone3(2) with a copy of the memory, the caller sleeping until exec or exit;
-/// 0 in the child, an error number where there is none.
-fn vfork_like(cgroup: Option<RawFd>) -> Result<libc::pid_t, i32> {
-    // SAFETY: `clone_args` holds plain numbers for which zero is valid, and is
-    // given with its size. Without CLONE_VM the child has its own copy of this
-    // stack, so returning twice is what fork(2) does. The process has one thread.
+/// What the child needs.
+struct Work<'a> {
+    plan: &'a Plan,
+    shared: &'a Shared,
+    /// Ends with null, points into the plan.
+    argv: &'a [*const libc::c_char],
+    /// The same.
+    envp: &'a [*const libc::c_char],
+    shim: libc::pid_t,
+    /// The v2 cgroup is joined by writing, not by birth.
+    join_late: AtomicBool,
+}
+
+fn make_child(work: &Work<'_>) -> Result<libc::pid_t, i32> {
+    let argument = ptr::from_ref(work).cast::<c_void>();
+    let born_in = work.plan.born_in.as_ref().map(AsRawFd::as_raw_fd);
+    let stack = match work.plan.identity {
+        // One that changes its user must not share memory.
+        Some(_) => None,
+        None => Stack::new().ok(),
+    };
+    // SAFETY: the shim has one thread; `child_entry` is made for this and for
+    // this argument, which lives until the child has its program.
     unsafe {
-        let mut arguments: libc::clone_args = std::mem::zeroed();
-        arguments.flags = libc::CLONE_VFORK as u64;
-        arguments.exit_signal = libc::SIGCHLD as u64;
-        if let Some(fd) = cgroup {
-            arguments.flags |= CLONE_INTO_CGROUP;
-            arguments.cgroup = u64::try_from(fd).unwrap_or(0);
-        }
-        let pid = libc::syscall(
-            libc::SYS_clone3,
-            &raw mut arguments,
-            size_of::<libc::clone_args>(),
-        );
-        if pid >= 0 {
-            return Ok(libc::pid_t::try_from(pid).unwrap_or(0));
-        }
-        match *libc::__errno_location() {
-            // Linux before 5.3, or a sandbox that does not know clone3.
-            libc::ENOSYS if cgroup.is_some() => Err(libc::EINVAL),
-            libc::ENOSYS => {
-                let flags = libc::CLONE_VFORK as libc::c_long | libc::SIGCHLD as libc::c_long;
-                let zero: libc::c_long = 0;
-                match libc::syscall(libc::SYS_clone, flags, zero, zero, zero, zero) {
-                    -1 => Err(*libc::__errno_location()),
-                    pid => Ok(libc::pid_t::try_from(pid).unwrap_or(0)),
-                }
+        let pid = birth::clone3(stack.as_ref(), born_in, child_entry, argument);
+        // Linux before 5.7 cannot have a child born in a cgroup, before 5.3 and in
+        // some sandboxes there is no clone3.
+        let pid = match pid {
+            Err(libc::EINVAL | libc::E2BIG | libc::ENOSYS) if born_in.is_some() => {
+                work.join_late.store(true, Ordering::SeqCst);
+                birth::clone3(stack.as_ref(), None, child_entry, argument)
             }
-            errno => Err(errno),
+            other => other,
+        };
+        match pid {
+            Err(libc::ENOSYS) => birth::clone_before_3(child_entry, argument),
+            other => other,
         }
     }
+}
+
+/// Where the child begins.
+extern "C" fn child_entry(argument: *const c_void) -> ! {
+    // SAFETY: the argument is the `Work` of `make_child`, which is alive.
+    unsafe { child(&*argument.cast::<Work<'_>>()) }
 }
 
 /// The child. Everything here is async-signal-safe, allocates nothing and
 /// cannot panic.
 ///
 /// # Safety
-/// Only in a child made by [`vfork_like`]; `argv` and `envp` end with null and
-/// point to live C strings.
-unsafe fn child(
-    plan: &Plan,
-    shared: &Shared,
-    argv: &[*const libc::c_char],
-    envp: &[*const libc::c_char],
-    shim: libc::pid_t,
-    join_late: bool,
-) -> ! {
+/// Only in a child made by [`make_child`].
+unsafe fn child(work: &Work<'_>) -> ! {
+    let Work {
+        plan,
+        shared,
+        argv,
+        envp,
+        ..
+    } = *work;
     // SAFETY: system calls with numbers, with strings and arrays that `plan`,
     // `argv` and `envp` keep alive, and with locals. The calls that change the
     // identity go to the kernel directly: the C library's wrappers are made for
@@ -276,7 +279,7 @@ unsafe fn child(
             shared.step.store(step as u32, Ordering::SeqCst);
             libc::_exit(127)
         };
-        let late = if join_late {
+        let late = if work.join_late.load(Ordering::SeqCst) {
             plan.born_in_procs.as_ref()
         } else {
             None
@@ -342,7 +345,7 @@ unsafe fn child(
         if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
             fail(Step::DeathSignal, 0);
         }
-        if libc::getppid() != shim {
+        if libc::getppid() != work.shim {
             fail(Step::Orphaned, 0);
         }
         // The kernel's own call: the C library refuses those that it uses itself.

@@ -19,7 +19,7 @@
 //! | [`record`] | what stays on disk of a spawn until the next |
 //! | [`client`] | for the process-manager: fork server, handles, events (tokio) |
 //! | [`server`] | the fork server: the program `blackhole-shim` |
-//! | `idle`, `prepare`, `start`, `exec` | from a waiting shim to a running program |
+//! | `idle`, `prepare`, `start`, `exec`, `birth` | from a waiting shim to a running program |
 //! | `service`, `connection`, `logs`, `notify`, `verdict` | the life of a service and its end |
 //! | `tree` | finding and killing processes |
 //! | `lock`, `hint`, `sys` | locks with a holder, advice after failures, system calls |
@@ -28,6 +28,7 @@
 //! poll(2) without any periodic wake-up, keeps bounded buffers only, and goes on
 //! when the manager, the fork server, the run directory or the disk space are gone.
 
+mod birth;
 pub mod client;
 mod connection;
 mod exec;

@@ -246,11 +246,13 @@ pub(crate) struct Writer {
     path: PathBuf,
     file: Option<File>,
     length: u64,
+    /// What could not be written yet: three frames at most.
+    pending: Vec<u8>,
 }
 
 impl Writer {
-    /// Begins a new record in the place of the last one. The returned writer
-    /// does nothing more when this has failed.
+    /// Begins a new record in the place of the last one. When this has failed it
+    /// is tried again with the next frame.
     pub(crate) fn begin(
         request: &SpawnRequest,
         boot_id: &str,
@@ -260,15 +262,8 @@ impl Writer {
             path: request.instance_dir.join(NAME),
             file: None,
             length: 0,
+            pending: Vec::with_capacity(BLOCK),
         };
-        let result = writer.create(request, boot_id, shim_pid);
-        if result.is_err() {
-            writer.file = None;
-        }
-        (writer, result)
-    }
-
-    fn create(&mut self, request: &SpawnRequest, boot_id: &str, shim_pid: u32) -> io::Result<()> {
         let entry = Entry::Spawn {
             instance: request.instance.clone(),
             generation: request.generation,
@@ -278,30 +273,8 @@ impl Writer {
             grant: request.grant.clone(),
             spec: request.spec.clone(),
         };
-        let mut bytes = Vec::with_capacity(BLOCK);
-        protocol::encode(&entry, MAX_SPAWN_FRAME, &mut bytes).map_err(io::Error::other)?;
-        let left = BLOCK - bytes.len() % BLOCK;
-        if left < RESERVE {
-            // Zeros in whole fours up to the next block and four into it.
-            bytes.resize(bytes.len() + (left / 4 + 1) * 4, 0);
-        }
-        let new = self.path.with_file_name(NEW);
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&new)?;
-        file.write_all(&bytes)?;
-        // Removed first: see the top of this file. A reader looks at both names.
-        match std::fs::remove_file(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        std::fs::rename(&new, &self.path)?;
-        self.length = bytes.len() as u64;
-        self.file = Some(file);
-        Ok(())
+        let result = writer.append(&entry);
+        (writer, result)
     }
 
     /// Notes that the program runs.
@@ -324,23 +297,51 @@ impl Writer {
     }
 
     fn append(&mut self, entry: &Entry) -> io::Result<()> {
-        let Some(file) = &mut self.file else {
-            return Err(io::Error::other("there is no record"));
-        };
-        let mut bytes = Vec::new();
-        protocol::encode(entry, MAX_SPAWN_FRAME, &mut bytes).map_err(io::Error::other)?;
-        match file.write_all(&bytes) {
-            Ok(()) => {
-                self.length += bytes.len() as u64;
-                Ok(())
-            }
-            Err(error) => {
-                // Half a frame would hide those after it.
-                let _ = file.set_len(self.length);
-                let _ = io::Seek::seek(file, io::SeekFrom::Start(self.length));
-                Err(error)
-            }
+        let first = self.length == 0 && self.pending.is_empty();
+        protocol::encode(entry, MAX_SPAWN_FRAME, &mut self.pending).map_err(io::Error::other)?;
+        let left = BLOCK - self.pending.len() % BLOCK;
+        if first && left < RESERVE {
+            // Zeros in whole fours up to the next block and four into it.
+            self.pending
+                .resize(self.pending.len() + (left / 4 + 1) * 4, 0);
         }
+        self.write()
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        let Some(file) = &mut self.file else {
+            return self.create();
+        };
+        if let Err(error) = file.write_all(&self.pending) {
+            // Half a frame would hide those after it.
+            let _ = file.set_len(self.length);
+            let _ = io::Seek::seek(file, io::SeekFrom::Start(self.length));
+            return Err(error);
+        }
+        self.length += self.pending.len() as u64;
+        self.pending = Vec::new();
+        Ok(())
+    }
+
+    fn create(&mut self) -> io::Result<()> {
+        let new = self.path.with_file_name(NEW);
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&new)?;
+        file.write_all(&self.pending)?;
+        // Removed first: see the top of this file. A reader looks at both names.
+        match std::fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        std::fs::rename(&new, &self.path)?;
+        self.length = self.pending.len() as u64;
+        self.pending = Vec::new();
+        self.file = Some(file);
+        Ok(())
     }
 }
 
@@ -459,6 +460,35 @@ mod tests {
             assert_eq!(writer.length.div_ceil(BLOCK as u64), first);
             assert_eq!(read_record(dir).unwrap().unwrap().exit, Some(exit()));
         }
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_written_with_the_next_frame() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path();
+        std::fs::create_dir(dir.join(NEW)).unwrap();
+        let (mut writer, result) = Writer::begin(&request(dir, vec![5]), "boot", 11);
+        assert!(result.is_err());
+        assert!(writer.started(&started()).is_err());
+        std::fs::remove_dir(dir.join(NEW)).unwrap();
+        writer.exited(&exit()).unwrap();
+        let record = read_record(dir).unwrap().unwrap();
+        assert_eq!(
+            (record.started, record.exit),
+            (Some(started()), Some(exit()))
+        );
+        // And a disk that fills up in between.
+        let (mut writer, _) = Writer::begin(&request(dir, vec![5]), "boot", 11);
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let good = writer.file.replace(full);
+        assert!(writer.started(&started()).is_err());
+        writer.file = good;
+        writer.exited(&exit()).unwrap();
+        let record = read_record(dir).unwrap().unwrap();
+        assert_eq!(
+            (record.started, record.exit),
+            (Some(started()), Some(exit()))
+        );
     }
 
     #[test]

@@ -100,6 +100,10 @@ pub fn run(args: &ServerArgs) -> Result<(), ServerError> {
     sys::close_inherited(3);
     sys::reset_signals();
     if args.foreground {
+        // Services have the shim's standard input.
+        let null = fs::File::open("/dev/null").map_err(failed("open /dev/null"))?;
+        rustix::stdio::dup2_stdin(&null)
+            .map_err(|error| failed("set up standard files")(error.into()))?;
         return serve(args, |_| {});
     }
     let (mut ours, theirs) = UnixStream::pair().map_err(failed("make a socket pair"))?;

@@ -8,6 +8,8 @@
 //!   sockets ────────► requests, answers
 //! ```
 
+mod clients;
+
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
@@ -17,14 +19,11 @@ use blackhole_bus_schema::process::{ExitRecord, ExitStatus};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, WaitOptions, WaitStatus};
 
-use super::connection::{self, Connection, MAX_CONNECTIONS};
+use super::connection::Connection;
 use super::logs::{Log, READ_BYTES, Stream};
 use super::notify::{Change, Notify};
 use super::prepare::{Held, note_record};
-use super::protocol::{
-    Loss, PROTOCOL, Request, RequestBody, ShimMessage, ShimPhase, ShimStatus, SpawnRequest,
-    Started, StopRequest,
-};
+use super::protocol::{Loss, ShimMessage, SpawnRequest, Started, StopRequest};
 use super::start::Running;
 use super::verdict::{Facts, verdict};
 use super::{sys, tree};
@@ -34,9 +33,6 @@ const NOTIFY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Losses are told at most this often.
 const LOSS_INTERVAL: Duration = Duration::from_millis(250);
-
-/// How long no client is taken after the process or the host ran out of descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// Reads of each pipe after the end: more than a pipe holds at its largest
 /// (1 MiB). Somebody outside the tree may have it open and write without end.
@@ -147,7 +143,10 @@ impl Service {
         self.tell(&ShimMessage::Started {
             started: self.started.clone(),
         });
+        // What came in one piece with the spawn.
+        self.serve(&[PollFlags::IN]);
         loop {
+            self.note_loss();
             let ready = self.wait();
             if ready.signals && self.on_signals() {
                 break;
@@ -161,7 +160,6 @@ impl Service {
                 self.accept();
             }
             self.serve(&ready.connections);
-            self.note_loss();
         }
         self.finish();
     }
@@ -350,175 +348,6 @@ impl Service {
         if let Some(notify) = &self.notify {
             let notify = notify.state();
             self.tell(&ShimMessage::Notify { notify });
-        }
-    }
-
-    fn accept(&mut self) {
-        let Some(listener) = &self.listener else {
-            return;
-        };
-        match listener.accept() {
-            Ok((stream, _)) if connection::trusted(&stream) => {
-                let Ok(mut client) = Connection::new(stream, false, Vec::new()) else {
-                    return;
-                };
-                client.send(&self.hello());
-                if self.connections.len() >= MAX_CONNECTIONS {
-                    let oldest = self.connections.iter().position(|other| !other.watching);
-                    self.connections.remove(oldest.unwrap_or(0));
-                }
-                self.connections.push(client);
-            }
-            Ok(_) => {}
-            Err(error) => {
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS)
-                ) {
-                    self.accept_after = Instant::now().checked_add(ACCEPT_PAUSE);
-                }
-            }
-        }
-    }
-
-    /// Reads from and writes to the clients that are ready, and drops those that are gone.
-    fn serve(&mut self, ready: &[PollFlags]) {
-        for (index, flags) in ready.iter().enumerate() {
-            if flags.is_empty() {
-                continue;
-            }
-            let Some(client) = self.connections.get_mut(index) else {
-                break;
-            };
-            if flags.contains(PollFlags::OUT) {
-                client.flush();
-            }
-            if !flags.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
-                continue;
-            }
-            let (requests, malformed) = client.receive();
-            for _ in 0..malformed {
-                let error = Some("not a request of this protocol".to_owned());
-                client.send(&ShimMessage::Answer { id: 0, error });
-            }
-            for request in requests {
-                self.answer(index, request);
-            }
-        }
-        self.connections.retain(|client| !client.closed);
-    }
-
-    fn answer(&mut self, index: usize, request: Request) {
-        let result = match request.request {
-            RequestBody::Stop { stop } => self.stop(&stop),
-            RequestBody::Kill { unhealthy } => self.kill(unhealthy),
-            RequestBody::Signal { signal } => self.signal(signal, false),
-            RequestBody::Status | RequestBody::Watch => {
-                let hello = self.hello();
-                if let Some(client) = self.connections.get_mut(index) {
-                    client.watching |= matches!(request.request, RequestBody::Watch);
-                    client.send(&hello);
-                }
-                Ok(())
-            }
-            RequestBody::Spawn { .. } => Err("this shim has its service".to_owned()),
-            RequestBody::Unknown => Err(format!("not known to protocol version {PROTOCOL}")),
-        };
-        if let Some(client) = self.connections.get_mut(index) {
-            client.send(&ShimMessage::Answer {
-                id: request.id,
-                error: result.err(),
-            });
-        }
-    }
-
-    /// The stop signal, and the timer for the kill. A second stop sends its
-    /// signal too and can only bring the kill forward.
-    fn stop(&mut self, request: &StopRequest) -> Result<(), String> {
-        let stop = request.stop.as_ref().unwrap_or(&self.request.stop).clone();
-        if self.end.is_some() {
-            return Ok(());
-        }
-        self.signal(stop.signal, request.process_group)?;
-        // A stopped process does not see the signal before it goes on.
-        let _ = sys::signal_child(self.pid, libc::SIGCONT, request.process_group);
-        let deadline = Instant::now().checked_add(Duration::from_millis(stop.grace_ms));
-        match &mut self.stopping {
-            Some(stopping) if stopping.deadline.is_some() => {
-                stopping.deadline = stopping.deadline.min(deadline).or(stopping.deadline);
-            }
-            Some(_) => {}
-            None => {
-                self.stopping = Some(Stopping {
-                    deadline,
-                    unhealthy: request.unhealthy,
-                    timed_out: false,
-                });
-            }
-        }
-        self.tell_stopping();
-        Ok(())
-    }
-
-    fn kill(&mut self, unhealthy: bool) -> Result<(), String> {
-        if self.end.is_none() {
-            let stopping = self.stopping.get_or_insert(Stopping {
-                deadline: None,
-                unhealthy,
-                timed_out: false,
-            });
-            stopping.deadline = None;
-            self.tell_stopping();
-        }
-        self.kill_all();
-        Ok(())
-    }
-
-    fn signal(&self, signal: i32, group: bool) -> Result<(), String> {
-        if !(1..=64).contains(&signal) {
-            return Err(format!("{signal} is not the number of a signal"));
-        }
-        if self.end.is_some() {
-            return Err("it has ended".to_owned());
-        }
-        sys::signal_child(self.pid, signal, group).map_err(|error| {
-            format!(
-                "cannot send signal {signal} to process {}: {error}",
-                self.started.pid
-            )
-        })
-    }
-
-    fn hello(&self) -> ShimMessage {
-        let phase = if self.stopping.is_some() || self.end.is_some() {
-            ShimPhase::Stopping
-        } else {
-            ShimPhase::Running
-        };
-        let status = ShimStatus {
-            instance: self.request.instance.clone(),
-            generation: self.request.generation,
-            phase,
-            started: self.started.clone(),
-            notify: self.notify.as_ref().map(Notify::state).unwrap_or_default(),
-            loss: self.all_loss(),
-        };
-        ShimMessage::Hello {
-            v: PROTOCOL,
-            status: Box::new(status),
-        }
-    }
-
-    fn tell_stopping(&mut self) {
-        if !self.told_stopping {
-            self.told_stopping = true;
-            self.tell(&ShimMessage::Stopping);
-        }
-    }
-
-    fn tell(&mut self, message: &ShimMessage) {
-        for client in self.connections.iter_mut().filter(|client| client.watching) {
-            client.send(message);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 
 use blackhole_bus_schema::limits::LimitGrant;
@@ -22,7 +23,11 @@ pub(crate) struct Stat {
 
 /// Reads /proc/pid/stat; `None` when there is no such process.
 pub(crate) fn stat(pid: i32) -> Option<Stat> {
-    parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+    // One read: the line has 52 numbers and a name of at most 64 bytes.
+    let mut line = [0_u8; 2048];
+    let mut file = fs::File::open(format!("/proc/{pid}/stat")).ok()?;
+    let bytes = file.read(&mut line).ok()?;
+    parse_stat(&line[..bytes])
 }
 
 fn parse_stat(line: &[u8]) -> Option<Stat> {

@@ -1,5 +1,10 @@
 //! A deployment of its own for each test: directories, a fork server, shims.
 #![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -36,19 +41,29 @@ pub(crate) struct Running {
 }
 
 pub(crate) fn options() -> ForkServerOptions {
-    ForkServerOptions { pool: 2, ..ForkServerOptions::new(env!("CARGO_BIN_EXE_blackhole-shim")) }
+    ForkServerOptions {
+        pool: 2,
+        ..ForkServerOptions::new(env!("CARGO_BIN_EXE_blackhole-shim"))
+    }
 }
 
 impl Rig {
     pub(crate) async fn new() -> Self {
-        let temp = tempfile::Builder::new().prefix("bh").tempdir_in("/tmp").unwrap();
+        let temp = tempfile::Builder::new()
+            .prefix("bh")
+            .tempdir_in("/tmp")
+            .unwrap();
         // Services of other users pass through.
         fs::set_permissions(temp.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let path = |name: &str| Some(temp.path().join(name));
         let dirs = Dirs::resolve(path("r"), path("s")).unwrap();
         dirs.create().unwrap();
         let server = ForkServer::ensure(&dirs, &options()).await.unwrap();
-        Self { dirs, server, _temp: temp }
+        Self {
+            dirs,
+            server,
+            _temp: temp,
+        }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -68,7 +83,11 @@ impl Rig {
 
     pub(crate) async fn spawn(&self, spec: &SpawnSpec) -> Running {
         let (started, handle, events) = self.server.spawn(&self.request(spec)).await.unwrap();
-        Running { started, handle, events }
+        Running {
+            started,
+            handle,
+            events,
+        }
     }
 
     /// Spawns what must not start.
@@ -92,7 +111,10 @@ impl Rig {
             for line in String::from_utf8_lossy(&bytes).lines() {
                 let mut words = line.splitn(5, ' ').skip(2);
                 let (stream, kind) = (words.next().unwrap(), words.next().unwrap());
-                assert!(["out", "err"].contains(&stream) && ["F", "P"].contains(&kind), "{line:?}");
+                assert!(
+                    ["out", "err"].contains(&stream) && ["F", "P"].contains(&kind),
+                    "{line:?}"
+                );
                 text += words.next().unwrap();
                 text += "\n";
             }
@@ -103,7 +125,10 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        let folders = fs::read_dir(self.dirs.state.join("instances")).into_iter().flatten().flatten();
+        let folders = fs::read_dir(self.dirs.state.join("instances"))
+            .into_iter()
+            .flatten()
+            .flatten();
         for folder in folders {
             let folder = folder.path();
             if let Ok(Some(shim)) = instance_lock_held(&folder) {
@@ -133,8 +158,12 @@ pub(crate) fn fork_server_pid(dirs: &Dirs) -> Option<u32> {
 
 /// Signals a process and waits until it has ended.
 pub(crate) fn end(pid: u32, signal: Signal) {
-    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };
-    let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) else { return };
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+        return;
+    };
+    let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) else {
+        return;
+    };
     let _ = pidfd_send_signal(&fd, signal);
     let _ = poll(&mut [PollFd::new(&fd, PollFlags::IN)], None);
 }
@@ -153,13 +182,25 @@ impl Running {
 
     /// Waits for the next event.
     pub(crate) async fn next(&mut self) -> ShimEvent {
-        tokio::time::timeout(PATIENCE, self.events.next()).await.expect("no event").expect("no more events")
+        tokio::time::timeout(PATIENCE, self.events.next())
+            .await
+            .expect("no event")
+            .expect("no more events")
     }
 
     pub(crate) async fn stop(&self, grace: Duration) {
         let grace_ms = u64::try_from(grace.as_millis()).unwrap();
-        let stop = Some(StopSpec { signal: 15, grace_ms });
-        self.handle.stop(StopRequest { stop, ..StopRequest::default() }).await.unwrap();
+        let stop = Some(StopSpec {
+            signal: 15,
+            grace_ms,
+        });
+        self.handle
+            .stop(StopRequest {
+                stop,
+                ..StopRequest::default()
+            })
+            .await
+            .unwrap();
     }
 }
 
@@ -209,7 +250,9 @@ pub(crate) fn lives(pid: u32) -> bool {
     match fs::read_to_string(format!("/proc/{pid}/stat")) {
         Ok(stat) => !stat[stat.rfind(')').unwrap()..].starts_with(") Z"),
         Err(error) => {
-            assert!(matches!(error.kind(), io::ErrorKind::NotFound) || error.raw_os_error() == Some(3));
+            assert!(
+                matches!(error.kind(), io::ErrorKind::NotFound) || error.raw_os_error() == Some(3)
+            );
             false
         }
     }
@@ -223,8 +266,10 @@ pub(crate) fn tagged(tag: &Path) -> Vec<u32> {
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
         .filter(|pid| {
-            fs::read(format!("/proc/{pid}/environ"))
-                .is_ok_and(|env| env.split(|byte| *byte == 0).any(|item| item == wanted.as_bytes()))
+            fs::read(format!("/proc/{pid}/environ")).is_ok_and(|env| {
+                env.split(|byte| *byte == 0)
+                    .any(|item| item == wanted.as_bytes())
+            })
         })
         .collect()
 }
