@@ -101,9 +101,13 @@ fn show(context: &Context, view: &StatusView, live: bool) -> Result<(), Error> {
     let body = view.table(context.style);
     let head = context.style.paint(Tone::Strong, &head);
     if live {
-        // Home, each line cleared to its end, then the rest of the screen: no flicker.
+        // No line folded; home, each line cleared to its end, then the rest of the
+        // screen: no flicker.
         let lines = fitting(&format!("{head}\n\n{body}"));
-        out::print(format!("\x1b[H{}\x1b[J", lines.replace('\n', "\x1b[K\r\n")))
+        out::print(format!(
+            "\x1b[?7l\x1b[H{}\x1b[J\x1b[?7h",
+            lines.replace('\n', "\x1b[K\r\n")
+        ))
     } else {
         out::print(format!("{head}\n\n{body}\n"))
     }

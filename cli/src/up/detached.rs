@@ -39,7 +39,7 @@ pub(super) async fn run(context: &Context, plan: &Plan) -> Result<(), Error> {
         "--state-dir".as_ref(),
         dirs.state.as_os_str(),
     ];
-    let report = Report::new(context.style_err, Instant::now());
+    let mut report = Report::new(context.style_err, Instant::now());
     let mut watch = Watch::open(dirs).await?;
     let keeper = Process::spawn(&own, &arguments, &log)?;
     let allowed = context.timeout(READY);
@@ -52,7 +52,7 @@ pub(super) async fn run(context: &Context, plan: &Plan) -> Result<(), Error> {
             () = settle.due() => {}
             () = remind.due() => out::note(plan.missing(&watch)),
             change = watch.changed() => {
-                told(&report, &watch, &change);
+                told(&mut report, &watch, &change);
             }
             how = keeper.ended() => {
                 let lines = daemon_log::last_lines(&path, mark, QUOTED);
@@ -86,7 +86,7 @@ pub(super) async fn run(context: &Context, plan: &Plan) -> Result<(), Error> {
     }
 }
 
-fn told(report: &Report, watch: &Watch, change: &Change) {
+fn told(report: &mut Report, watch: &Watch, change: &Change) {
     match change {
         Change::Presence {
             component,

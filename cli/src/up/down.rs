@@ -23,10 +23,10 @@ use super::{another, teardown};
 /// When something is left, or it takes longer than allowed.
 pub async fn down(context: &Context) -> Result<(), Error> {
     let dirs = &context.dirs;
-    let report = Report::new(context.style_err, Instant::now());
+    let mut report = Report::new(context.style_err, Instant::now());
     let keeper = holder_of(dirs, LOCK);
     if let Some(keeper) = &keeper {
-        by_keeper(context, &report, keeper).await?;
+        by_keeper(context, &mut report, keeper).await?;
     }
     // Without a keeper, or when it was killed half-way, the rest is done here.
     if anything(context).await {
@@ -49,7 +49,7 @@ async fn anything(context: &Context) -> bool {
 }
 
 /// Asks the keeper to end everything, and shows how it does.
-async fn by_keeper(context: &Context, report: &Report, keeper: &Process) -> Result<(), Error> {
+async fn by_keeper(context: &Context, report: &mut Report, keeper: &Process) -> Result<(), Error> {
     let mut watch = Watch::open(&context.dirs).await?;
     report.say(
         "down",

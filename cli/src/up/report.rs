@@ -1,6 +1,6 @@
 //! What a keeper says while it works: one line for each thing worth a line.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use blackhole_bus_schema::names::{InstanceName, ServiceName};
 use blackhole_bus_schema::supervision::{Desired, InstanceStatus, Phase};
@@ -8,7 +8,6 @@ use tokio::time::Instant;
 
 use crate::human;
 use crate::out::{self, Style, Tone};
-use crate::view::event::Told;
 use crate::view::progress::{Assessment, assess};
 use crate::watch::{Change, Model};
 
@@ -19,6 +18,8 @@ pub(super) struct Report {
     begin: Instant,
     /// Whether times are told from the beginning, or by the clock.
     starting: bool,
+    /// The phase of each instance as last heard.
+    phases: BTreeMap<InstanceName, Phase>,
 }
 
 impl Report {
@@ -28,6 +29,7 @@ impl Report {
             style,
             begin,
             starting: true,
+            phases: BTreeMap::new(),
         }
     }
 
@@ -74,38 +76,45 @@ impl Report {
     }
 
     /// A change, if it is worth a line.
-    pub(super) fn change(&self, model: &Model, change: &Change) {
-        if let Change::Told {
+    pub(super) fn change(&mut self, model: &Model, change: &Change) {
+        let Change::Told {
             told, supervision, ..
         } = change
-            && worth(model, told, *supervision)
-        {
+        else {
+            return;
+        };
+        let Some(instance) = &told.instance else {
+            return;
+        };
+        let worth = if *supervision {
+            model
+                .status_of(instance)
+                .is_some_and(|status| self.worth(&status.phase, instance))
+        } else {
+            !told.text.ends_with("SPAWN")
+        };
+        if worth {
             self.say(&told.about, told.tone, &told.text);
         }
     }
-}
 
-/// Whether an event is worth a line: what an instance came to, and troubles,
-/// but not each step on the way.
-fn worth(model: &Model, told: &Told, supervision: bool) -> bool {
-    let Some(instance) = &told.instance else {
-        return false;
-    };
-    if !supervision {
-        return !told.text.ends_with("SPAWN");
+    /// Whether a phase is worth a line: what an instance came to, and troubles,
+    /// but not each step on the way, and nothing twice (a service that tells
+    /// its status each second does not change its phase).
+    fn worth(&mut self, phase: &Phase, instance: &InstanceName) -> bool {
+        let before = self.phases.insert(instance.clone(), phase.clone());
+        before.as_ref() != Some(phase)
+            && matches!(
+                phase,
+                Phase::Ready
+                    | Phase::NotReady
+                    | Phase::BackingOff { .. }
+                    | Phase::CircuitOpen
+                    | Phase::GaveUp
+                    | Phase::Refused { .. }
+                    | Phase::WaitingForComponent { .. }
+            )
     }
-    model.status_of(instance).is_some_and(|status| {
-        matches!(
-            status.phase,
-            Phase::Ready
-                | Phase::NotReady
-                | Phase::BackingOff { .. }
-                | Phase::CircuitOpen
-                | Phase::GaveUp
-                | Phase::Refused { .. }
-                | Phase::WaitingForComponent { .. }
-        )
-    })
 }
 
 /// [`assess`], with the instances that the configuration has and the supervisor
@@ -209,6 +218,26 @@ mod tests {
             (1, 1),
             "a one-shot has to end"
         );
+    }
+
+    #[test]
+    fn a_phase_is_told_once_until_it_changes() {
+        let mut report = Report::new(Style::PLAIN, Instant::now());
+        let web: InstanceName = "web.1".parse().unwrap();
+        let backing_off = Phase::BackingOff {
+            attempt: 1,
+            until: 5,
+        };
+        let seen = [
+            Phase::Spawning,
+            Phase::Ready,
+            Phase::Ready,
+            backing_off,
+            Phase::Spawning,
+            Phase::Ready,
+        ]
+        .map(|phase| report.worth(&phase, &web));
+        assert_eq!(seen, [false, true, false, true, false, true]);
     }
 
     #[test]
