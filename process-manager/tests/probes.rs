@@ -422,14 +422,77 @@ async fn who_asks_for_all_is_told_the_latest_results() {
     assert!(latest.error.is_none() && latest.in_a_row > 1, "{latest:?}");
 }
 
+/// A service whose method `health` answers by whether a file is there: this
+/// test binary itself. Not a test; does nothing when it is run as one.
 #[tokio::test]
-async fn rpc_probes_say_that_they_are_not_there_yet() {
+#[ignore = "a service for other tests"]
+async fn calling_service() {
+    use blackhole_bus_schema::rpc::{Client, Code, Methods, Status};
+    let Some(file) = std::env::var_os("HEALTHY") else {
+        return;
+    };
+    let client = Client::from_env().await.unwrap();
+    let file = std::path::PathBuf::from(file);
+    client.serve(Methods::new().on("health", move |_| {
+        let healthy = file.exists();
+        async move {
+            if healthy {
+                Ok("".into())
+            } else {
+                Err(Status::new(Code::Unavailable, "not today"))
+            }
+        }
+    }));
+    std::future::pending::<()>().await;
+}
+
+#[tokio::test]
+async fn rpc_probes_call_the_instance_by_way_of_the_bridge() {
+    use blackhole_bus_schema::daemon::{self, DaemonArgs};
     let mut bench = Bench::start().await;
-    let mut service = sleeper("web.1", 1);
+    let healthy = bench.path("healthy");
+    let own = std::env::current_exe().unwrap();
+    let mut service = spec(
+        "web.1",
+        1,
+        &[
+            own.to_str().unwrap(),
+            "--ignored",
+            "--exact",
+            "calling_service",
+        ],
+    );
+    service
+        .env
+        .insert("HEALTHY".to_owned(), healthy.display().to_string());
     service.probes = readiness(ProbeCheck::Rpc("health".to_owned()));
+    service.probes.readiness.as_mut().unwrap().timeout_ms = 300;
     bench.run(&service).await;
-    let failed = bench.probe("a result", 0, |_| true).await;
-    assert!(failed.error.unwrap().contains("not supported yet"));
+    let away = bench.probe("a failure", 0, |_| true).await;
+    assert!(away.error.is_some());
+    // A bridge within this process; it ends with it.
+    let args = DaemonArgs {
+        config: None,
+        run_dir: Some(bench.dirs.run.clone()),
+        state_dir: Some(bench.dirs.state.clone()),
+    };
+    std::thread::spawn(move || {
+        let component = blackhole_bus_schema::names::Component::Bridge;
+        daemon::run(component, args, blackhole_bridge::run).unwrap();
+    });
+    let no = bench
+        .probe("the service's own no", 0, |result| {
+            result
+                .error
+                .as_ref()
+                .is_some_and(|error| error.contains("not today"))
+        })
+        .await;
+    assert!(no.error.unwrap().starts_with("call health: UNAVAILABLE"));
+    std::fs::write(&healthy, "").unwrap();
+    bench
+        .probe("success", 0, |result| result.error.is_none())
+        .await;
 }
 
 /// A service that says things over NOTIFY_SOCKET: this test binary itself.
@@ -493,6 +556,35 @@ impl Speaker {
     }
 }
 
+/// A speaker that says `WATCHDOG=1` again and again.
+struct Pinging {
+    stop: tokio::sync::oneshot::Sender<()>,
+    task: tokio::task::JoinHandle<Speaker>,
+}
+
+impl Speaker {
+    fn ping(mut self) -> Pinging {
+        let (stop, mut stopped) = tokio::sync::oneshot::channel();
+        let task = tokio::spawn(async move {
+            let mut tick = tokio::time::interval(std::time::Duration::from_millis(50));
+            loop {
+                tokio::select! {
+                    _ = &mut stopped => return self,
+                    _ = tick.tick() => self.say("WATCHDOG=1"),
+                }
+            }
+        });
+        Pinging { stop, task }
+    }
+}
+
+impl Pinging {
+    async fn silence(self) -> Speaker {
+        self.stop.send(()).unwrap();
+        self.task.await.unwrap()
+    }
+}
+
 #[tokio::test]
 async fn ready_is_told_and_passes_the_probe() {
     let mut bench = Bench::start().await;
@@ -532,7 +624,7 @@ async fn ready_is_told_and_passes_the_probe() {
 #[tokio::test]
 async fn a_watchdog_that_falls_silent_fails() {
     let mut bench = Bench::start().await;
-    let mut speaker = Speaker::new(&bench);
+    let speaker = Speaker::new(&bench);
     let mut service = speaker.spec(1);
     let mut watchdog = probe(ProbeCheck::Notify);
     watchdog.interval_ms = 700;
@@ -540,20 +632,23 @@ async fn a_watchdog_that_falls_silent_fails() {
         liveness: Some(watchdog),
         ..Probes::default()
     };
-    speaker.say("WATCHDOG=1");
     bench.run(&service).await;
+    let speaker = speaker.ping();
     bench
         .probe("a success", 0, |result| result.error.is_none())
         .await;
+    let speaker = speaker.silence().await;
+    let told = bench.history.len();
     let silent = bench
-        .probe("a failure", 0, |result| result.error.is_some())
+        .probe("a failure", told, |result| result.error.is_some())
         .await;
     assert!(silent.error.unwrap().contains("no WATCHDOG=1 for"));
     let told = bench.history.len();
-    speaker.say("WATCHDOG=1");
+    let speaker = speaker.ping();
     bench
         .probe("a success again", told, |result| result.error.is_none())
         .await;
+    speaker.silence().await;
     // Pings are no news.
     let notified = bench
         .history

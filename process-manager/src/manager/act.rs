@@ -231,6 +231,8 @@ impl Manager {
                     spec,
                     environs: self.launcher.environs().clone(),
                 }),
+            instance: run.instance.clone(),
+            caller: self.caller.clone(),
             shim: held.and_then(|held| held.handle.clone()),
             age: self.age(&run.instance),
         };

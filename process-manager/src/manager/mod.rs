@@ -24,6 +24,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::adopt;
 use crate::launch::{Cancel, Environs, Launcher};
 use crate::log::Follower;
+use crate::probe::rpc::Caller;
 use crate::probe::schedule::{RunId, Schedule};
 use crate::shim::client::{ForkServerOptions, ShimEvents, ShimHandle, Started};
 use crate::table::{Table, Ticket};
@@ -78,6 +79,7 @@ struct Manager {
     table: Table,
     schedule: Schedule,
     launcher: Arc<Launcher>,
+    caller: Arc<Caller>,
     follower: Follower,
     log_readers: Arc<Semaphore>,
     held: HashMap<InstanceName, Held>,
@@ -120,6 +122,7 @@ pub async fn run(daemon: Daemon, settings: Settings) -> Result<(), ManagerError>
             None
         }
     };
+    let caller = Arc::new(Caller::new(dirs.clone(), rpc_key.clone()));
     let environs = Arc::new(Environs {
         dirs: dirs.clone(),
         rpc_key,
@@ -133,6 +136,7 @@ pub async fn run(daemon: Daemon, settings: Settings) -> Result<(), ManagerError>
             environs,
             settings.fork_server,
         )),
+        caller,
         dirs,
         server,
         table: Table::new(settings.max_processes),

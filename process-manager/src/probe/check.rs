@@ -1,12 +1,15 @@
 //! Asking a service how it is.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use blackhole_bus_schema::health::{Probe, ProbeCheck};
+use blackhole_bus_schema::names::InstanceName;
 use tokio::net::TcpStream;
 
 use super::exec::{self, Context};
 use super::http;
+use super::rpc::Caller;
 use super::schedule::Outcome;
 use crate::shim::client::ShimHandle;
 
@@ -17,6 +20,10 @@ pub use super::exec::Context as ExecContext;
 pub struct Subject {
     /// For `exec`: the service's own context; `None` when it is not known any more.
     pub context: Option<Context>,
+    /// For `rpc`: the instance and who calls it.
+    pub instance: InstanceName,
+    /// See `instance`.
+    pub caller: Arc<Caller>,
     /// For the watchdog.
     pub shim: Option<ShimHandle>,
     /// Time since the process started, when the probe began.
@@ -46,7 +53,7 @@ pub async fn run(probe: &Probe, subject: Subject) -> Outcome {
                 }
                 None => Err("its shim does not answer".to_owned()),
             },
-            ProbeCheck::Rpc(method) => Err(format!("rpc probes ({method}) are not supported yet")),
+            ProbeCheck::Rpc(method) => subject.caller.ask(&subject.instance, method, limit).await,
         }
     };
     let result = match tokio::time::timeout(limit, asked).await {

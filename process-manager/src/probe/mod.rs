@@ -6,4 +6,5 @@
 pub mod check;
 mod exec;
 mod http;
+pub mod rpc;
 pub mod schedule;

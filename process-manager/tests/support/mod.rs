@@ -200,6 +200,7 @@ impl Bench {
         mut wanted: impl FnMut(&Told) -> Option<T>,
     ) -> T {
         let mut looked = from;
+        let deadline = tokio::time::Instant::now() + LIMIT;
         loop {
             while let Some(told) = self.history.get(looked) {
                 looked += 1;
@@ -207,7 +208,7 @@ impl Bench {
                     return found;
                 }
             }
-            let event = tokio::time::timeout(LIMIT, self.events.recv()).await;
+            let event = tokio::time::timeout_at(deadline, self.events.recv()).await;
             let Ok(Some(event)) = event else {
                 panic!(
                     "waited in vain for {what}; told: {:#?}\n{}",
