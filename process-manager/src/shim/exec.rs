@@ -151,6 +151,8 @@ pub(crate) fn monotonic_ns() -> u64 {
 
 /// Makes the child and returns when it has executed its program or has ended;
 /// [`Report::errno`] and the step tell which. The caller reaps it in either case.
+/// A program on a file system that hangs holds the shim here as long; only
+/// SIGKILL ends such a shim, and the child with it.
 ///
 /// # Errors
 /// When there is no child at all.

@@ -36,7 +36,7 @@ const FORK_PAUSE: Timespec = Timespec {
 /// How a fork server runs.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ServerArgs {
-    /// Folder of its socket and lock: <run>/fs.
+    /// Folder of its socket and lock: fs in the run directory.
     #[arg(long)]
     pub dir: PathBuf,
     /// Where its own messages go; none are kept without.
