@@ -209,8 +209,7 @@ impl Error {
                 .to_owned(),
             Self::Refused { status, .. } => match status.code {
                 Code::ResourceExhausted => {
-                    "stop something, lower its requests or raise the capacity; \
-                     `blackhole status` shows what is reserved"
+                    "stop something, or lower its cpu_request_percent or memory_request_mb"
                         .to_owned()
                 }
                 Code::NotFound => "`blackhole status` lists what there is".to_owned(),
@@ -292,7 +291,7 @@ mod tests {
         insta::assert_snapshot!(error.report(), @"
         error: cannot start web
           because: memory: 300 MiB asked for, 200 MiB left
-          to do: stop something, lower its requests or raise the capacity; `blackhole status` shows what is reserved
+          to do: stop something, or lower its cpu_request_percent or memory_request_mb
         ");
     }
 

@@ -287,8 +287,10 @@ pub fn supervision(change: &SupervisionChanged) -> Told {
     };
     let why = human::printable(&change.why);
     let word = status.phase.word();
-    let text = if why.is_empty() || why == word {
+    let text = if why.is_empty() {
         word.to_owned()
+    } else if why.starts_with(word) {
+        why
     } else {
         format!("{word}: {why}")
     };
