@@ -71,7 +71,8 @@ services:
   greedy:
     command: [blackhole-example, greedy, --memory-mb, "200"]
     autostart: false
-    restart: {policy: never}
+    # Restarted at once, then not within this test: its cgroup stays to be read.
+    restart: {policy: always, initial_backoff: 60s}
     resources: {cpu_percent: none, memory_mb: 64}
   modest:
     command: [blackhole-example, greedy, --memory-mb, "32"]
@@ -85,14 +86,15 @@ services:
     assert_eq!(cgroup::oom_kills(&subtree, "modest.1"), Some(0));
 
     deployment.cli(&["start", "greedy"]);
-    let status = deployment.wait_until("the failure", |status| status.is("greedy.1", "FAILED"));
+    let status = deployment.wait_until("the second failure", |status| {
+        status.is("greedy.1", "FAILED") && status.is_in("greedy.1", "backing_off")
+    });
     let greedy = status.instance("greedy.1");
     assert_eq!(greedy.0["last_exit"]["result"], "oom_kill", "{greedy:?}");
-    assert_eq!(
-        cgroup::oom_kills(&subtree, "greedy.1"),
-        Some(1),
-        "by the cgroup's own account"
-    );
+    assert_eq!(greedy.restarts(), Some(1), "{greedy:?}");
+    // By the cgroup's own account: a kill for each of its two lives.
+    assert_eq!(cgroup::oom_kills(&subtree, "greedy.1"), Some(2));
+    assert_eq!(cgroup::memory_limit(&subtree, "greedy.1"), Some(64 << 20));
 
     // Told in words as well; and nobody else was hit.
     let shown = deployment.cli(&["status"]).ok();
