@@ -17,6 +17,7 @@ use crate::adopt::note_told;
 use crate::launch::{Cancel, chain};
 use crate::probe::check::{self, ExecContext, Subject};
 use crate::probe::schedule::Run;
+use crate::shim::client::ClientError;
 use crate::shim::protocol::StopRequest;
 use crate::table::{Action, Ticket};
 
@@ -125,16 +126,24 @@ impl Manager {
         let name = name.clone();
         match held.handle.clone() {
             Some(handle) => {
+                let dirs = self.dirs.clone();
                 tokio::spawn(async move {
-                    // When its shim is gone, that is told by its events.
-                    if let Err(error) = handle.stop(request).await {
-                        tracing::warn!(instance = %name, error = chain(&error), "stop");
+                    match handle.stop(request).await {
+                        Ok(()) => {}
+                        // Its socket is gone and its connection lost: nobody can ask it any more.
+                        Err(error @ ClientError::Unreachable { .. }) => {
+                            tracing::error!(instance = %name, error = chain(&error), "stop: killing it");
+                            take_down(dirs, name, generation).await;
+                        }
+                        // When it is gone, that is told by its events.
+                        Err(error) => {
+                            tracing::debug!(instance = %name, error = chain(&error), "stop");
+                        }
                     }
                 });
             }
             None => {
-                let (dirs, facts) = (self.dirs.clone(), self.facts.clone());
-                tokio::spawn(take_down(dirs, name, generation, facts));
+                tokio::spawn(take_down(self.dirs.clone(), name, generation));
             }
         }
     }

@@ -78,19 +78,13 @@ pub(super) async fn await_shim(
 }
 
 /// Kills an instance whose shim does not answer, and the shim.
-pub(super) async fn take_down(
-    dirs: Dirs,
-    name: InstanceName,
-    generation: Generation,
-    facts: mpsc::Sender<Fact>,
-) {
+pub(super) async fn take_down(dirs: Dirs, name: InstanceName, generation: Generation) {
     let folder = dirs.instance(&name);
     // The one who waits for the shim's end tells the rest.
     let killed = tokio::task::spawn_blocking(move || adopt::kill_shim(&folder)).await;
     if let Ok(Err(error)) = killed {
         tracing::error!(instance = %name, generation = generation.0, %error, "its shim cannot be killed");
     }
-    drop(facts);
 }
 
 /// What became of an instance that no shim holds any more.
