@@ -11,6 +11,7 @@
 //! | `cargo nextest run` | `cargo nextest list`: a run inside a run would not end |
 //! | `up` without `-d`, which stays in its terminal | put into the background; the next block waits until all services are ready |
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::symlink;
 
@@ -207,8 +208,29 @@ mod fixed_ports {
             let said = said(&output.stdout, "Run into limits");
             assert!(said.contains("out of memory"), "{context}");
         }
+        let pids = pids(&said(&output.stdout, "Kill the daemons"));
+        assert!(pids.len() >= 6, "{pids:?}");
+        assert!(
+            pids.values().all(|seen| seen.len() == 1),
+            "not every pid stayed: {pids:?}\n{context}"
+        );
         deployment.assert_nothing_left();
     }
+}
+
+/// The process ids of each running instance in all tables of a text.
+fn pids(text: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for line in text.lines() {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        if let [instance, "RUNNING", _, pid, ..] = fields.as_slice() {
+            found
+                .entry((*instance).to_owned())
+                .or_default()
+                .insert((*pid).to_owned());
+        }
+    }
+    found
 }
 
 /// The reader of the README sees in the first terminal when all is ready.

@@ -1,5 +1,5 @@
-//! `ticker`: a service that speaks sd_notify(3): READY=1 when it is up,
-//! STATUS=… and WATCHDOG=1 while it works. Told to, it falls silent like a
+//! `ticker`: a service that speaks sd_notify(3): STATUS=… and READY=1 when it is
+//! up, WATCHDOG=1 while it works. Told to, it falls silent like a
 //! service that hangs.
 
 use std::time::Duration;
@@ -50,7 +50,6 @@ pub(crate) async fn tick(ready_after_ms: u64, hang_after_ms: Option<u64>) -> any
             _ = ticks.tick() => {
                 count += 1;
                 notify::watchdog();
-                notify::status(&format!("{count} ticks"));
             }
             () = &mut hang => {
                 println!("falls silent after {count} ticks");
