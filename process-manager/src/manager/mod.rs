@@ -169,6 +169,10 @@ impl Manager {
             () = shutdown.requested() => return,
             scan = adopt::scan(&self.dirs, &owner) => self.adopt(scan).await,
         }
+        tracing::info!(
+            "needs no other daemon: waits for commands, from the supervisor or, without one, \
+             from the command line"
+        );
         tokio::spawn(keeper::keep(self.launcher.clone(), self.facts.clone()));
         loop {
             self.run_probes().await;
