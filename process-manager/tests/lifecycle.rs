@@ -444,3 +444,37 @@ async fn unknown_commands_and_wrong_bodies_are_refused() {
         Code::Unimplemented
     );
 }
+
+#[tokio::test]
+async fn without_a_fork_server_it_says_so_until_there_is_one() {
+    let mut bench = Bench::prepare(&[]).await;
+    let later = bench.path("shim");
+    let real = std::mem::replace(&mut bench.shim, later);
+    bench.start_manager().await;
+    let record = bench.spawn(&sleeper("web.1", 1)).await.unwrap();
+    let ProcessState::Failed {
+        failure: Failure::Spawn { failure },
+    } = record.state
+    else {
+        panic!("{record:?}")
+    };
+    assert!(failure.operation.contains("/shim"), "{failure}");
+    assert_eq!(failure.errno, libc::ENOENT);
+    let ping = blackhole_bus_schema::component::Ping {};
+    let notes = bench.request(&ping).await.unwrap().notes;
+    assert!(
+        notes
+            .iter()
+            .any(|note| note.contains("no service can be started")),
+        "{notes:?}"
+    );
+    std::os::unix::fs::symlink(real, bench.path("shim")).unwrap();
+    // Found by itself.
+    loop {
+        if bench.request(&ping).await.unwrap().notes.is_empty() {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    bench.run(&sleeper("web.1", 2)).await;
+}

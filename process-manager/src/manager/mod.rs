@@ -1,7 +1,7 @@
 //! The daemon's main task: it owns the [`Table`] and the probes' [`Schedule`],
 //! takes in commands and facts one after the other, and carries out what
 //! follows. Nothing here waits for a service, a disk or a shim: such work is
-//! done by tasks of its own that tell back with a [`Fact`].
+//! done by tasks of its own that tell back with a fact.
 
 mod act;
 mod commands;

@@ -45,6 +45,8 @@ pub struct Bench {
     pub manager: Option<Child>,
     /// Everything told so far.
     pub history: Vec<Told>,
+    /// The program that the manager is told to use.
+    pub shim: PathBuf,
     events: mpsc::Receiver<LinkEvent>,
     variables: Vec<(String, String)>,
     temp: TempDir,
@@ -57,6 +59,13 @@ impl Bench {
 
     /// Starts a manager with these variables in its environment.
     pub async fn start_with(variables: &[(&str, &str)]) -> Self {
+        let mut bench = Self::prepare(variables).await;
+        bench.start_manager().await;
+        bench
+    }
+
+    /// Everything but the manager.
+    pub async fn prepare(variables: &[(&str, &str)]) -> Self {
         let temp = tempfile::Builder::new().prefix("bhpm").tempdir().unwrap();
         let dirs = Dirs::resolve(Some(temp.path().join("r")), Some(temp.path().join("s"))).unwrap();
         let me = ClientName::fresh("test");
@@ -71,17 +80,16 @@ impl Bench {
             .iter()
             .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
             .collect();
-        let mut bench = Self {
+        Self {
             dirs,
             link,
             manager: None,
             history: Vec::new(),
+            shim: PathBuf::from(env!("CARGO_BIN_EXE_blackhole-shim")),
             events,
             variables,
             temp,
-        };
-        bench.start_manager().await;
-        bench
+        }
     }
 
     /// Starts the manager and waits for its first snapshot. Returns it.
@@ -123,7 +131,7 @@ impl Bench {
             .arg("--state-dir")
             .arg(&self.dirs.state)
             .arg("--shim")
-            .arg(env!("CARGO_BIN_EXE_blackhole-shim"))
+            .arg(&self.shim)
             .env("BLACKHOLE_LOG", "debug,omq_tokio=warn")
             .env_remove("BLACKHOLE_CONFIG")
             .envs(self.variables.iter().cloned())
