@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use blackhole_tests::events::{Recorder, lives};
+use blackhole_tests::events::{Life, Recorder, lives};
 use blackhole_tests::{Deployment, cgroup, processes, wait_for};
 use rustix::process::Signal;
 
@@ -105,11 +105,13 @@ fn descendants_do_not_survive_the_crash_of_their_service() {
     deployment.down();
 }
 
+/// The later one starts, the longer it takes to end: whoever did not wait for
+/// its dependents would end before them.
 const CHAIN: &str = r#"
 services:
   first: {command: [blackhole-example, idle]}
-  second: {command: [blackhole-example, idle], depends_on: {first: ready}}
-  third: {command: [blackhole-example, idle], depends_on: {second: ready}}
+  second: {command: [blackhole-example, idle, --linger-ms, "150"], depends_on: {first: ready}}
+  third: {command: [blackhole-example, idle, --linger-ms, "300"], depends_on: {second: ready}}
 "#;
 
 #[test]
@@ -120,26 +122,51 @@ fn services_start_after_and_stop_before_what_they_depend_on() {
     deployment.cli(&["stop", "first"]).ok();
     deployment.cli(&["start", "third"]).ok();
     deployment.cli(&["stop", "first"]).ok();
-
-    let all: BTreeMap<&str, _> = ["first.1", "second.1", "third.1"]
-        .into_iter()
-        .map(|one| {
-            let both = recorder.wait_for(&format!("both ends of {one}"), |events| {
-                let lives = lives(events, one);
-                (lives.iter().filter(|life| life.exit.is_some()).count() == 2).then_some(lives)
-            });
-            (one, both)
-        })
-        .collect();
-    let end = |one: &str, life: usize| all[one][life].exit.as_ref().expect("an end").ended_at;
-    let start = |one: &str| all[one][1].started_at;
+    let all = chain(&recorder, 2);
     for life in [0, 1] {
-        assert!(end("third.1", life) <= end("second.1", life), "{all:#?}");
-        assert!(end("second.1", life) <= end("first.1", life), "{all:#?}");
+        assert_reverse(&all, life);
     }
+    let start = |one: &str| all[one][1].started_at;
     assert!(start("first.1") <= start("second.1"), "{all:#?}");
     assert!(start("second.1") <= start("third.1"), "{all:#?}");
     deployment.down();
+}
+
+#[test]
+fn down_stops_in_reverse_order_too() {
+    let deployment = Deployment::new(CHAIN);
+    let daemons = deployment.daemons();
+    deployment.wait_until("all services to be ready", |status| {
+        status.is_in("third.1", "ready")
+    });
+    let recorder = Recorder::start(deployment.dirs());
+    // One life each, of which the recorder hears nothing but the end.
+    deployment.cli(&["down"]).ok();
+    assert_reverse(&chain(&recorder, 1), 0);
+    drop(daemons);
+    deployment.assert_nothing_left();
+}
+
+/// The lives of the chain's services, once each has ended so often.
+#[track_caller]
+fn chain(recorder: &Recorder, ends: usize) -> BTreeMap<&'static str, Vec<Life>> {
+    ["first.1", "second.1", "third.1"]
+        .into_iter()
+        .map(|one| {
+            let all = recorder.wait_for(&format!("{ends} ends of {one}"), |events| {
+                let lives = lives(events, one);
+                (lives.iter().filter(|life| life.exit.is_some()).count() == ends).then_some(lives)
+            });
+            (one, all)
+        })
+        .collect()
+}
+
+#[track_caller]
+fn assert_reverse(all: &BTreeMap<&str, Vec<Life>>, life: usize) {
+    let end = |one: &str| all[one][life].exit.as_ref().expect("an end").ended_at;
+    assert!(end("third.1") <= end("second.1"), "{all:#?}");
+    assert!(end("second.1") <= end("first.1"), "{all:#?}");
 }
 
 #[test]

@@ -72,7 +72,11 @@ pub enum Role {
         redis: SocketAddr,
     },
     /// Does nothing until it is asked to end.
-    Idle,
+    Idle {
+        /// Time it takes to end.
+        #[arg(long, default_value_t = 0)]
+        linger_ms: u64,
+    },
     /// Exits with a code.
     Exit {
         /// The code.

@@ -40,7 +40,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         } => block_on(ticker::tick(ready_after_ms, hang_after_ms)),
         Role::Pricing { redis } => block_on(shop::pricing(redis)),
         Role::Checkout { listen, redis } => block_on(shop::checkout(listen, redis)),
-        Role::Idle => block_on(trouble::idle()),
+        Role::Idle { linger_ms } => block_on(trouble::idle(linger_ms)),
         Role::Exit { code, after_ms } => trouble::exit(code, after_ms),
         Role::Stubborn { generations } => block_on(trouble::stubborn(generations)),
         Role::Hog { threads } => trouble::hog(threads),

@@ -11,10 +11,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::signals::Stop;
 
 /// Does nothing until it is asked to end.
-pub(crate) async fn idle() -> anyhow::Result<()> {
+pub(crate) async fn idle(linger_ms: u64) -> anyhow::Result<()> {
     let mut stop = Stop::install()?;
     println!("idle");
     stop.requested().await;
+    tokio::time::sleep(Duration::from_millis(linger_ms)).await;
     println!("ends");
     Ok(())
 }
