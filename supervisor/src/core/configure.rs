@@ -125,6 +125,8 @@ impl Core {
     /// Forgets an instance; its service too, when it was the last one and is
     /// not in the configuration.
     pub(super) fn remove(&mut self, name: &InstanceName) {
+        // They may have waited for it to end.
+        self.touch_neighbours(name);
         let Some(instance) = self.instances.remove(name) else {
             return;
         };
@@ -142,8 +144,6 @@ impl Core {
             members.remove(name);
         }
         self.drop_empty_services();
-        // Others may have waited for it to end.
-        self.touch_all();
     }
 
     fn drop_empty_services(&mut self) {

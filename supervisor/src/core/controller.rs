@@ -19,19 +19,37 @@ impl Core {
     /// it again (which changes nothing where nothing was lost), before anything new.
     pub(super) fn controller_up(&mut self) {
         self.controller.up = true;
+        for instance in self.instances.values_mut() {
+            instance.registered = false;
+            let alive = matches!(instance.life(), Life::Live(..) | Life::Sent(Fate::InFlight));
+            if !alive && instance.grant != Grant::Asking {
+                instance.grant = Grant::Unasked;
+            }
+        }
+        self.register_alive();
+        self.touch_all();
+    }
+
+    /// Tells the controller of everything alive that it has not been told of in
+    /// its present life.
+    pub(super) fn register_alive(&mut self) {
+        if !self.controller.up {
+            return;
+        }
         for (name, instance) in &mut self.instances {
             let config = self.services.get(name.service()).and_then(Service::config);
             let alive = matches!(instance.life(), Life::Live(..) | Life::Sent(Fate::InFlight));
-            match (&instance.grant, config) {
-                (Grant::Asking, _) => {}
-                (_, Some(config)) if alive => {
-                    instance.reserved = true;
-                    self.actions.push(prepare(name, config));
-                }
-                _ => instance.grant = Grant::Unasked,
+            if let Some(config) = config
+                && alive
+                && !instance.surplus
+                && !instance.registered
+                && instance.grant != Grant::Asking
+            {
+                instance.registered = true;
+                instance.reserved = true;
+                self.actions.push(prepare(name, config));
             }
         }
-        self.touch_all();
     }
 
     pub(super) fn controller_down(&mut self, now: Now) {

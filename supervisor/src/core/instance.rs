@@ -141,6 +141,8 @@ pub(super) struct Instance {
     pub(super) grant: Grant,
     /// The resource-controller may hold a reservation for it.
     pub(super) reserved: bool,
+    /// The resource-controller has been told of it in its present life.
+    pub(super) registered: bool,
     /// It is being given back.
     pub(super) releasing: bool,
     pub(super) probing: Probing,
@@ -208,6 +210,7 @@ impl Instance {
             retry: Retry::default(),
             grant: Grant::Unasked,
             reserved: false,
+            registered: false,
             releasing: false,
             probing: Probing::default(),
             adopted: false,

@@ -71,6 +71,7 @@ impl Core {
                 instance.probing.listen(&config.probes, now.mono);
             }
         }
+        self.register_alive();
         self.touch_all();
     }
 

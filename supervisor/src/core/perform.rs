@@ -51,6 +51,7 @@ impl Core {
             Step::Prepare => {
                 if let Some(config) = config {
                     instance.grant = Grant::Asking;
+                    instance.registered = true;
                     instance.reserved = true;
                     self.actions.push(prepare(name, config));
                 }
@@ -66,6 +67,7 @@ impl Core {
             } => self.stop(name, generation, unhealthy),
             Step::Release => {
                 instance.grant = Grant::Unasked;
+                instance.registered = false;
                 instance.reserved = false;
                 instance.releasing = true;
                 self.actions.push(Action::Release {

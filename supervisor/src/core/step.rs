@@ -100,7 +100,7 @@ impl Core {
         }
     }
 
-    fn touch_neighbours(&mut self, name: &InstanceName) {
+    pub(super) fn touch_neighbours(&mut self, name: &InstanceName) {
         let Some(service) = self.services.get(name.service()) else {
             return;
         };
@@ -169,6 +169,7 @@ impl Core {
                     }
                     (_, _, Fate::Absent) => Step::Void,
                     (None, true, _) => Step::Rest(Phase::Idle, None),
+                    _ if self.outlived(service) => Step::Rest(Phase::Stopping, None),
                     _ => self.decide_stop(now, instance, instance.generation, false),
                 }
             }

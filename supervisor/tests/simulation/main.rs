@@ -7,10 +7,11 @@
 //!
 //! 1. never two live processes of one instance (in `host.rs`);
 //! 2. nothing is started before what it requires holds (in `world.rs`);
-//! 3. every command is answered exactly once;
-//! 4. no start beyond the restart policy;
-//! 5. what nobody killed is never started twice, whatever dies around it;
-//! 6. once the faults stop, what is wanted is reached and the status is true.
+//! 3. nothing is stopped for an operator while what requires it lives (there, too);
+//! 4. every command is answered exactly once;
+//! 5. no start beyond the restart policy;
+//! 6. what nobody killed is never started twice, whatever dies around it;
+//! 7. once the faults stop, what is wanted is reached and the status is true.
 //!
 //! `PROPTEST_CASES=10000 cargo nextest run -p blackhole-supervisor --test simulation`
 //! looks longer.

@@ -1,6 +1,7 @@
 //! The supervisor under test: its lives, its actions, and what is checked of them.
 
 use blackhole_bus_schema::config::Condition::{Completed, Ready, Started};
+use blackhole_bus_schema::names::InstanceName;
 use blackhole_bus_schema::process::SpawnSpec;
 use blackhole_supervisor::core::{Action, Core, Input, Random};
 
@@ -78,6 +79,9 @@ impl World {
                 unhealthy,
                 grace_ms,
             } => {
+                if !unhealthy {
+                    self.check_dependents(&instance);
+                }
                 self.call(
                     Request::Stop {
                         instance,
@@ -99,6 +103,19 @@ impl World {
                 );
                 self.answered += 1;
             }
+        }
+    }
+
+    /// Nothing is stopped for an operator while what requires it is known to live.
+    fn check_dependents(&self, instance: &InstanceName) {
+        let Some(core) = &self.core else { return };
+        for status in core.statuses() {
+            let on = &self.config.services[&status.service].depends_on;
+            let required = on.get(instance.service()).is_some_and(|on| on.required);
+            assert!(
+                !required || status.pid.is_none(),
+                "{instance} is stopped before {status:#?}"
+            );
         }
     }
 

@@ -210,3 +210,27 @@ fn a_release_and_the_next_prepare_do_not_pass_each_other() {
     });
     prepared(&mut bench, "a.1", Ok(grant("/a")));
 }
+
+#[test]
+fn a_new_supervisor_tells_the_controller_what_runs_before_what_is_new() {
+    let before = [("b", service())];
+    let mut bench = raw(&before);
+    prepared(&mut bench, "b.1", Ok(grant("/b")));
+    bench.runs("b.1");
+    bench.reborn(Some(&[("a", service()), ("b", service())]));
+    bench.input(Input::ControllerUp);
+    assert_eq!(bench.sent, []);
+    bench.sync(&[InstanceRecord {
+        grant: Some(grant("/b")),
+        ..running("b.1", 1, T0)
+    }]);
+    let told: Vec<_> = bench
+        .sent
+        .iter()
+        .map(|action| match action {
+            Action::Prepare { instance, .. } => instance.to_string(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(told, ["b.1", "a.1"]);
+}

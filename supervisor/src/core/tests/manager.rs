@@ -421,3 +421,34 @@ fn a_lost_database_takes_its_numbers_from_the_world() {
     bench.ends("a.1", ExitResult::ExitCode);
     assert_eq!(bench.take(), ["spawn a.1 #42"]);
 }
+
+#[test]
+fn a_configuration_may_change_while_it_runs() {
+    let mut bench = Bench::new(&[("a", service()), ("b", service())]);
+    bench.runs("a.1");
+    bench.runs("b.1");
+    bench.take();
+    let services = [
+        (
+            "a",
+            ServiceConfig {
+                replicas: 2,
+                ..service()
+            },
+        ),
+        ("c", needs(service(), &[("a", Condition::Started)])),
+    ];
+    bench.input(Input::Configured(Box::new(config(&services))));
+    assert_eq!(bench.take(), ["stop b.1 #1", "spawn a.2 #1"]);
+    bench.stopped("b.1");
+    bench.runs("a.2");
+    let mut taken = bench.take();
+    taken.sort();
+    assert_eq!(taken, ["forget b.1", "spawn c.1 #1"]);
+    // A stranger may become one's own.
+    bench.tell(running("d.1", 3, T0));
+    assert_eq!(bench.take(), Vec::<String>::new());
+    bench.input(Input::Configured(Box::new(config(&[("d", service())]))));
+    bench.ends("d.1", ExitResult::Signal);
+    assert!(bench.take().contains(&"spawn d.1 #4".to_owned()));
+}
