@@ -6,9 +6,9 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::readiness::readable;
 use rustix::process::{Flock, FlockType, Pid, PidfdFlags, fcntl_getlk, pidfd_open};
 use rustix::time::{ClockId, clock_gettime};
-use crate::readiness::readable;
 
 /// Wait before a lock whose holder cannot be seen from here is looked at again.
 const UNSEEN: Duration = Duration::from_secs(1);
