@@ -271,7 +271,7 @@ impl Shell {
     /// Says whom it misses.
     fn note(&self) {
         let missing = self.links.iter().filter(|link| link.info().is_none());
-        let notes = missing.map(|link| format!("{} is not there", link.component()));
+        let notes = missing.map(|link| format!("waits for {}", link.component()));
         self.server.set_notes(notes.collect());
     }
 
@@ -280,7 +280,7 @@ impl Shell {
         self.note();
         for link in self.links.iter().filter(|link| link.info().is_none()) {
             tracing::info!(
-                "{} is not there: calls are carried, its news of services are missing",
+                "waits for {}: calls are carried, its news of services are missing",
                 link.component()
             );
         }

@@ -213,18 +213,29 @@ fn files_that_are_no_configuration() {
         .map(|n| n.wrapping_mul(2_654_435_761) as u8)
         .collect();
     std::fs::write(&path, &garbage).unwrap();
-    let too_large = |shown: &str| {
+    // Where it becomes too large is told, as for any other mistake.
+    let head = &garbage[..MAX_BYTES as usize];
+    let line = head.iter().filter(|byte| **byte == b'\n').count() + 1;
+    let column = head.len() - head.iter().rposition(|byte| *byte == b'\n').unwrap();
+    let too_large = |place: &str| {
         format!(
-            "{shown} is larger than {MAX_BYTES} bytes, which no configuration is: is this the right file?"
+            "{place}: the file goes on beyond {MAX_BYTES} bytes, which no configuration does: is this the right file?"
         )
     };
-    assert_eq!(load_error(&path), too_large(&shown.to_string()));
+    assert_eq!(
+        load_error(&path),
+        too_large(&format!("{shown}:{line}:{column}"))
+    );
     // A device says it is empty and never ends.
-    assert_eq!(load_error(Path::new("/dev/zero")), too_large("/dev/zero"));
+    let at = MAX_BYTES + 1;
+    assert_eq!(
+        load_error(Path::new("/dev/zero")),
+        too_large(&format!("/dev/zero:1:{at}"))
+    );
     assert!(
         error(&"a".repeat(MAX_BYTES as usize + 1), &[])
             .to_string()
-            .contains("larger than")
+            .contains("goes on beyond")
     );
 }
 

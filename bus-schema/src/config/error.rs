@@ -158,11 +158,15 @@ pub enum ConfigError {
     },
     /// It is larger than any configuration.
     #[error(
-        "{path} is larger than {limit} bytes, which no configuration is: is this the right file?"
+        "{path}:{line}:{column}: the file goes on beyond {limit} bytes, which no configuration does: is this the right file?"
     )]
     TooLarge {
         /// The file.
         path: PathBuf,
+        /// Line at which the limit is reached, from 1.
+        line: u64,
+        /// Its column in bytes, from 1.
+        column: u64,
         /// The largest possible.
         limit: u64,
     },

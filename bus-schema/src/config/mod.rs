@@ -100,10 +100,7 @@ impl Config {
     ) -> Result<Self, ConfigError> {
         let located = |problem: error::Problem| problem.locate(name, text);
         if text.len() as u64 > MAX_BYTES {
-            return Err(ConfigError::TooLarge {
-                path: name.into(),
-                limit: MAX_BYTES,
-            });
+            return Err(too_large(Path::new(name), text.as_bytes()));
         }
         let mut root = tree::parse(text).map_err(located)?;
         environment::apply(&mut root, variables).map_err(located)?;
@@ -124,14 +121,32 @@ impl Config {
 }
 
 /// Reads at most [`MAX_BYTES`] of UTF-8 text.
+/// A text that is too large, with the place where it becomes so.
+fn too_large(path: &Path, bytes: &[u8]) -> ConfigError {
+    let (line, column) = place(bytes, usize::try_from(MAX_BYTES).unwrap_or(usize::MAX));
+    ConfigError::TooLarge {
+        path: path.to_owned(),
+        line,
+        column,
+        limit: MAX_BYTES,
+    }
+}
+
+/// Line and column in bytes, both from 1, of the byte at `offset`.
+fn place(bytes: &[u8], offset: usize) -> (u64, u64) {
+    let before = bytes.get(..offset).unwrap_or(bytes);
+    let line = before.iter().filter(|byte| **byte == b'\n').count();
+    let start = before
+        .iter()
+        .rposition(|byte| *byte == b'\n')
+        .map_or(0, |at| at + 1);
+    (line as u64 + 1, (before.len() - start) as u64 + 1)
+}
+
 fn read(path: &Path) -> Result<String, ConfigError> {
     let failed = |source| ConfigError::Read {
         path: path.to_owned(),
         source,
-    };
-    let too_large = || ConfigError::TooLarge {
-        path: path.to_owned(),
-        limit: MAX_BYTES,
     };
     let file = std::fs::File::open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
@@ -140,29 +155,23 @@ fn read(path: &Path) -> Result<String, ConfigError> {
             path: path.to_owned(),
         });
     }
-    if metadata.len() > MAX_BYTES {
-        return Err(too_large());
-    }
-    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
+    let expected = metadata.len().min(MAX_BYTES + 1);
+    let mut bytes = Vec::with_capacity(usize::try_from(expected).unwrap_or(0));
     // A device or a growing file may hold more than it says.
     file.take(MAX_BYTES + 1)
         .read_to_end(&mut bytes)
         .map_err(failed)?;
     if bytes.len() as u64 > MAX_BYTES {
-        return Err(too_large());
+        return Err(too_large(path, &bytes));
     }
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         let bytes = error.as_bytes();
-        let before = bytes.get(..at).unwrap_or_default();
-        let line_start = before
-            .iter()
-            .rposition(|byte| *byte == b'\n')
-            .map_or(0, |index| index + 1);
+        let (line, column) = place(bytes, at);
         ConfigError::NotText {
             path: path.to_owned(),
-            line: before.iter().filter(|byte| **byte == b'\n').count() as u64 + 1,
-            column: (at - line_start) as u64 + 1,
+            line,
+            column,
             byte: bytes.get(at).copied().unwrap_or_default(),
         }
     })
