@@ -172,8 +172,8 @@ pub struct InstanceRecord {
 }
 
 /// Start an instance. Refused with `FailedPrecondition` when the generation is
-/// not newer than the last one, when a process lives, or when `max_processes`
-/// is reached. Answered when the process runs or has failed to.
+/// not newer than the last one or when a process lives, with `ResourceExhausted`
+/// when `max_processes` is reached. Answered when the process runs or has failed to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Spawn {
     /// What to start.

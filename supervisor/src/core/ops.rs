@@ -98,7 +98,8 @@ impl Core {
             self.each(name, |instance| {
                 instance.completed = false;
                 instance.spent = false;
-                instance.restarts.due = None;
+                // What starts it next is an operator's word too: it begins anew.
+                instance.restarts.reset();
                 instance.why = Some("stopped by an operator".to_owned());
             });
         }

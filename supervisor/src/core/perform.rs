@@ -190,7 +190,18 @@ impl Core {
             instance.why = None;
             return;
         }
-        let why = instance.why.take().unwrap_or_else(|| describe(&status));
+        let why = match instance.why.take() {
+            Some(why) => why,
+            None => match &instance.published {
+                Some(before) if differs_in_words_only(before, &status) => {
+                    format!(
+                        "says: {}",
+                        status.detail.as_deref().unwrap_or("nothing more")
+                    )
+                }
+                _ => describe(&status),
+            },
+        };
         if self.cause.is_some() {
             instance.cause = self.cause;
         }
@@ -202,6 +213,15 @@ impl Core {
             cause,
         });
     }
+}
+
+/// Whether nothing has changed but what the service says of itself.
+fn differs_in_words_only(before: &InstanceStatus, now: &InstanceStatus) -> bool {
+    before.detail != now.detail
+        && InstanceStatus {
+            detail: now.detail.clone(),
+            ..before.clone()
+        } == *now
 }
 
 /// The command that asks for an instance's limits.
