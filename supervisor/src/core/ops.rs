@@ -2,10 +2,11 @@
 //!
 //! - `start` lifts the wish of the services and of all they require, and is
 //!   answered when they are ready (one-shots: completed). One that runs or is
-//!   through is left as it is. An open circuit is refused: only `reset` closes it.
+//!   through is left as it is. An open circuit is refused: `reset` closes it.
 //! - `stop` stops the services, but what requires them first. Those dependents
 //!   keep their own wish: they wait, and return when the service is started again.
-//!   A one-shot that was through is not any more.
+//!   A one-shot that was through is not any more, failures are forgotten and an
+//!   open circuit is closed: whatever starts it next is an operator's word too.
 //! - `restart` stops and starts the services, and around them what requires
 //!   them and runs. A one-shot runs again.
 //! - `reset` closes circuits, forgets failures, and starts what should run.

@@ -321,3 +321,37 @@ fn a_stop_during_the_spawn_stops_what_comes_of_it() {
     bench.stopped("a.1");
     assert!(bench.answer(ticket).unwrap().is_ok());
 }
+
+#[test]
+fn a_stop_begins_the_count_anew() {
+    let mut config = service();
+    config.restart_policy.max_attempts = 1;
+    let mut bench = Bench::new(&[("a", config)]);
+    for _ in 0..2 {
+        bench.runs("a.1");
+        bench.ends("a.1", ExitResult::ExitCode);
+    }
+    assert_eq!(bench.phase("a.1"), "circuit open");
+    bench.take();
+    let ticket = bench.command(stop(&["a"]));
+    assert!(bench.answer(ticket).unwrap().is_ok());
+    assert_eq!(bench.status("a.1").restarts, 0);
+    bench.command(start(&["a"]));
+    assert_eq!(bench.take(), ["spawn a.1 #3"]);
+}
+
+#[test]
+fn what_a_service_says_is_told_as_that() {
+    let mut bench = Bench::new(&[("a", service())]);
+    bench.runs("a.1");
+    let notify = NotifyState {
+        status: Some("42 users".into()),
+        ..NotifyState::default()
+    };
+    let record = InstanceRecord {
+        notify,
+        ..running("a.1", 1, T0)
+    };
+    bench.tell(record);
+    assert_eq!(bench.said.last().unwrap(), "a.1 ready: says: 42 users");
+}
