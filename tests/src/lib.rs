@@ -17,6 +17,7 @@
 //! | [`processes`] | processes of a deployment, from `/proc` |
 //! | [`cgroup`] | a deployment's cgroups, from `/sys/fs/cgroup` |
 //! | [`http`] | one request over plain HTTP |
+//! | [`ports`] | the examples' fixed ports, one user at a time |
 //! | [`wait`] | waiting for a condition, with a limit against hangs |
 
 // A test that cannot go on panics: that is its way to fail.
@@ -28,12 +29,14 @@ pub mod daemon;
 pub mod deployment;
 pub mod events;
 pub mod http;
+pub mod ports;
 pub mod processes;
 pub mod status;
 pub mod wait;
 
 pub use daemon::Daemon;
 pub use deployment::{Deployment, Output};
+pub use ports::Ports;
 pub use status::{Instance, Status};
 pub use wait::wait_for;
 

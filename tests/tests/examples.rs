@@ -4,7 +4,7 @@
 
 use blackhole_bus_schema::config::Config;
 use blackhole_tests::binaries::repository;
-use blackhole_tests::{Deployment, http, is_root, skip, wait_for};
+use blackhole_tests::{Deployment, Ports, http, is_root, skip, wait_for};
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::Command;
@@ -113,6 +113,7 @@ const WEB: u16 = 27200;
 
 #[track_caller]
 fn cooperate(deployment: &Deployment) {
+    let _ports = Ports::hold();
     deployment.up();
     let status = deployment.status();
     assert!(status.is("migrate.1", "TERMINATED"), "{status:?}");
@@ -170,6 +171,7 @@ const FRONT: u16 = 27100;
 
 #[track_caller]
 fn sell(deployment: &Deployment) {
+    let _ports = Ports::hold();
     deployment.up();
     let status = deployment.status();
     assert!(status.is("migrate.1", "TERMINATED"), "{status:?}");

@@ -43,7 +43,7 @@ fn two_hundred_instances_start_are_shown_survive_and_stop() {
     let lines = shown
         .stdout
         .lines()
-        .filter(|line| line.starts_with("small."))
+        .filter(|line| line.contains(" RUNNING "))
         .count();
     assert_eq!(lines, COUNT, "{}", shown.stdout);
 

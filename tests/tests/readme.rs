@@ -16,7 +16,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 
 use blackhole_tests::binaries::{self, repository};
-use blackhole_tests::{Deployment, is_root};
+use blackhole_tests::{Deployment, Ports, is_root};
 
 /// One block of commands and the headings it stands under.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -155,6 +155,7 @@ mod fixed_ports {
     #[test]
     fn every_command_runs_and_does_what_is_promised() {
         let text = fs::read_to_string(repository().join("README.md")).expect("the README");
+        let _ports = Ports::hold();
         let deployment = Deployment::new("");
         let checkout = deployment.path().join("checkout");
         fs::create_dir_all(checkout.join("target")).expect("a directory");
