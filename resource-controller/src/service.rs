@@ -131,7 +131,7 @@ impl Service {
             cgroups = version_text(version),
             found = count,
             problem,
-            "ready to limit and measure"
+            "ready to limit and measure: waits for commands, needs no other component"
         );
         Ok(())
     }

@@ -139,6 +139,9 @@ fn syntax(error: &serde_saphyr::Error) -> Problem {
     use serde_saphyr::Error;
     let error = error.without_snippet();
     let place = error.location().map_or(Place::Unknown, place);
+    let rendered = error.render();
+    // An alias wraps the limit it hit in an error of its own.
+    let beyond = rendered.contains("limit exceeded");
     let message = match error {
         Error::MultipleDocuments { .. } => {
             "a second document begins here; a configuration is one document".to_owned()
@@ -146,11 +149,9 @@ fn syntax(error: &serde_saphyr::Error) -> Problem {
         Error::Budget { .. }
         | Error::AliasReplayLimitExceeded { .. }
         | Error::AliasExpansionLimitExceeded { .. }
-        | Error::AliasReplayStackDepthExceeded { .. } => format!(
-            "too large or too deep for a configuration (at most {MAX_VALUES} values, \
-             nested {MAX_DEPTH} deep, aliases counted by what they stand for)"
-        ),
-        _ => plain(&error.render()),
+        | Error::AliasReplayStackDepthExceeded { .. } => too_large(),
+        _ if beyond => too_large(),
+        _ => plain(&rendered),
     };
     let tab = message.contains("tabs disallowed");
     let problem = Problem::new(place, "", message);
@@ -161,6 +162,13 @@ fn syntax(error: &serde_saphyr::Error) -> Problem {
     }
 }
 
+fn too_large() -> String {
+    format!(
+        "too large or too deep for a configuration (at most {MAX_VALUES} values, \
+         nested {MAX_DEPTH} deep, aliases counted by what they stand for)"
+    )
+}
+
 /// The library's message on one line and without its own account of the place.
 fn plain(rendered: &str) -> String {
     let line = rendered
@@ -169,7 +177,7 @@ fn plain(rendered: &str) -> String {
         .filter(|line| !line.is_empty());
     let text = line.collect::<Vec<_>>().join(" ");
     let text = text.strip_prefix("error: ").unwrap_or(&text);
-    let text = match text.rfind(" at line ") {
+    let text = match text.find(" at line ") {
         Some(end) => &text[..end],
         None => text,
     };
