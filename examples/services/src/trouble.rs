@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::notify;
 use crate::signals::Stop;
 
 /// Does nothing until it is asked to end.
@@ -90,6 +91,7 @@ pub(crate) fn greedy(memory_mb: usize) -> anyhow::Result<()> {
             println!("holds {filled} MiB");
         }
     }
+    notify::ready("holds all it wanted");
     println!("holds {} MiB and waits", held.len());
     wait_for_ever()
 }
