@@ -13,8 +13,9 @@
 //! 6. what nobody killed is never started twice, whatever dies around it;
 //! 7. once the faults stop, what is wanted is reached and the status is true.
 //!
-//! `PROPTEST_CASES=10000 cargo nextest run -p blackhole-supervisor --test simulation`
-//! looks longer.
+//! `PROPTEST_CASES=30000 cargo test -p blackhole-supervisor --test simulation`
+//! looks longer (`cargo nextest` ends a test after five minutes); `SIM_TRACE=1`
+//! tells everything that happens.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // Helpers of tests fail by panicking, too.
 
