@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::message::{Command, Message};
 use crate::names::Component;
-use crate::process::command;
+use crate::process::query;
 
 /// Who a daemon is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,4 +74,4 @@ impl Message for Bye {
     const KIND: &'static str = "component.bye";
 }
 
-command!(Ping, "component.ping", ComponentInfo);
+query!(Ping, "component.ping", ComponentInfo);

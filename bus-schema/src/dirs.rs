@@ -3,7 +3,7 @@
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -352,7 +352,9 @@ impl Drop for Lock {
     }
 }
 
-/// Raises and returns a component's incarnation. Called once at each start, under its lock.
+/// Raises and returns a component's incarnation. Called once at each start,
+/// under its lock. The number is written over the one before, which takes no
+/// room: on a full disk a daemon that has run before starts again.
 ///
 /// # Errors
 /// When the file cannot be written; without it two lives could not be told apart.
@@ -364,12 +366,22 @@ pub fn next_incarnation(dirs: &Dirs, component: &Component) -> Result<u64, DirsE
             .trim()
             .parse()
             .unwrap_or_else(|_| unix_now_ns() / 1_000_000_000),
-        Err(_) => 0,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+        Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+            unix_now_ns() / 1_000_000_000
+        }
+        Err(error) => return Err(io("read", &path)(error)),
     };
-    let next = last + 1;
-    let temporary = path.with_extension("new");
-    std::fs::write(&temporary, format!("{next}\n")).map_err(io("write", &temporary))?;
-    std::fs::rename(&temporary, &path).map_err(io("rename", &temporary))?;
+    let next: u64 = last + 1;
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(io("open", &path))?;
+    file.write_all_at(format!("{next:020}\n").as_bytes(), 0)
+        .map_err(io("write", &path))?;
     Ok(next)
 }
 
@@ -440,7 +452,7 @@ mod tests {
         assert_eq!(next_incarnation(&dirs, &Component::Bridge).unwrap(), 1);
         assert_eq!(next_incarnation(&dirs, &Component::Bridge).unwrap(), 2);
         std::fs::write(dirs.state.join("incarnation/bridge"), b"\xff\x00").unwrap();
-        assert!(next_incarnation(&dirs, &Component::Bridge).unwrap() >= 1);
+        assert!(next_incarnation(&dirs, &Component::Bridge).unwrap() > 1_000_000);
         std::fs::write(dirs.state.join("incarnation/bridge"), b"junk").unwrap();
         assert!(next_incarnation(&dirs, &Component::Bridge).unwrap() > 1_000_000);
     }

@@ -15,6 +15,10 @@ pub trait Message: Serialize + DeserializeOwned + Send + 'static {
 pub trait Command: Message {
     /// The result of a `done` reply.
     type Reply: Serialize + DeserializeOwned + Send + 'static;
+
+    /// It only reads: carried out again it does no harm, so its answer, which
+    /// may be large, is not kept for repetitions.
+    const READS: bool = false;
 }
 
 /// One page of an owner's state, with the marks that tell which later events

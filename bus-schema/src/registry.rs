@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::message::{Command, Message, Snapshot};
 use crate::names::{Generation, InstanceName};
-use crate::process::command;
+use crate::process::query;
 
 /// One registered instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,4 +45,4 @@ impl Message for RegistryChanged {
     const KIND: &'static str = "registry.changed";
 }
 
-command!(ListRegistry, "registry.list", Snapshot<Registration>);
+query!(ListRegistry, "registry.list", Snapshot<Registration>);

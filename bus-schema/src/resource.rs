@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::limits::{LimitGrant, Limits};
 use crate::message::{Command, Message, Snapshot};
 use crate::names::InstanceName;
-use crate::process::command;
+use crate::process::{command, query};
 
 /// Admit an instance, make its cgroup, apply its limits and read them back.
 /// Repeated for an instance that exists it applies the new limits in place.
@@ -137,5 +137,5 @@ impl Message for OomKilled {
 
 command!(Prepare, "resource.prepare", LimitGrant);
 command!(Release, "resource.release", ());
-command!(ListUsage, "resource.list", Snapshot<Usage>);
-command!(GetCapacity, "resource.capacity", Capacity);
+query!(ListUsage, "resource.list", Snapshot<Usage>);
+query!(GetCapacity, "resource.capacity", Capacity);

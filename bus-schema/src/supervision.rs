@@ -7,7 +7,7 @@ use crate::health::Health;
 use crate::limits::LimitReport;
 use crate::message::{Command, Message, Snapshot};
 use crate::names::{Generation, InstanceName, ServiceName};
-use crate::process::{ExitRecord, StateName, command};
+use crate::process::{ExitRecord, StateName, command, query};
 
 /// What an operator wants of a service. Survives the supervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -206,4 +206,4 @@ command!(StartServices, "supervision.start", Outcome);
 command!(StopServices, "supervision.stop", Outcome);
 command!(RestartServices, "supervision.restart", Outcome);
 command!(ResetServices, "supervision.reset", Outcome);
-command!(ListStatus, "supervision.list", Snapshot<InstanceStatus>);
+query!(ListStatus, "supervision.list", Snapshot<InstanceStatus>);

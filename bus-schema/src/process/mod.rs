@@ -263,10 +263,24 @@ macro_rules! command {
 }
 pub(crate) use command;
 
+/// A command that only reads.
+macro_rules! query {
+    ($type:ty, $kind:literal, $reply:ty) => {
+        impl Message for $type {
+            const KIND: &'static str = $kind;
+        }
+        impl Command for $type {
+            type Reply = $reply;
+            const READS: bool = true;
+        }
+    };
+}
+pub(crate) use query;
+
 command!(Spawn, "process.spawn", InstanceRecord);
 command!(Stop, "process.stop", InstanceRecord);
 command!(Signal, "process.signal", ());
 command!(Forget, "process.forget", ());
-command!(ListProcesses, "process.list", Snapshot<InstanceRecord>);
-command!(ReadLog, "process.read_log", LogChunk);
+query!(ListProcesses, "process.list", Snapshot<InstanceRecord>);
+query!(ReadLog, "process.read_log", LogChunk);
 command!(FollowLog, "process.follow_log", ());

@@ -82,9 +82,17 @@ impl Incoming {
                 verdict,
             },
         ) {
-            inner.lock().replies.finish(self.id, body.clone());
+            match C::READS {
+                true => inner.lock().replies.forget(self.id),
+                false => inner.lock().replies.finish(self.id, body.clone()),
+            }
             inner.send_reply(&self.client, body).await;
         }
+    }
+
+    /// Lets go of it without any answer.
+    pub(super) fn disown(mut self) {
+        self.inner = None;
     }
 
     /// Answers with a failure, whatever the command.

@@ -23,15 +23,15 @@ use crate::envelope::{self, Envelope, EnvelopeError, Outgoing, Source};
 use crate::message::{Message, PAGE_ITEMS, Snapshot};
 use crate::names::{ClientName, Component};
 use crate::process::LogLines;
-use crate::reply::{Code, Reply, Status, Verdict};
+use crate::reply::{Reply, Status, Verdict};
 use crate::topic::{self, Topic};
 use crate::transport::{PubSocket, SubSocket};
 
 /// Messages waiting for the publisher task. When full, `publish` waits: the
 /// publisher only hands to the I/O and never waits for a subscriber.
 const OUTGOING: usize = 4096;
-/// Commands waiting for the component. When full, further ones are refused with
-/// `ResourceExhausted` at once.
+/// Commands waiting for the component. When full, further ones are dropped and
+/// repeated by their clients.
 const COMMANDS: usize = 1024;
 /// Budget of a command that names none.
 const DEFAULT_BUDGET: Duration = Duration::from_secs(30);
@@ -483,13 +483,15 @@ async fn dispatch(inner: &Arc<Inner>, envelope: Envelope, commands: &mpsc::Sende
     }
     inner.lock().replies.begin(id);
     if let Err(full) = commands.try_send(incoming) {
-        let incoming = full.into_inner();
-        let text = format!(
-            "{} has {COMMANDS} commands waiting: try again later",
-            inner.component
-        );
-        incoming
-            .fail(Status::new(Code::ResourceExhausted, text))
-            .await;
+        // As if it had been lost on the way: the client repeats it until there
+        // is room or its budget is spent.
+        full.into_inner().disown();
+        inner.lock().replies.forget(id);
+        if first_time(inner, "queue full") {
+            tracing::warn!(
+                waiting = COMMANDS,
+                "commands come faster than they are carried out and have to be repeated; reported once"
+            );
+        }
     }
 }
