@@ -71,6 +71,27 @@ pub enum Role {
         #[arg(long)]
         redis: SocketAddr,
     },
+    /// Answers the RPC method `echo` with what it was sent and by whom.
+    Echo {
+        /// Time it takes for an answer.
+        #[arg(long, default_value_t = 0)]
+        delay_ms: u64,
+    },
+    /// One-shot: calls an RPC method, prints the answer or the status, and exits with 0 for OK.
+    Ask {
+        /// Which service.
+        #[arg(long)]
+        service: String,
+        /// Which of its methods.
+        #[arg(long)]
+        method: String,
+        /// What to send.
+        #[arg(long, default_value = "")]
+        payload: String,
+        /// How long to wait for the answer.
+        #[arg(long, default_value_t = 10_000)]
+        budget_ms: u64,
+    },
     /// Does nothing until it is asked to end.
     Idle {
         /// Time it takes to end.
@@ -104,12 +125,12 @@ pub enum Role {
         #[arg(long)]
         memory_mb: usize,
     },
-    /// Writes numbered lines to both output streams, then waits.
+    /// Writes numbered lines, then waits.
     Chatter {
         /// How many lines.
         #[arg(long, default_value_t = 100)]
         lines: u64,
-        /// Length of each.
+        /// Shortest length of each.
         #[arg(long, default_value_t = 80)]
         bytes: usize,
     },

@@ -5,12 +5,14 @@
 //! |---|---|---|
 //! | `store`, `migrate`, `greeter`, `web`, `worker`, `ticker` | `examples/self-contained` | services that cooperate: HTTP, RPC through the bridge, sd_notify |
 //! | `pricing`, `checkout` | `examples/shop` | the Rust services of a shop, beside Redis, nginx and Python |
+//! | `echo`, `ask` | tests | one call |
 //! | `idle`, `exit`, `stubborn`, `hog`, `greedy`, `chatter`, `environment` | tests and the tour | services that misbehave in one way each |
 //!
 //! The services that cooperate run on a current-thread runtime and have one
 //! task a connection; none of them keeps anything on disk.
 
 mod args;
+mod echo;
 mod greeter;
 mod http;
 mod notify;
@@ -40,6 +42,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         } => block_on(ticker::tick(ready_after_ms, hang_after_ms)),
         Role::Pricing { redis } => block_on(shop::pricing(redis)),
         Role::Checkout { listen, redis } => block_on(shop::checkout(listen, redis)),
+        Role::Echo { delay_ms } => block_on(echo::serve(delay_ms)),
+        Role::Ask {
+            service,
+            method,
+            payload,
+            budget_ms,
+        } => block_on(echo::ask(&service, &method, payload, budget_ms)),
         Role::Idle { linger_ms } => block_on(trouble::idle(linger_ms)),
         Role::Exit { code, after_ms } => trouble::exit(code, after_ms),
         Role::Stubborn { generations } => block_on(trouble::stubborn(generations)),

@@ -96,17 +96,13 @@ pub(crate) fn greedy(memory_mb: usize) -> anyhow::Result<()> {
     wait_for_ever()
 }
 
-/// Writes numbered lines to both streams, then waits for its end.
+/// Writes numbered lines, then waits for its end.
 pub(crate) fn chatter(lines: u64, bytes: usize) -> anyhow::Result<()> {
-    let (mut out, mut err) = (std::io::stdout().lock(), std::io::stderr().lock());
+    let mut out = std::io::stdout().lock();
     for number in 1..=lines {
-        let text = format!("line {number} {}", "x".repeat(bytes));
-        let text = &text[..bytes.max(format!("line {number}").len()).min(text.len())];
-        if number % 2 == 1 {
-            writeln!(out, "{text}")?;
-        } else {
-            writeln!(err, "{text}")?;
-        }
+        let text = format!("line {number} ");
+        let rest = bytes.saturating_sub(text.len());
+        writeln!(out, "{text}{}", "x".repeat(rest))?;
     }
     writeln!(out, "said all")?;
     out.flush()?;
