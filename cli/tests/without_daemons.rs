@@ -2,11 +2,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use blackhole_bus_schema::dirs::{Dirs, Lock};
+use rustix::fs::{FlockOperation, fcntl_lock};
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 const CONFIG: &str = "services: {web: {command: [sleep, \"1000\"]}}\n";
@@ -258,6 +261,80 @@ fn daemons_that_do_not_come_up_are_given_up_with_their_last_words() {
             .unwrap()
             .contains("cannot bear it")
     );
+}
+
+#[test]
+fn a_start_that_is_given_up_leaves_the_services_that_ran_before() {
+    let temp = temp();
+    let dirs = Dirs::resolve(Some(temp.path().join("r")), Some(temp.path().join("s"))).unwrap();
+    dirs.create().unwrap();
+    let instance = dirs.instance(&"web.1".parse().unwrap());
+    std::fs::create_dir_all(&instance).unwrap();
+    // As a live shim holds it: a record lock, see fcntl(2).
+    let held = std::fs::File::create(instance.join("lock")).unwrap();
+    fcntl_lock(&held, FlockOperation::NonBlockingLockExclusive).unwrap();
+    let bin = fake_daemons(&temp, "exit 7");
+    for arguments in [&["up", "-c", "b.yaml"][..], &["up", "-d", "-c", "b.yaml"]] {
+        let output = command(&bin, &temp, arguments).output().unwrap();
+        let text = err(&output);
+        assert_eq!(code(&output), 1, "{text}");
+        assert!(text.contains("does not come up"), "{text}");
+        assert!(
+            text.contains("the services that ran before go on (web.1)")
+                && text.contains("`blackhole down` ends them"),
+            "{text}"
+        );
+        assert!(!text.contains("stopping"), "{text}");
+        assert!(
+            temp.path().join("s/keeper.json").exists(),
+            "the next one could not tell what runs"
+        );
+        assert!(
+            !temp.path().join("s/lock/up.lock").exists(),
+            "the lock is left"
+        );
+    }
+    drop(held);
+}
+
+#[test]
+fn a_hangup_that_was_ignored_stays_ignored() {
+    for (trap, ignored) in [("trap '' HUP; ", true), ("", false)] {
+        let temp = temp();
+        let bin = fake_daemons(&temp, "exec sleep 1000");
+        let line = format!("{trap}exec \"$0\" \"$@\"");
+        let mut shell = Command::new("/bin/sh");
+        let mut child = shell
+            .args(["-c", &line])
+            .arg(&bin)
+            .args(["up", "-c", "b.yaml", "--run-dir", "r", "--state-dir", "s"])
+            .current_dir(temp.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut until = |word: &str| lines.any(|line| line.unwrap().contains(word));
+        // Written once the signals are taken.
+        assert!(until("configuration "));
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        let mask = |name: &str| {
+            let mask = status.lines().find_map(|line| line.strip_prefix(name));
+            u64::from_str_radix(mask.unwrap().trim(), 16).unwrap()
+        };
+        let pid = Pid::from_child(&child);
+        kill_process(pid, Signal::TERM).unwrap();
+        assert!(until("SIGTERM"));
+        // Once more is only quicker; it may be through already.
+        kill_process(pid, Signal::TERM).unwrap();
+        lines.for_each(drop);
+        child.wait().unwrap();
+        assert_eq!(
+            (mask("SigIgn:") & 1 == 1, mask("SigCgt:") & 1 == 1),
+            (ignored, !ignored)
+        );
+    }
 }
 
 #[test]

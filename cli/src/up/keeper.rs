@@ -411,6 +411,30 @@ impl Keeper {
             .map(|daemon| &daemon.component)
     }
 
+    /// Whether each daemon either answers or is hopeless: waiting longer would
+    /// not change what there is.
+    pub(super) fn all_decided(&self) -> bool {
+        self.daemons.iter().all(|daemon| {
+            let machine = &daemon.machine;
+            machine.is_up() || machine.is_gone() || machine.is_hopeless()
+        })
+    }
+
+    /// Ends the hopeless daemons and waits until they are gone; none is started
+    /// any more. The others and all services are left as they are.
+    pub(super) async fn end_hopeless(&mut self) {
+        let hopeless: Vec<Component> = self
+            .daemons
+            .iter()
+            .filter(|daemon| daemon.machine.is_hopeless())
+            .map(|daemon| daemon.component.clone())
+            .collect();
+        self.no_restarts();
+        for component in hopeless {
+            self.end(&component, false).await;
+        }
+    }
+
     /// From now on a daemon that ends is not started again.
     pub(super) fn no_restarts(&mut self) {
         self.launch = None;

@@ -10,7 +10,9 @@
 //! ```
 //!
 //! The daemons are not bound to the keeper's life: killed with -9 it leaves
-//! all as it is, and the next `up` takes it over.
+//! all as it is, and the next `up` takes it over. An `up` that has to be given
+//! up because a daemon does not come up ends what it began: services that ran
+//! before it go on, with those daemons that work.
 
 mod binaries;
 mod daemon_log;
@@ -31,7 +33,7 @@ use std::time::Duration;
 
 use blackhole_bus_schema::config::Config;
 use blackhole_bus_schema::dirs::{Dirs, Lock};
-use blackhole_bus_schema::names::{InstanceName, ServiceName};
+use blackhole_bus_schema::names::{Component, InstanceName, ServiceName};
 use tokio::time::Instant;
 
 pub use down::down;
@@ -45,7 +47,7 @@ use crate::out::{self, Tone};
 use crate::view::progress::Assessment;
 use crate::view::status::StatusView;
 use crate::watch::Model;
-use crate::{human, watch};
+use crate::{human, offline, watch};
 
 use binaries::Binaries;
 use keeper::{Keeper, Launch, Takeover};
@@ -190,6 +192,8 @@ fn takeover(dirs: &Dirs, plan: &Plan) -> Result<Takeover, Error> {
 
 async fn keep(context: &Context, plan: &Plan, background: bool) -> Result<(), Error> {
     let mut signals = Signals::new()?;
+    // Before anything is started: what lives now is not this start's to end.
+    let before = offline::live(&context.dirs).await;
     let takeover = takeover(&context.dirs, plan)?;
     let report = Report::new(context.style_err, Instant::now());
     out::note(format!(
@@ -211,14 +215,12 @@ async fn keep(context: &Context, plan: &Plan, background: bool) -> Result<(), Er
             () = remind.due(), if !settled => out::note(plan.missing(&keeper.watch)),
             () = settle.due(), if !settled => {}
         }
-        if let Some(component) = keeper.hopeless() {
-            break Err(Error::Failed {
-                message: format!("the {component} does not come up"),
-                hint: format!(
-                    "the last lines of its log are above, all of it is in {}",
-                    context.dirs.daemon_log(&component.to_string()).display()
-                ),
-            });
+        match keeper.hopeless() {
+            // Services that ran before get the other daemons first.
+            Some(component) if before.is_empty() || keeper.all_decided() => {
+                break Err(given_up(&context.dirs, component, &before));
+            }
+            _ => {}
         }
         if settled {
             continue;
@@ -247,6 +249,10 @@ async fn keep(context: &Context, plan: &Plan, background: bool) -> Result<(), Er
         }
     };
     keeper.report.restart(Instant::now());
+    if end.is_err() && !before.is_empty() {
+        keeper.end_hopeless().await;
+        return end.map(|_| ());
+    }
     if let Ok(name) = end {
         keeper.report.say(
             name,
@@ -261,6 +267,27 @@ async fn keep(context: &Context, plan: &Plan, background: bool) -> Result<(), Er
             .say("down", Tone::Good, "everything has ended");
     }
     end.map(|_| ()).and(torn)
+}
+
+/// Why a start is given up, and what becomes of the services that ran before it.
+fn given_up(dirs: &Dirs, component: &Component, before: &[InstanceName]) -> Error {
+    let log = dirs.daemon_log(&component.to_string());
+    let mut hint = format!(
+        "the last lines of its log are above, all of it is in {}",
+        log.display()
+    );
+    if !before.is_empty() {
+        let names: Vec<String> = before.iter().map(ToString::to_string).collect();
+        hint.push_str(&format!(
+            "; the services that ran before go on ({}): `blackhole up` takes them over again, \
+             `blackhole down` ends them",
+            human::list(&names, 8)
+        ));
+    }
+    Error::Failed {
+        message: format!("the {component} does not come up"),
+        hint,
+    }
 }
 
 /// Tells when a start that takes long is worth another word: after 10 s, then
