@@ -5,15 +5,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use blackhole_bus_schema::dirs::Dirs;
+use blackhole_bus_schema::names::InstanceName;
 use blackhole_bus_schema::process::{SpawnFailure, SpawnSpec, SpawnStep};
 use blackhole_bus_schema::rpc;
 use tokio::sync::{Mutex, Semaphore};
+use tokio::time::timeout;
 
 use crate::adopt;
 use crate::environment::{self, Environment, Host, Recipe};
 use crate::host;
 use crate::shim::client::{
-    self, ClientError, ForkServer, ForkServerOptions, ShimEvents, ShimHandle, SpawnError,
+    self, Attached, ClientError, ForkServer, ForkServerOptions, ShimEvents, ShimHandle, SpawnError,
     SpawnRequest, Started,
 };
 use crate::shim::protocol::PROTOCOL;
@@ -22,6 +24,15 @@ use crate::users::Identity;
 /// Spawns on their way to the fork server at one time; others wait. It forks
 /// one after the other, so more would only fill its socket's backlog.
 const CONCURRENT: usize = 32;
+
+/// How long a shim that holds an instance may take to answer, or to end.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Between two attempts to reach it.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// A process that runs, its shim, and what happens to it.
+type Running = (Started, ShimHandle, ShimEvents);
 
 /// Makes environments.
 #[derive(Debug)]
@@ -184,7 +195,9 @@ impl Launcher {
                     answered: Instant::now(),
                 }
             }
-            Err(SpawnError::Failed(failure)) => Launch::Failed(failure),
+            Err(SpawnError::Failed(failure) | SpawnError::Held { failure, .. }) => {
+                Launch::Failed(failure)
+            }
             Err(SpawnError::Client(error)) => Launch::Failed(no_shim(&error)),
         }
     }
@@ -207,10 +220,71 @@ impl Launcher {
         }
     }
 
-    async fn spawn(
-        &self,
-        request: &SpawnRequest,
-    ) -> Result<(Started, ShimHandle, ShimEvents), SpawnError> {
+    /// Spawns. Who holds the instance already is taken over when it is this very
+    /// spawn, and killed when it is an earlier one: both were asked for by a
+    /// manager that did not live to see them.
+    async fn spawn(&self, request: &SpawnRequest) -> Result<Running, SpawnError> {
+        let (shim_pid, failure) = match self.ask(request).await {
+            Err(SpawnError::Held { shim_pid, failure }) => (shim_pid, failure),
+            other => return other,
+        };
+        let name = &request.instance;
+        tracing::warn!(instance = %name, shim_pid, "held by a shim that this manager does not know");
+        match self.attach(name).await {
+            Ok(attached) if attached.status.generation == request.generation => {
+                return Ok((attached.status.started, attached.handle, attached.events));
+            }
+            Ok(attached) if attached.status.generation > request.generation => {
+                return Err(SpawnError::Held { shim_pid, failure });
+            }
+            Ok(attached) => attached.handle.kill(false).await?,
+            Err(ClientError::NoShim { .. }) => {}
+            Err(error) => {
+                tracing::error!(instance = %name, error = chain(&error), "killing it");
+                self.kill_shim(name).await?;
+            }
+        }
+        let folder = self.dirs.instance(name);
+        if timeout(PATIENCE, adopt::shim_gone(&folder)).await.is_err() {
+            return Err(SpawnError::Held { shim_pid, failure });
+        }
+        self.ask(request).await
+    }
+
+    /// Connects to the shim that holds an instance, also to one that took it
+    /// only just now and does not listen yet.
+    async fn attach(&self, name: &InstanceName) -> Result<Attached, ClientError> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match client::attach(&self.dirs, name).await {
+                Err(ClientError::Unreachable { .. }) if Instant::now() < until => {
+                    // No event tells that a socket has come to listen.
+                    tokio::time::sleep(RETRY).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Kills a shim that does not answer, and all of its service.
+    async fn kill_shim(&self, name: &InstanceName) -> Result<(), ClientError> {
+        let folder = self.dirs.instance(name);
+        let at = folder.clone();
+        let killed = tokio::task::spawn_blocking(move || adopt::kill_shim(&at)).await;
+        let killed = killed.map_err(std::io::Error::from).flatten();
+        killed.map_err(|source| ClientError::Io {
+            operation: "kill the shim that holds",
+            path: folder.clone(),
+            source,
+        })?;
+        if timeout(PATIENCE, adopt::shim_gone(&folder)).await.is_ok() {
+            // What it was is of no interest any more, only that nothing is left.
+            let _ = tokio::task::spawn_blocking(move || adopt::after_shim(&folder)).await;
+        }
+        Ok(())
+    }
+
+    async fn ask(&self, request: &SpawnRequest) -> Result<Running, SpawnError> {
         let server = self.fork_server(false).await?;
         let error = match server.spawn(request).await {
             Err(SpawnError::Client(error)) => error,

@@ -9,6 +9,7 @@ use blackhole_bus_schema::names::Generation;
 use blackhole_bus_schema::process::{
     ExitResult, ExitStatus, Failure, InstanceRecord, ProcessState, StateName,
 };
+use blackhole_process_manager::shim::client::{ForkServer, ForkServerOptions, SpawnRequest};
 use rustix::process::Signal;
 use support::*;
 
@@ -304,6 +305,86 @@ async fn without_its_socket_a_shim_can_still_be_taken_down() {
     assert_eq!(ended.state.exit().unwrap().result, ExitResult::ShimLost);
     assert!(!runs(pid));
     bench.run(&sleeper("web.1", 2)).await;
+}
+
+/// Has a shim start instance `web.1` that the manager, which has looked for
+/// instances already, does not know.
+async fn started_behind_the_managers_back(bench: &Bench, generation: u64) -> u32 {
+    let server = ForkServer::ensure(&bench.dirs, &ForkServerOptions::new(&bench.shim))
+        .await
+        .unwrap();
+    let request = SpawnRequest::from_spec(
+        &bench.dirs,
+        &sleeper("web.1", generation),
+        Default::default(),
+        (1024, 4096),
+    );
+    let (started, ..) = server.spawn(&request.unwrap()).await.unwrap();
+    started.pid
+}
+
+#[tokio::test]
+async fn a_live_process_that_the_manager_does_not_know_is_adopted_by_its_spawn() {
+    let bench = Bench::start().await;
+    let pid = started_behind_the_managers_back(&bench, 1).await;
+    assert_eq!(bench.run(&sleeper("web.1", 1)).await.state.pid(), Some(pid));
+    let ended = bench.stop("web.1", 1).await.unwrap();
+    assert_eq!(ended.state.exit().unwrap().result, ExitResult::Stopped);
+    assert!(!runs(pid));
+}
+
+#[tokio::test]
+async fn a_live_process_of_an_earlier_generation_makes_room() {
+    let bench = Bench::start().await;
+    let pid = started_behind_the_managers_back(&bench, 1).await;
+    let new = bench.run(&sleeper("web.1", 2)).await.state.pid();
+    assert!(!runs(pid) && new != Some(pid));
+    // One of a later generation is not this manager's to kill.
+    bench.stop("web.1", 2).await.unwrap();
+    let pid = started_behind_the_managers_back(&bench, 4).await;
+    let failed = bench.spawn(&sleeper("web.1", 3)).await.unwrap();
+    assert_eq!(failed.state.name(), Failed);
+    assert!(runs(pid));
+}
+
+#[tokio::test]
+async fn a_spawn_that_waited_longer_than_its_manager_lived_is_nobodys() {
+    let mut bench = Bench::start().await;
+    let lock = bench.fork_server_lock();
+    let fork_server = until("a fork server", || {
+        blackhole_process_manager::host::lock_holder(&lock).unwrap()
+    })
+    .await;
+    send(fork_server, Signal::STOP);
+    // The pool is used up, the rest waits.
+    const MANY: usize = 12;
+    let mut asked = Vec::new();
+    for index in 1..=MANY {
+        let (link, spec) = (bench.link.clone(), sleeper(&format!("web.{index}"), 1));
+        let spawn = blackhole_bus_schema::process::Spawn { spec };
+        asked.push(tokio::spawn(async move {
+            link.request(&spawn, LIMIT).await.unwrap()
+        }));
+    }
+    let folders = bench.dirs.state.join("instances");
+    until("the spawns that the pool served", || {
+        let folders = std::fs::read_dir(&folders).ok()?.flatten();
+        (folders.count() == 4).then_some(())
+    })
+    .await;
+    bench.kill_manager();
+    bench.start_manager().await;
+    send(fork_server, Signal::CONT);
+    for asked in asked {
+        let record = asked.await.unwrap();
+        let pid = record.state.pid().unwrap_or_else(|| panic!("{record:#?}"));
+        let instance = record.instance.to_string();
+        let ended = bench.stop(&instance, 1).await.unwrap();
+        assert_eq!(ended.state.name(), Terminated);
+        assert!(!runs(pid), "{instance}");
+    }
+    // None is left that nobody knows.
+    assert!(processes_naming(&bench.dirs.run).is_empty());
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 
 use super::protocol::{self, FrameError, MAX_MESSAGE_FRAME, MAX_REQUEST_FRAME, Request};
@@ -47,6 +48,13 @@ impl Connection {
             watching,
             closed: false,
         })
+    }
+
+    /// Whether the client has closed its end.
+    pub(crate) fn is_gone(&self) -> bool {
+        let mut fds = [PollFd::new(&self.stream, PollFlags::empty())];
+        // HUP and ERR are told unasked, see poll(2).
+        poll(&mut fds, Some(&Timespec::default())).is_ok_and(|_| !fds[0].revents().is_empty())
     }
 
     /// Whether something waits to be written to it.
@@ -150,6 +158,15 @@ mod tests {
         }
         assert_eq!(found, [0, 1, 2]);
         assert!(!connection.closed);
+    }
+
+    #[test]
+    fn a_client_is_there_until_it_closes() {
+        let (mut ours, connection) = pair();
+        ours.write_all(b"x").unwrap();
+        assert!(!connection.is_gone());
+        drop(ours);
+        assert!(connection.is_gone());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal};
 
 use super::connection::{self, Connection};
 use super::exec::monotonic_ns;
-use super::prepare;
+use super::prepare::{self, Refusal};
 use super::protocol::{
     self, FrameError, Loss, MAX_SPAWN_FRAME, Request, RequestBody, ShimMessage, SpawnRequest,
 };
@@ -130,9 +130,12 @@ fn serve(
         note(&format!("cannot become a subreaper: {error}"));
     }
     let mut loss = Loss::default();
-    let mut held = match prepare::hold(&request, boot_id, &mut loss) {
+    let mut held = match prepare::hold(&request, &client, boot_id, &mut loss) {
         Ok(held) => held,
-        Err(failure) => return client.send(&ShimMessage::SpawnFailed { failure }),
+        Err(Refusal { failure, held_by }) => {
+            note(&format!("{}: {failure}", request.instance));
+            return client.send(&ShimMessage::SpawnFailed { failure, held_by });
+        }
     };
     match start::start(&request, begun) {
         Ok(running) => Service::new(request, held, signals, running, client, loss).run(),
@@ -145,7 +148,10 @@ fn serve(
             }
             super::remove_sockets(&request.socket);
             held.lock.remove();
-            client.send(&ShimMessage::SpawnFailed { failure });
+            client.send(&ShimMessage::SpawnFailed {
+                failure,
+                held_by: None,
+            });
         }
     }
 }

@@ -16,6 +16,7 @@ use blackhole_bus_schema::process::{SpawnFailure, SpawnStep};
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use super::connection::Connection;
 use super::exec::{Identity, Plan};
 use super::hint::Who;
 use super::lock::Lock;
@@ -51,17 +52,44 @@ pub(crate) fn failure(
     }
 }
 
+/// Why an instance could not be taken.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) failure: SpawnFailure,
+    /// The shim that holds it already, where that is why.
+    pub(crate) held_by: Option<u32>,
+}
+
+impl From<SpawnFailure> for Refusal {
+    fn from(failure: SpawnFailure) -> Self {
+        Self {
+            failure,
+            held_by: None,
+        }
+    }
+}
+
 fn errno(error: &io::Error) -> i32 {
     error.raw_os_error().unwrap_or(0)
 }
 
-/// Takes the instance's lock and begins its record.
+/// Takes the instance's lock and begins its record, for a client that is still
+/// there: a request that waited here longer than its client lived is nobody's,
+/// and the service would be held by none. The client is looked for once more
+/// under the lock, so that one which left and finds the lock free may rely on
+/// nothing coming of its request.
 pub(crate) fn hold(
     request: &SpawnRequest,
+    client: &Connection,
     boot_id: &str,
     loss: &mut Loss,
-) -> Result<Held, SpawnFailure> {
+) -> Result<Held, Refusal> {
     let step = SpawnStep::PrepareEnvironment;
+    let present = || match client.is_gone() {
+        true => Err(failure(step, "wait for a shim", 0, "the client went away")),
+        false => Ok(()),
+    };
+    present()?;
     let dir = &request.instance_dir;
     let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
     made.map_err(|error| {
@@ -78,10 +106,14 @@ pub(crate) fn hold(
         Ok(Ok(lock)) => lock,
         Ok(Err(holder)) => {
             let hint = format!("the instance is alive: shim {holder} holds it");
-            return Err(failure(step, operation(), libc::EAGAIN, hint));
+            return Err(Refusal {
+                failure: failure(step, operation(), libc::EAGAIN, hint),
+                held_by: Some(holder),
+            });
         }
-        Err(error) => return Err(failure(step, operation(), errno(&error), "")),
+        Err(error) => return Err(failure(step, operation(), errno(&error), "").into()),
     };
+    present()?;
     let (record, written) = Writer::begin(request, boot_id, std::process::id());
     note_record(loss, written);
     Ok(Held { lock, record })

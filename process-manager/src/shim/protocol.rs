@@ -277,6 +277,9 @@ pub enum ShimMessage {
     SpawnFailed {
         /// Why.
         failure: SpawnFailure,
+        /// The shim that holds the instance already, where that is why.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        held_by: Option<u32>,
     },
     /// A request was taken up, or not.
     Answer {

@@ -93,7 +93,7 @@ impl Rig {
     /// Spawns what must not start.
     pub(crate) async fn fail(&self, spec: &SpawnSpec) -> SpawnFailure {
         match self.server.spawn(&self.request(spec)).await {
-            Err(SpawnError::Failed(failure)) => failure,
+            Err(SpawnError::Failed(failure) | SpawnError::Held { failure, .. }) => failure,
             other => panic!("expected a failed spawn, got {other:?}"),
         }
     }

@@ -70,6 +70,14 @@ pub enum SpawnError {
     /// The shim tried: the service's own code did not run.
     #[error("{0}")]
     Failed(SpawnFailure),
+    /// Another shim holds the instance.
+    #[error("{failure}")]
+    Held {
+        /// Its pid; 0 when it cannot be seen from here.
+        shim_pid: u32,
+        /// The same in words.
+        failure: SpawnFailure,
+    },
     /// The way to a shim failed. After [`ClientError::Closed`] a process may
     /// exist nevertheless: [`instance_lock_held`] tells.
     #[error("no shim took the spawn")]

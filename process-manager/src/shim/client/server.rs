@@ -82,12 +82,13 @@ impl ForkServer {
     /// [`ClientError::Io`] the fork server is gone: call [`ForkServer::ensure`]
     /// and try once more.
     ///
-    /// Cancelling it does not cancel the spawn: the service may run and can then
-    /// be had with [`super::attach`].
+    /// Cancelling it cancels the spawn only where no shim has taken the
+    /// instance's lock yet; else the service may run and can then be had with
+    /// [`super::attach`].
     ///
     /// # Errors
-    /// [`SpawnError::Failed`] says why the program did not run; also when the
-    /// instance is held by another shim.
+    /// [`SpawnError::Failed`] says why the program did not run,
+    /// [`SpawnError::Held`] which shim holds the instance already.
     pub async fn spawn(
         &self,
         request: &SpawnRequest,
@@ -119,8 +120,11 @@ impl ForkServer {
                     let (handle, events) = handle::hold(wire, place, started.shim_pid);
                     return Ok((started, handle, events));
                 }
-                Some(ShimMessage::SpawnFailed { failure }) => {
-                    return Err(SpawnError::Failed(failure));
+                Some(ShimMessage::SpawnFailed { failure, held_by }) => {
+                    return Err(match held_by {
+                        Some(shim_pid) => SpawnError::Held { shim_pid, failure },
+                        None => SpawnError::Failed(failure),
+                    });
                 }
                 Some(ShimMessage::Answer {
                     error: Some(error), ..
