@@ -47,8 +47,11 @@ pub(super) struct Service {
     pub(super) default: Desired,
     /// It and everything it requires are wanted.
     pub(super) wanted: bool,
-    /// Who depends on it, hard or soft.
+    /// Who depends on it, hard or soft, by whatever chain: it ends after all of
+    /// them, also where one in the middle is gone already.
     pub(super) dependents: Vec<ServiceName>,
+    /// On whom it depends, by whatever chain.
+    pub(super) foundations: Vec<ServiceName>,
 }
 
 impl Service {
@@ -60,6 +63,7 @@ impl Service {
             default: Desired::Up,
             wanted: false,
             dependents: Vec::new(),
+            foundations: Vec::new(),
         }
     }
 
@@ -171,9 +175,16 @@ impl Core {
     /// looked at again after it.
     pub(super) fn rewire(&mut self) {
         let mut dependents: BTreeMap<ServiceName, Vec<ServiceName>> = BTreeMap::new();
-        for (name, service) in &self.services {
-            for (on, _) in service.dependencies() {
+        let mut foundations: BTreeMap<ServiceName, Vec<ServiceName>> = BTreeMap::new();
+        for name in self.services.keys() {
+            let below = self.reach(std::slice::from_ref(name), |service| {
+                let direct = service.dependencies().into_iter();
+                direct.map(|(on, _)| on.clone()).collect()
+            });
+            // Not itself, even where rows of an earlier run go in a circle.
+            for on in below.into_iter().filter(|on| on != name) {
                 dependents.entry(on.clone()).or_default().push(name.clone());
+                foundations.entry(name.clone()).or_default().push(on);
             }
         }
         let mut wanted = BTreeMap::new();
@@ -182,6 +193,7 @@ impl Core {
         }
         for (name, service) in &mut self.services {
             service.dependents = dependents.remove(name).unwrap_or_default();
+            service.foundations = foundations.remove(name).unwrap_or_default();
             service.wanted = wanted.get(name).copied().unwrap_or(false);
         }
         self.dirty.extend(self.instances.keys().cloned());

@@ -104,8 +104,9 @@ impl Core {
         let Some(service) = self.services.get(name.service()) else {
             return;
         };
-        let dependencies = service.dependencies().into_iter().map(|(name, _)| name);
-        let neighbours: Vec<InstanceName> = dependencies
+        let neighbours: Vec<InstanceName> = service
+            .foundations
+            .iter()
             .chain(&service.dependents)
             .filter_map(|service| self.members.get(service))
             .flatten()

@@ -274,6 +274,27 @@ fn a_restart_takes_its_dependents_along_in_order() {
 }
 
 #[test]
+fn a_stop_keeps_its_order_over_one_that_is_gone() {
+    let mut middle = needs(service(), &[("base", Started)]);
+    middle.restart_mode = RestartMode::Never;
+    let services = [
+        ("base", service()),
+        ("middle", middle),
+        ("top", needs(service(), &[("middle", Started)])),
+    ];
+    let mut bench = Bench::new(&services);
+    for name in ["base.1", "middle.1", "top.1"] {
+        bench.runs(name);
+    }
+    bench.ends("middle.1", ExitResult::Signal);
+    bench.take();
+    bench.command(stop(&["base"]));
+    assert_eq!(bench.take(), ["stop top.1 #1"], "base waits for it");
+    bench.stopped("top.1");
+    assert_eq!(bench.take(), ["stop base.1 #1"]);
+}
+
+#[test]
 fn a_restart_of_what_crashes_meanwhile_is_no_failure() {
     let services = [
         ("db", service()),
