@@ -388,6 +388,40 @@ async fn a_spawn_that_waited_longer_than_its_manager_lived_is_nobodys() {
 }
 
 #[tokio::test]
+async fn a_shim_that_hangs_does_not_keep_a_stop_waiting() {
+    let bench = Bench::start().await;
+    let pid = bench.run(&sleeper("web.1", 1)).await.state.pid().unwrap();
+    send(bench.shim("web.1"), Signal::STOP);
+    let ended = bench.stop("web.1", 1).await.unwrap();
+    assert_eq!(ended.state.exit().unwrap().result, ExitResult::ShimLost);
+    assert!(!runs(pid));
+}
+
+#[tokio::test]
+async fn a_shim_that_hangs_after_it_took_a_stop_does_not_stretch_the_grace() {
+    let bench = Bench::start().await;
+    let signalled = bench.path("signalled");
+    let text = format!(
+        "trap 'touch {0}' TERM; touch {0}.up; while :; do sleep 0.02; done",
+        signalled.display()
+    );
+    let mut service = script("web.1", 1, &text);
+    service.stop.grace_ms = 1000;
+    let pid = bench.run(&service).await.state.pid().unwrap();
+    until("the trap", || {
+        bench.path("signalled.up").exists().then_some(())
+    })
+    .await;
+    let link = bench.link.clone();
+    let asked = tokio::spawn(async move { link.request(&stop("web.1", 1), LIMIT).await });
+    until("the signal", || signalled.exists().then_some(())).await;
+    send(bench.shim("web.1"), Signal::STOP);
+    let ended = asked.await.unwrap().unwrap();
+    assert_eq!(ended.state.exit().unwrap().result, ExitResult::ShimLost);
+    assert!(!runs(pid));
+}
+
+#[tokio::test]
 async fn a_break_glass_stop_is_told_like_any_other() {
     let mut bench = Bench::start().await;
     let (ready, go) = (bench.path("ready"), bench.path("go"));

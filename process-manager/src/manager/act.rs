@@ -9,7 +9,7 @@ use blackhole_bus_schema::names::{Generation, InstanceName};
 use blackhole_bus_schema::process::{Forget, Signal, SpawnSpec};
 use blackhole_bus_schema::reply::{Code, Status};
 use blackhole_bus_schema::topic::Topic;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::Manager;
 use super::facts::{Fact, take_down};
@@ -20,6 +20,10 @@ use crate::probe::schedule::Run;
 use crate::shim::client::ClientError;
 use crate::shim::protocol::StopRequest;
 use crate::table::{Action, Ticket};
+
+/// How long after the grace a shim may take to kill what is left, before it is
+/// killed itself.
+const OVERDUE: Duration = Duration::from_secs(10);
 
 impl Manager {
     /// Carries out actions in their order.
@@ -123,29 +127,36 @@ impl Manager {
         else {
             return;
         };
-        let name = name.clone();
-        match held.handle.clone() {
-            Some(handle) => {
-                let dirs = self.dirs.clone();
-                tokio::spawn(async move {
-                    match handle.stop(request).await {
-                        Ok(()) => {}
-                        // Its socket is gone and its connection lost: nobody can ask it any more.
-                        Err(error @ ClientError::Unreachable { .. }) => {
-                            tracing::error!(instance = %name, error = chain(&error), "stop: killing it");
-                            take_down(dirs, name, generation).await;
-                        }
-                        // When it is gone, that is told by its events.
-                        Err(error) => {
-                            tracing::debug!(instance = %name, error = chain(&error), "stop");
-                        }
+        let (name, dirs) = (name.clone(), self.dirs.clone());
+        let Some(handle) = held.handle.clone() else {
+            tokio::spawn(take_down(dirs, name, generation));
+            return;
+        };
+        let spawned = held.spec.as_ref().map(|spec| spec.stop.grace_ms);
+        let asked = request.stop.as_ref().map(|stop| stop.grace_ms);
+        // How the service was started may be unreadable; then its shim alone knows the grace.
+        let grace = asked.or(spawned).map(Duration::from_millis);
+        tokio::spawn(async move {
+            match handle.stop(request).await {
+                Ok(()) => {
+                    let Some(grace) = grace else { return };
+                    let within = grace.saturating_add(OVERDUE);
+                    if timeout(within, handle.closed()).await.is_err() {
+                        tracing::error!(instance = %name, ?grace, "not stopped in time: killing its shim");
+                        take_down(dirs, name, generation).await;
                     }
-                });
+                }
+                // Its socket is gone and its connection lost, or it hangs: nobody can ask it any more.
+                Err(error @ (ClientError::Unreachable { .. } | ClientError::Mute { .. })) => {
+                    tracing::error!(instance = %name, error = chain(&error), "stop: killing it");
+                    take_down(dirs, name, generation).await;
+                }
+                // When it is gone, that is told by its events.
+                Err(error) => {
+                    tracing::debug!(instance = %name, error = chain(&error), "stop");
+                }
             }
-            None => {
-                tokio::spawn(take_down(self.dirs.clone(), name, generation));
-            }
-        }
+        });
     }
 
     async fn signal(&mut self, ticket: Ticket, name: &InstanceName, signal: i32) {

@@ -79,10 +79,11 @@ impl Manager {
         ticket
     }
 
-    /// One page of all records. The latest probe results of its instances are
-    /// published after it: who asks may not have been there when they were.
+    /// One page of all records. Where it is asked for, the latest probe results
+    /// of its instances are published after it.
     async fn list(&mut self, incoming: Incoming) {
-        let Some((ListProcesses { after }, incoming)) = parse::<ListProcesses>(incoming).await
+        let Some((ListProcesses { after, probes }, incoming)) =
+            parse::<ListProcesses>(incoming).await
         else {
             return;
         };
@@ -96,6 +97,7 @@ impl Manager {
         let results: Vec<_> = page
             .items
             .iter()
+            .filter(|_| probes)
             .flat_map(|record| self.schedule.latest(&record.instance))
             .collect();
         incoming.reply::<ListProcesses>(Ok(page)).await;

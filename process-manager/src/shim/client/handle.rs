@@ -29,6 +29,9 @@ const EVENTS: usize = 64;
 /// How long a shim may take to greet. It has one thread and may be busy writing a log.
 const GREETING: Duration = Duration::from_secs(5);
 
+/// How long a shim may take to answer a request.
+const ANSWER: Duration = Duration::from_secs(5);
+
 /// Between two attempts to reach a live shim whose connection was lost.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -92,7 +95,7 @@ impl ShimHandle {
     /// only shorten the grace.
     ///
     /// # Errors
-    /// When the shim is gone or out of reach, or the signal's number is none.
+    /// When the shim is gone, out of reach or does not answer in 5 seconds, or the signal's number is none.
     pub async fn stop(&self, stop: StopRequest) -> Result<(), ClientError> {
         self.ask(RequestBody::Stop { stop }).await.map(drop)
     }
@@ -101,7 +104,7 @@ impl ShimHandle {
     /// [`ShimEvent::Exited`].
     ///
     /// # Errors
-    /// When the shim is gone or out of reach.
+    /// When the shim is gone, out of reach or does not answer in 5 seconds.
     pub async fn kill(&self, unhealthy: bool) -> Result<(), ClientError> {
         self.ask(RequestBody::Kill { unhealthy }).await.map(drop)
     }
@@ -109,7 +112,7 @@ impl ShimHandle {
     /// Sends a signal to the first process.
     ///
     /// # Errors
-    /// When the shim is gone or out of reach, or the signal's number is none.
+    /// When the shim is gone, out of reach or does not answer in 5 seconds, or the signal's number is none.
     pub async fn signal(&self, signal: i32) -> Result<(), ClientError> {
         self.ask(RequestBody::Signal { signal }).await.map(drop)
     }
@@ -117,20 +120,33 @@ impl ShimHandle {
     /// Asks how things stand.
     ///
     /// # Errors
-    /// When the shim is gone or out of reach.
+    /// When the shim is gone, out of reach or does not answer in 5 seconds.
     pub async fn status(&self) -> Result<ShimStatus, ClientError> {
         self.ask(RequestBody::Status)
             .await?
             .ok_or(ClientError::Closed)
     }
 
+    /// Waits until nothing more will come of the shim: after its last event.
+    pub async fn closed(&self) {
+        self.sender.closed().await;
+    }
+
     async fn ask(&self, request: RequestBody) -> Result<Option<ShimStatus>, ClientError> {
         let (reply, answer) = oneshot::channel();
-        self.sender
-            .send(Ask { request, reply })
+        let work = async {
+            self.sender
+                .send(Ask { request, reply })
+                .await
+                .map_err(|_| ClientError::Closed)?;
+            answer.await.map_err(|_| ClientError::Closed)?
+        };
+        tokio::time::timeout(ANSWER, work)
             .await
-            .map_err(|_| ClientError::Closed)?;
-        answer.await.map_err(|_| ClientError::Closed)?
+            .unwrap_or(Err(ClientError::Mute {
+                shim_pid: self.shim_pid,
+                after: ANSWER,
+            }))
     }
 }
 

@@ -53,6 +53,14 @@ pub enum ClientError {
         #[source]
         source: Option<std::io::Error>,
     },
+    /// A shim is connected and does not answer.
+    #[error("shim {shim_pid} has not answered for {after:?}")]
+    Mute {
+        /// The shim.
+        shim_pid: u32,
+        /// How long it was waited for.
+        after: std::time::Duration,
+    },
     /// The other side does not speak this protocol.
     #[error("the shim does not speak this protocol")]
     Protocol(#[source] super::protocol::FrameError),
