@@ -278,6 +278,7 @@ fn process_messages() {
     });
     check(&ListProcesses {
         after: Some("web.1".into()),
+        probes: true,
     });
     let cursor = LogCursor {
         inode: 9,

@@ -104,6 +104,11 @@ pub trait Paged: Command<Reply = Snapshot<Self::Item>> {
 
     /// The command for the page after the one that ended with `after`.
     fn page(after: Option<String>) -> Self;
+
+    /// The same for somebody who follows the stream from here on.
+    fn stream_page(after: Option<String>) -> Self {
+        Self::page(after)
+    }
 }
 
 macro_rules! paged {
@@ -117,7 +122,22 @@ macro_rules! paged {
     };
 }
 
-paged!(ListProcesses, InstanceRecord);
+impl Paged for ListProcesses {
+    type Item = InstanceRecord;
+    fn page(after: Option<String>) -> Self {
+        Self {
+            after,
+            probes: false,
+        }
+    }
+    fn stream_page(after: Option<String>) -> Self {
+        Self {
+            after,
+            probes: true,
+        }
+    }
+}
+
 paged!(ListStatus, InstanceStatus);
 paged!(ListUsage, Usage);
 paged!(ListRegistry, Registration);

@@ -219,6 +219,9 @@ pub struct Forget {
 pub struct ListProcesses {
     /// Where to go on: the last answer's `next`.
     pub after: Option<String>,
+    /// Publish the latest probe results of these instances once more: healthy
+    /// services are silent, and whoever judges them begins without any.
+    pub probes: bool,
 }
 
 /// A change of state: the only event of `evt.process.<instance>.` that moves it.

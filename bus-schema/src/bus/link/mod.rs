@@ -74,7 +74,7 @@ impl Interest {
         self.streams.push(Stream {
             prefix,
             kind: C::KIND,
-            page: |after| to_value(&C::page(after)),
+            page: |after| to_value(&C::stream_page(after)),
         });
         self
     }
