@@ -179,16 +179,13 @@ mod fixed_ports {
         fs::write(checkout.join("tour.sh"), &script).expect("the script is written");
 
         let mut shell = deployment.command("bash".as_ref());
-        let path = std::env::var("PATH").unwrap_or_default();
-        shell
-            .arg("tour.sh")
-            .current_dir(&checkout)
-            .env("PATH", path);
-        for name in ["HOME", "CARGO_HOME", "RUSTUP_HOME"] {
-            if let Some(value) = std::env::var_os(name) {
-                shell.env(name, value);
-            }
-        }
+        // The reader's own environment: what cargo builds must not differ by it.
+        let own = std::env::vars_os().filter(|(name, _)| {
+            !["BLACKHOLE_", "NEXTEST"]
+                .iter()
+                .any(|one| name.to_string_lossy().starts_with(one))
+        });
+        shell.arg("tour.sh").current_dir(&checkout).envs(own);
         let output = deployment.run_at_most(shell, "the tour", std::time::Duration::from_secs(400));
         let up = fs::read_to_string(checkout.join("up.out")).unwrap_or_default();
         let context = format!(
