@@ -143,6 +143,12 @@ impl Core {
                     instance.why = Some(words.to_owned());
                     bounced.push(instance.name.clone());
                 }
+                // A migration of a store that begins anew.
+                if !explicit && instance.completed && wanted {
+                    instance.completed = false;
+                    instance.why = Some("runs again with what it requires".to_owned());
+                    bounced.push(instance.name.clone());
+                }
                 if explicit {
                     instance.completed = false;
                     instance.spent = false;

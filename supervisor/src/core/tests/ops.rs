@@ -295,6 +295,37 @@ fn a_stop_keeps_its_order_over_one_that_is_gone() {
 }
 
 #[test]
+fn a_restart_runs_the_one_shots_that_require_it_again() {
+    let services = [
+        ("db", service()),
+        ("migrate", needs(oneshot(), &[("db", Started)])),
+        (
+            "web",
+            needs(service(), &[("migrate", Condition::Completed)]),
+        ),
+    ];
+    let mut bench = Bench::new(&services);
+    bench.runs("db.1");
+    bench.runs("migrate.1");
+    bench.ends("migrate.1", ExitResult::Success);
+    bench.runs("web.1");
+    bench.take();
+    let ticket = bench.command(Operator::Restart(target(&["db"])));
+    assert_eq!(bench.take(), ["stop web.1 #1"]);
+    bench.stopped("web.1");
+    assert_eq!(bench.take(), ["stop db.1 #1"]);
+    bench.stopped("db.1");
+    assert_eq!(bench.take(), ["spawn db.1 #2"]);
+    bench.runs("db.1");
+    assert_eq!(bench.take(), ["spawn migrate.1 #2"]);
+    bench.runs("migrate.1");
+    bench.ends("migrate.1", ExitResult::Success);
+    assert_eq!(bench.take(), ["spawn web.1 #2"]);
+    bench.runs("web.1");
+    assert!(bench.answer(ticket).unwrap().is_ok());
+}
+
+#[test]
 fn a_restart_of_what_crashes_meanwhile_is_no_failure() {
     let services = [
         ("db", service()),
