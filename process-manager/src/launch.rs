@@ -19,6 +19,7 @@ use crate::shim::client::{
     SpawnRequest, Started,
 };
 use crate::shim::protocol::PROTOCOL;
+use crate::shim::sweep;
 use crate::users::Identity;
 
 /// Spawns on their way to the fork server at one time; others wait. It forks
@@ -241,7 +242,7 @@ impl Launcher {
             Err(ClientError::NoShim { .. }) => {}
             Err(error) => {
                 tracing::error!(instance = %name, error = chain(&error), "killing it");
-                self.kill_shim(name).await?;
+                self.kill_shim(request).await?;
             }
         }
         let folder = self.dirs.instance(name);
@@ -267,8 +268,8 @@ impl Launcher {
     }
 
     /// Kills a shim that does not answer, and all of its service.
-    async fn kill_shim(&self, name: &InstanceName) -> Result<(), ClientError> {
-        let folder = self.dirs.instance(name);
+    async fn kill_shim(&self, request: &SpawnRequest) -> Result<(), ClientError> {
+        let folder = self.dirs.instance(&request.instance);
         let at = folder.clone();
         let killed = tokio::task::spawn_blocking(move || adopt::kill_shim(&at)).await;
         let killed = killed.map_err(std::io::Error::from).flatten();
@@ -278,8 +279,8 @@ impl Launcher {
             source,
         })?;
         if timeout(PATIENCE, adopt::shim_gone(&folder)).await.is_ok() {
-            // What it was is of no interest any more, only that nothing is left.
-            let _ = tokio::task::spawn_blocking(move || adopt::after_shim(&folder)).await;
+            let (socket, grant) = (request.socket.clone(), request.grant.clone());
+            let _ = tokio::task::spawn_blocking(move || sweep(&socket, grant.as_ref())).await;
         }
         Ok(())
     }

@@ -303,7 +303,7 @@ async fn without_its_socket_a_shim_can_still_be_taken_down() {
     let ended = bench.stop("web.1", 1).await.unwrap();
     assert_eq!(ended.state.name(), Failed);
     assert_eq!(ended.state.exit().unwrap().result, ExitResult::ShimLost);
-    assert!(!runs(pid));
+    gone(pid).await;
     bench.run(&sleeper("web.1", 2)).await;
 }
 
@@ -388,13 +388,61 @@ async fn a_spawn_that_waited_longer_than_its_manager_lived_is_nobodys() {
 }
 
 #[tokio::test]
+async fn a_lost_shim_that_could_not_write_leaves_nothing_behind() {
+    let mut bench = Bench::start().await;
+    bench.run(&sleeper("web.1", 1)).await;
+    bench.stop("web.1", 1).await.unwrap();
+    let folder = bench.dirs.instance(&name("web.1"));
+    let old = std::fs::read(folder.join("record")).unwrap();
+    // Like a full disk: no new record can be begun.
+    std::fs::create_dir(folder.join("record.new")).unwrap();
+    let file = bench.path("grandchild");
+    let text = format!(
+        "setsid sh -c 'echo $$ > {0}.new; mv {0}.new {0}; while :; do sleep 1; done' & \
+         exec sleep 100000",
+        file.display()
+    );
+    for (generation, away) in [(2, false), (3, true)] {
+        let _ = std::fs::remove_file(&file);
+        let pid = bench
+            .run(&script("web.1", generation, &text))
+            .await
+            .state
+            .pid();
+        let grandchild: u32 = until("the grandchild", || {
+            std::fs::read_to_string(&file).ok()?.trim().parse().ok()
+        })
+        .await;
+        assert!(!folder.join("record").exists(), "the end of another spawn");
+        // Even if it could not be removed.
+        std::fs::write(folder.join("record"), &old).unwrap();
+        let shim = bench.shim("web.1");
+        if away {
+            bench.kill_manager();
+        }
+        kill(shim);
+        if away {
+            gone(shim).await;
+            bench.start_manager().await;
+        } else {
+            let lost = bench.state("web.1", generation, Failed).await;
+            let exit = lost.state.exit().unwrap();
+            assert_eq!((exit.result, Some(exit.pid)), (ExitResult::ShimLost, pid));
+            assert!(exit.killed_leftovers >= 1);
+        }
+        gone(pid.unwrap()).await;
+        gone(grandchild).await;
+    }
+}
+
+#[tokio::test]
 async fn a_shim_that_hangs_does_not_keep_a_stop_waiting() {
     let bench = Bench::start().await;
     let pid = bench.run(&sleeper("web.1", 1)).await.state.pid().unwrap();
     send(bench.shim("web.1"), Signal::STOP);
     let ended = bench.stop("web.1", 1).await.unwrap();
     assert_eq!(ended.state.exit().unwrap().result, ExitResult::ShimLost);
-    assert!(!runs(pid));
+    gone(pid).await;
 }
 
 #[tokio::test]
@@ -418,7 +466,7 @@ async fn a_shim_that_hangs_after_it_took_a_stop_does_not_stretch_the_grace() {
     send(bench.shim("web.1"), Signal::STOP);
     let ended = asked.await.unwrap().unwrap();
     assert_eq!(ended.state.exit().unwrap().result, ExitResult::ShimLost);
-    assert!(!runs(pid));
+    gone(pid).await;
 }
 
 #[tokio::test]

@@ -139,7 +139,7 @@ async fn a_killed_shim_takes_its_service_along_and_the_rest_is_swept() {
         (record.exit.as_ref(), record.started.as_ref()),
         (None, Some(&running.started))
     );
-    assert_eq!(sweep(&record), 1);
+    assert_eq!(sweep(&record.socket, record.grant.as_ref()), 1);
     until("it is swept", || {
         tagged(&rig.path("")).is_empty().then_some(())
     })

@@ -289,6 +289,7 @@ async fn what_a_lost_shim_left_in_a_group_is_swept() {
     let child: u32 = line_of(&child).await.parse().unwrap();
     end(running.started.shim_pid, Signal::KILL);
     assert!(lives(child));
-    sweep(&read_record(&rig.folder(&spec)).unwrap().unwrap());
+    let record = read_record(&rig.folder(&spec)).unwrap().unwrap();
+    sweep(&record.socket, record.grant.as_ref());
     until("it is swept", || (!lives(child)).then_some(())).await;
 }

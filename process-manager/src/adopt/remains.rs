@@ -1,17 +1,20 @@
 //! An instance whose shim ended, does not answer, or is to be forgotten.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use blackhole_bus_schema::dirs::Dirs;
-use blackhole_bus_schema::names::InstanceName;
-use blackhole_bus_schema::process::ProcessState;
+use blackhole_bus_schema::dirs::{Dirs, unix_now_ns};
+use blackhole_bus_schema::limits::LimitGrant;
+use blackhole_bus_schema::names::{Generation, InstanceName};
+use blackhole_bus_schema::process::{ExitRecord, ExitResult, ExitStatus, ProcessState};
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::scan::sweep_lost;
 use super::{Remains, Verdict, decide};
 use crate::host;
-use crate::shim::client::{instance_lock_held, read_record};
+use crate::machine;
+use crate::shim::client::{Started, instance_lock_held, read_record};
+use crate::shim::sweep;
 
 /// Waits until no shim holds the instance in `folder`. Cancel safe.
 pub async fn shim_gone(folder: &Path) {
@@ -35,11 +38,41 @@ pub fn kill_shim(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// What is known of a process without its record.
+#[derive(Debug)]
+pub struct Known {
+    /// Which spawn it was.
+    pub generation: Generation,
+    /// Its first process.
+    pub started: Started,
+    /// The instance's socket.
+    pub socket: PathBuf,
+    /// The limits it was started with.
+    pub grant: Option<LimitGrant>,
+}
+
 /// What became of the instance in `folder`, which no shim holds any more; what
-/// is left of it is killed. `None` when nothing tells. Blocks.
-pub fn after_shim(folder: &Path) -> Option<ProcessState> {
+/// is left of it is killed. Its record tells, where there is one of this spawn
+/// (on a full disk there may be none, or an earlier one). Blocks.
+pub fn after_shim(folder: &Path, known: &Known) -> ProcessState {
+    recorded(folder, known.generation).unwrap_or_else(|| {
+        let killed = sweep(&known.socket, known.grant.as_ref());
+        tracing::warn!(folder = %folder.display(), killed, "its shim was lost, without a record");
+        machine::ended(ExitRecord {
+            generation: known.generation,
+            pid: known.started.pid,
+            status: ExitStatus::Unknown,
+            result: ExitResult::ShimLost,
+            started_at: known.started.started_at,
+            ended_at: unix_now_ns(),
+            killed_leftovers: killed,
+        })
+    })
+}
+
+fn recorded(folder: &Path, generation: Generation) -> Option<ProcessState> {
     let record = match read_record(folder) {
-        Ok(record) => record?,
+        Ok(record) => record.filter(|record| record.generation == generation)?,
         Err(error) => {
             tracing::error!(folder = %folder.display(), error = crate::launch::chain(&error), "record");
             return None;

@@ -20,6 +20,7 @@ use crate::shim::client::{
     Attached, ClientError, Record, ShimEvents, ShimHandle, ShimPhase, Started, attach,
     instance_lock_held, read_record,
 };
+use crate::shim::record::lock_path;
 use crate::shim::sweep;
 use crate::table::Found;
 
@@ -134,6 +135,7 @@ async fn look(dirs: &Dirs, boot: &str, name: InstanceName) -> Result<Option<Adop
         let (held, remains, told) = facts.await?;
         let held = held.map_err(|error| format!("{name}: cannot examine the lock: {error}"))?;
         if held.is_none() {
+            sweep_unrecorded(dirs, boot, &name, &remains).await?;
             return settle(&folder, boot, &name, remains, told).await;
         }
         match attach(dirs, &name).await {
@@ -206,6 +208,33 @@ fn unreachable(name: &InstanceName, remains: &Remains) -> Option<Adopted> {
     })
 }
 
+/// A shim that ends in order removes its lock. Where one is left beside a record
+/// that has its end, or none, that is the lock of a lost shim which could not
+/// write: what it left behind is killed. Nothing is after a boot.
+async fn sweep_unrecorded(
+    dirs: &Dirs,
+    boot: &str,
+    name: &InstanceName,
+    remains: &Remains,
+) -> Result<(), String> {
+    let grant = match remains {
+        Remains::Record(record) if record.boot_id != boot => return Ok(()),
+        // Lost as well, and swept as such.
+        Remains::Record(record) if record.exit.is_none() && record.failure.is_none() => {
+            return Ok(());
+        }
+        Remains::Record(record) => record.grant.clone(),
+        Remains::Nothing | Remains::Unreadable(_) => None,
+    };
+    if !lock_path(&dirs.instance(name)).exists() {
+        return Ok(());
+    }
+    let socket = dirs.shim_socket(name);
+    let killed = blocking(move || sweep(&socket, grant.as_ref())).await?;
+    tracing::warn!(instance = %name, killed, "its shim was lost and could not write its record");
+    Ok(())
+}
+
 /// One that no shim holds.
 async fn settle(
     folder: &Path,
@@ -249,7 +278,7 @@ async fn settle(
 
 /// Kills what a lost shim left behind. Blocks.
 pub(crate) fn sweep_lost(record: &Record) -> ProcessState {
-    let killed = sweep(record);
+    let killed = sweep(&record.socket, record.grant.as_ref());
     tracing::warn!(instance = %record.instance, killed, "its shim was lost");
     lost_state(record, unix_now_ns(), killed)
 }

@@ -11,7 +11,7 @@ use blackhole_bus_schema::process::{
 use tokio::sync::mpsc;
 
 use super::Manager;
-use crate::adopt;
+use crate::adopt::{self, Known};
 use crate::host;
 use crate::launch::{Launch, nanoseconds};
 use crate::probe::schedule::{Outcome, RunId};
@@ -69,12 +69,12 @@ pub(super) async fn listen(
 pub(super) async fn await_shim(
     dirs: Dirs,
     name: InstanceName,
-    generation: Generation,
+    known: Known,
     facts: mpsc::Sender<Fact>,
 ) {
     let folder = dirs.instance(&name);
     adopt::shim_gone(&folder).await;
-    settle(dirs, name, generation, facts).await;
+    settle(dirs, name, known, facts).await;
 }
 
 /// Kills an instance whose shim does not answer, and the shim.
@@ -91,12 +91,13 @@ pub(super) async fn take_down(dirs: Dirs, name: InstanceName, generation: Genera
 pub(super) async fn settle(
     dirs: Dirs,
     name: InstanceName,
-    generation: Generation,
+    known: Known,
     facts: mpsc::Sender<Fact>,
 ) {
     let folder = dirs.instance(&name);
-    let settled = tokio::task::spawn_blocking(move || adopt::after_shim(&folder)).await;
-    let state = settled.ok().flatten();
+    let generation = known.generation;
+    let settled = tokio::task::spawn_blocking(move || adopt::after_shim(&folder, &known)).await;
+    let state = settled.ok();
     let _ = facts
         .send(Fact::Lost {
             name,
@@ -231,8 +232,15 @@ impl Manager {
                 self.table.ended(&name, generation, exit)
             }
             ShimEvent::Gone => {
-                let (dirs, facts) = (self.dirs.clone(), self.facts.clone());
-                tokio::spawn(settle(dirs, name, generation, facts));
+                let held = self.held.get(&name);
+                let started = held
+                    .filter(|held| held.generation == generation)
+                    .map(|held| held.started.clone());
+                if let Some(started) = started {
+                    let known = self.known(&name, generation, started);
+                    let (dirs, facts) = (self.dirs.clone(), self.facts.clone());
+                    tokio::spawn(settle(dirs, name, known, facts));
+                }
                 Vec::new()
             }
         };
@@ -292,6 +300,24 @@ impl Manager {
         self.notes.set(&name.to_string(), text);
     }
 
+    /// What is known here of a process, for when its record does not tell.
+    pub(super) fn known(
+        &self,
+        name: &InstanceName,
+        generation: Generation,
+        started: Started,
+    ) -> Known {
+        let record = self.table.record(name);
+        Known {
+            generation,
+            started,
+            socket: self.dirs.shim_socket(name),
+            grant: record
+                .filter(|record| record.generation == generation)
+                .and_then(|record| record.grant.clone()),
+        }
+    }
+
     async fn lost(
         &mut self,
         name: &InstanceName,
@@ -304,7 +330,7 @@ impl Manager {
             .get(name)
             .filter(|held| held.generation == generation);
         let exit = recorded.or_else(|| {
-            // Its record is gone or unreadable, but what ran is known here.
+            // Nobody could look, but what ran is known here.
             held.map(|held| ExitRecord {
                 generation,
                 pid: held.started.pid,

@@ -247,8 +247,11 @@ impl Manager {
                 Some(handle)
             }
             None => {
+                let mut known = self.known(name, generation, started.clone());
+                // Not in the table yet.
+                known.grant = spec.as_ref().and_then(|spec| spec.grant.clone());
                 let (dirs, facts) = (self.dirs.clone(), self.facts.clone());
-                tokio::spawn(facts::await_shim(dirs, name.clone(), generation, facts));
+                tokio::spawn(facts::await_shim(dirs, name.clone(), known, facts));
                 None
             }
         };

@@ -113,7 +113,10 @@ pub(crate) fn hold(
         }
         Err(error) => return Err(failure(step, operation(), errno(&error), "").into()),
     };
-    present()?;
+    if let Err(failure) = present() {
+        lock.remove();
+        return Err(failure.into());
+    }
     let (record, written) = Writer::begin(request, boot_id, std::process::id());
     note_record(loss, written);
     Ok(Held { lock, record })

@@ -252,7 +252,8 @@ pub(crate) struct Writer {
 
 impl Writer {
     /// Begins a new record in the place of the last one. When this has failed it
-    /// is tried again with the next frame.
+    /// is tried again with the next frame; the last one is gone nevertheless (an
+    /// unlink needs no space): its end is not the end of this spawn.
     pub(crate) fn begin(
         request: &SpawnRequest,
         boot_id: &str,
@@ -274,6 +275,9 @@ impl Writer {
             spec: request.spec.clone(),
         };
         let result = writer.append(&entry);
+        if result.is_err() {
+            let _ = std::fs::remove_file(&writer.path);
+        }
         (writer, result)
     }
 
@@ -477,6 +481,11 @@ mod tests {
             (record.started, record.exit),
             (Some(started()), Some(exit()))
         );
+        // The end of the spawn before is not taken for that of one which could not write.
+        std::fs::create_dir(dir.join(NEW)).unwrap();
+        let (_, result) = Writer::begin(&request(dir, vec![5]), "boot", 11);
+        assert!(result.is_err() && !dir.join(NAME).exists());
+        std::fs::remove_dir(dir.join(NEW)).unwrap();
         // And a disk that fills up in between.
         let (mut writer, _) = Writer::begin(&request(dir, vec![5]), "boot", 11);
         let full = OpenOptions::new().write(true).open("/dev/full").unwrap();

@@ -8,8 +8,6 @@ use std::path::Path;
 use blackhole_bus_schema::limits::LimitGrant;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::record::Record;
-
 /// A line of /proc/pid/stat as far as it matters here, see proc_pid_stat(5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stat {
@@ -194,21 +192,21 @@ pub(crate) fn oom_kills(file: &str) -> Option<u64> {
         .find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
 }
 
-/// Kills what a lost shim left behind: everything in the cgroups of the record's
-/// grant, and every process whose environment names the instance's notification
-/// socket. Returns how many processes were killed by the latter. Blocks; call
+/// Kills what a lost shim left behind: everything in the cgroups of the grant,
+/// and every process whose environment names the notification socket that
+/// belongs to the instance's `socket`. Returns how many processes were killed by the latter. Blocks; call
 /// it from a blocking thread.
 ///
 /// The caller must know that no shim holds the instance (see
 /// [`super::record::instance_lock_held`]): its service would be killed.
-pub fn sweep(record: &Record) -> u32 {
-    let wanted = notify_variable(&record.socket);
+pub fn sweep(socket: &Path, grant: Option<&LimitGrant>) -> u32 {
+    let wanted = notify_variable(socket);
     let own = rustix::process::getpid().as_raw_nonzero().get();
     let mut killed = HashSet::new();
     // Again until a pass finds nobody new: what was born during one is met in
     // the next. One that cannot die yet (in a system call) is not waited for.
     loop {
-        if let Some(grant) = &record.grant {
+        if let Some(grant) = grant {
             kill_cgroups(grant);
         }
         let before = killed.len();

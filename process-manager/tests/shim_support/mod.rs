@@ -135,7 +135,7 @@ impl Drop for Rig {
                 end(shim, Signal::KILL);
             }
             if let Ok(Some(record)) = read_record(&folder) {
-                sweep(&record);
+                sweep(&record.socket, record.grant.as_ref());
             }
         }
         if let Some(server) = fork_server_pid(&self.dirs) {
