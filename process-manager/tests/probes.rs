@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 
 use blackhole_bus_schema::health::{ProbeCheck, ProbeKind, Probes};
-use blackhole_bus_schema::process::StateName;
+use blackhole_bus_schema::process::{ListProcesses, StateName};
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -402,7 +402,7 @@ async fn adopted_services_are_probed_on() {
 }
 
 #[tokio::test]
-async fn who_asks_for_all_is_told_the_latest_results() {
+async fn who_follows_from_here_is_told_the_latest_results() {
     let mut bench = Bench::start().await;
     let server = http(200).await;
     let mut service = sleeper("web.1", 1);
@@ -417,7 +417,11 @@ async fn who_asks_for_all_is_told_the_latest_results() {
     })
     .await;
     let told = bench.history.len();
-    bench.list().await;
+    let follow = ListProcesses {
+        after: None,
+        probes: true,
+    };
+    bench.request(&follow).await.unwrap();
     let latest = bench.probe("the latest result", told, |_| true).await;
     assert!(latest.error.is_none() && latest.in_a_row > 1, "{latest:?}");
 }
