@@ -63,6 +63,8 @@ struct State {
     notes: Vec<String>,
     replies: ReplyCache,
     unknown_kinds: Vec<String>,
+    /// It has said goodbye: an answer after that would be a sign of life.
+    closing: bool,
 }
 
 #[derive(Debug)]
@@ -228,6 +230,7 @@ impl Server {
     /// Says goodbye and waits until that is with the I/O. The last thing a daemon does.
     pub async fn bye(&self, reason: &str) {
         let (sent, wait) = tokio::sync::oneshot::channel();
+        self.inner.lock().closing = true;
         let bye = Bye {
             reason: reason.to_owned(),
         };
@@ -396,6 +399,10 @@ async fn dispatcher(
 ) {
     while let Ok((topic, body)) = socket.recv().await {
         let Some(inner) = inner.upgrade() else { return };
+        if inner.lock().closing {
+            // Clients repeat it to the next life.
+            continue;
+        }
         let own = Topic::command(&inner.component);
         if topic.as_ref() != own.as_str().as_bytes() {
             tracing::debug!(topic = %String::from_utf8_lossy(&topic), "not for this component");
