@@ -249,7 +249,13 @@ fn a_missing_program_is_named_with_what_to_do() {
         status.is("ghost.1", "FAILED")
     });
     assert_eq!(status.instance("ghost.1").pid(), None, "{status:?}");
-    let shown = deployment.cli(&["status"]).ok();
-    assert!(shown.stdout.contains("/nonexistent/program"), "{shown:#?}");
+    // While another try is under way there is nothing to tell of the last one.
+    blackhole_tests::wait_for("the program to be named", || {
+        let shown = deployment.cli(&["status"]);
+        match shown.stdout.contains("/nonexistent/program") {
+            true => Ok(()),
+            false => Err(format!("{shown:#?}")),
+        }
+    });
     deployment.down();
 }
