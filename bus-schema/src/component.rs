@@ -1,6 +1,8 @@
 //! Presence: which daemons are there, and since when. Events come on
 //! `evt.component.<component>.`.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::message::{Command, Message};
@@ -23,6 +25,10 @@ pub struct ComponentInfo {
     /// What it misses or what limits it, for a person; empty when all is well.
     #[serde(default)]
     pub notes: Vec<String>,
+    /// What this daemon has counted since its start, by name: messages published,
+    /// commands taken, repeated and refused, gaps found and healed, reconnects.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub counters: BTreeMap<String, u64>,
 }
 
 /// First message of a daemon.

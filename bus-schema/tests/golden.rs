@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::PathBuf;
 
@@ -23,7 +24,9 @@ use blackhole_bus_schema::process::{
     ProcessState, ReadLog, Signal, Spawn, SpawnFailure, SpawnSpec, SpawnStep, StateName, StepTime,
     Stop, StopSpec,
 };
-use blackhole_bus_schema::registry::{ListRegistry, Registration, RegistryChanged};
+use blackhole_bus_schema::registry::{
+    CallStats, Drain, Drained, ListCalls, ListRegistry, Registration, RegistryChanged,
+};
 use blackhole_bus_schema::reply::{Code, Reply, Status, Verdict};
 use blackhole_bus_schema::resource::{
     Capacity, GetCapacity, ListUsage, OomKilled, Prepare, Pressure, Release, Usage, UsageTick,
@@ -229,6 +232,7 @@ fn info() -> ComponentInfo {
         version: "0.1.0".into(),
         started_at: 1,
         notes: vec!["waits for the supervisor".into()],
+        counters: BTreeMap::from([("commands".to_owned(), 7)]),
     }
 }
 
@@ -526,6 +530,35 @@ fn component_registry_and_reply_messages() {
         registration: Some(registration),
     });
     check(&ListRegistry { after: None });
+    check(&Drain {
+        instance: instance(),
+        generation: Generation(4),
+        within_ms: 10_000,
+    });
+    check_result(
+        "result-drained",
+        &Drained {
+            registered: true,
+            outstanding: 2,
+        },
+    );
+    check(&ListCalls { after: None });
+    check_result(
+        "result-call-stats",
+        &CallStats {
+            caller: "shop".into(),
+            service: "pricing".into(),
+            method: "price".into(),
+            calls: 3,
+            failed: 1,
+            sum_us: 900,
+            p50_us: 200,
+            p90_us: 400,
+            p99_us: 400,
+            max_us: 400,
+            buckets: vec![0, 2, 3],
+        },
+    );
     check(&Reply {
         to: ID,
         verdict: Verdict::Failed {

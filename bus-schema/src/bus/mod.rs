@@ -23,7 +23,7 @@ pub mod tails;
 
 use crate::message::{Command, Snapshot};
 use crate::process::{InstanceRecord, ListProcesses};
-use crate::registry::{ListRegistry, Registration};
+use crate::registry::{CallStats, ListCalls, ListRegistry, Registration};
 use crate::reply::{Code, Status};
 use crate::resource::{ListUsage, Usage};
 use crate::supervision::{InstanceStatus, ListStatus};
@@ -141,6 +141,7 @@ impl Paged for ListProcesses {
 paged!(ListStatus, InstanceStatus);
 paged!(ListUsage, Usage);
 paged!(ListRegistry, Registration);
+paged!(ListCalls, CallStats);
 
 /// One item of a [`LinkEvent::Snapshot`].
 ///

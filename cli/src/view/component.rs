@@ -150,6 +150,7 @@ pub(crate) mod tests {
                 version: "0.1.0".into(),
                 started_at: 1_000_000_000,
                 notes: Vec::new(),
+                counters: std::collections::BTreeMap::default(),
             }),
         }
     }

@@ -3,6 +3,7 @@
 mod incoming;
 mod replies;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -159,6 +160,7 @@ impl Server {
             version: crate::VERSION.to_owned(),
             started_at: self.inner.started_at,
             notes: self.inner.lock().notes.clone(),
+            counters: BTreeMap::new(),
         }
     }
 
