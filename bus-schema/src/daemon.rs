@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tracing_subscriber::EnvFilter;
 
 use crate::bus::{BusError, Incoming, Server};
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Document, Listen};
 use crate::dirs::{Dirs, DirsError, Lock, next_incarnation};
 use crate::names::Component;
 
@@ -98,6 +98,9 @@ pub struct Daemon {
     pub config: Option<Config>,
     /// Where the configuration came from.
     pub config_path: Option<PathBuf>,
+    /// `runtime.orchestrator.listen`. The component's own entry is bound by
+    /// [`run`]; `rpc` is the bridge's to bind.
+    pub listen: Listen,
     /// Its side of the bus.
     pub server: Server,
     /// Commands to it.
@@ -136,7 +139,10 @@ where
     start_tracing();
     let dirs = Dirs::resolve(args.run_dir, args.state_dir)?;
     dirs.create()?;
-    let config = args.config.as_deref().map(Config::load).transpose()?;
+    let document = args.config.as_deref().map(Document::load).transpose()?;
+    let listen = document.as_ref().map(|document| document.listen);
+    let listen = listen.unwrap_or_default();
+    let config = document.map(|document| document.config);
     let inherited_nofile = raise_nofile();
     let path = dirs.lock(&component.to_string());
     // Held until the process ends.
@@ -183,6 +189,7 @@ where
             dirs: dirs.clone(),
             config,
             config_path: args.config,
+            listen,
             server: server.clone(),
             commands,
             shutdown: shutdown.clone(),

@@ -5,10 +5,12 @@
 use std::path::Path;
 use std::time::Duration;
 
-use blackhole_bus_schema::config::{Condition, Config, Priority, RestartMode, RestartPolicy};
+use blackhole_bus_schema::config::{
+    Condition, Config, Document, Priority, RestartMode, RestartPolicy,
+};
 use blackhole_bus_schema::health::ProbeCheck;
 use blackhole_bus_schema::limits::Limits;
-use blackhole_bus_schema::names::ServiceName;
+use blackhole_bus_schema::names::{Component, ServiceName};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -408,4 +410,64 @@ fn a_thousand_services_are_fine() {
         .unwrap();
     }
     assert_eq!(parse(&text).services.len(), 1_000);
+}
+
+#[test]
+fn tcp_addresses_are_of_the_loopback_and_commands_one_above() {
+    let text = "
+runtime:
+  orchestrator:
+    listen: {supervisor: '127.0.0.1:7410', process-manager: '[::1]:7410', rpc: '127.0.0.9:7410'}
+services:
+  web: {command: [a], description: what people see}
+";
+    let variables = [(
+        "BLACKHOLE_RUNTIME_ORCHESTRATOR_LISTEN_RESOURCE_CONTROLLER".to_owned(),
+        "127.0.0.1:7430".to_owned(),
+    )];
+    let document = Document::parse_in(text, "x", Path::new("/"), variables).unwrap();
+    let listen = document.listen;
+    let supervisor = Component::Supervisor;
+    assert_eq!(
+        listen.events(&supervisor).unwrap().to_string(),
+        "127.0.0.1:7410"
+    );
+    assert_eq!(
+        listen.commands(&supervisor).unwrap().to_string(),
+        "127.0.0.1:7411"
+    );
+    let manager = Component::ProcessManager(None);
+    assert_eq!(listen.commands(&manager).unwrap().to_string(), "[::1]:7411");
+    let named = Component::ProcessManager(Some("gpu".parse().unwrap()));
+    assert_eq!(listen.events(&named), None);
+    assert_eq!(listen.events(&Component::Bridge), None);
+    let controller = listen.events(&Component::ResourceController);
+    assert_eq!(controller.unwrap().port(), 7430);
+    let keys: Vec<_> = listen.entries().map(|(key, _)| key).collect();
+    assert_eq!(
+        keys,
+        [
+            "supervisor",
+            "process-manager",
+            "resource-controller",
+            "rpc"
+        ]
+    );
+    assert_eq!(document.descriptions[&name("web")], "what people see");
+    assert_eq!(Document::parse("", "x").unwrap(), Document::default());
+}
+
+/// What ends by itself, or is started by hand, does not take a place for ever.
+#[test]
+fn only_what_stays_counts_against_max_processes() {
+    let config = parse(
+        "
+runtime: {orchestrator: {max_processes: 2}}
+services:
+  web: {command: [a], replicas: 2}
+  job: {command: [a], oneshot: true}
+  hand: {command: [a], autostart: false}
+",
+    );
+    assert_eq!(config.instances().count(), 4);
 }

@@ -10,7 +10,10 @@ use super::tree::{Entry, Node, Value, scalar, shortened};
 const PREFIX: &str = "BLACKHOLE_RUNTIME_";
 
 fn variable(path: &[&str]) -> String {
-    format!("{PREFIX}{}", path.join("_").to_uppercase())
+    format!(
+        "{PREFIX}{}",
+        path.join("_").replace('-', "_").to_uppercase()
+    )
 }
 
 /// Puts the variables over the tree. Others than `BLACKHOLE_RUNTIME_…` are not looked at.

@@ -21,6 +21,7 @@ mod environment;
 mod error;
 mod graph;
 mod limits;
+mod listen;
 mod model;
 mod orchestrator;
 mod probe;
@@ -34,8 +35,9 @@ use std::io::Read;
 use std::path::Path;
 
 pub use error::{ConfigError, Invalid};
+pub use listen::Listen;
 pub use model::{
-    Condition, Config, Dependency, Orchestrator, Priority, RestartMode, RestartPolicy,
+    Condition, Config, Dependency, Document, Orchestrator, Priority, RestartMode, RestartPolicy,
     ServiceConfig,
 };
 
@@ -51,13 +53,57 @@ impl Config {
     /// When it cannot be read, is too large, is not text, or is wrong; nothing
     /// larger than [`MAX_BYTES`] is read into memory.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        Ok(Document::load(path)?.config)
+    }
+
+    /// [`Config::load`] with these environment variables instead of the process's own.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_with(
+        path: &Path,
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        Ok(Document::load_with(path, variables)?.config)
+    }
+
+    /// Parses a text; `name` is what errors call it. Without environment
+    /// variables; relative paths are taken from the current directory.
+    ///
+    /// # Errors
+    /// When something in it is wrong.
+    pub fn parse(text: &str, name: &str) -> Result<Self, ConfigError> {
+        Ok(Document::parse(text, name)?.config)
+    }
+
+    /// Parses a text whose relative paths are taken from `dir`, with
+    /// environment variables over it.
+    ///
+    /// # Errors
+    /// When something in it, or in a variable, is wrong.
+    pub fn parse_in(
+        text: &str,
+        name: &str,
+        dir: &Path,
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        Ok(Document::parse_in(text, name, dir, variables)?.config)
+    }
+}
+
+impl Document {
+    /// Reads a file, with the process's environment variables over it.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let variables = std::env::vars_os().filter_map(|(name, value)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))
         });
         Self::load_with(path, variables)
     }
 
-    /// [`Config::load`] with these environment variables instead of the process's own.
+    /// [`Document::load`] with these environment variables instead of the process's own.
     ///
     /// # Errors
     /// As [`Config::load`].
@@ -74,8 +120,7 @@ impl Config {
         Self::parse_in(&text, &path.display().to_string(), dir, variables)
     }
 
-    /// Parses a text; `name` is what errors call it. Without environment
-    /// variables; relative paths are taken from the current directory.
+    /// Parses a text, see [`Config::parse`].
     ///
     /// # Errors
     /// When something in it is wrong.
@@ -87,8 +132,7 @@ impl Config {
         Self::parse_in(text, name, &dir, [])
     }
 
-    /// Parses a text whose relative paths are taken from `dir`, with
-    /// environment variables over it.
+    /// Parses a text, see [`Config::parse_in`].
     ///
     /// # Errors
     /// When something in it, or in a variable, is wrong.
@@ -110,10 +154,16 @@ impl Config {
             let runtime = top
                 .read("runtime", orchestrator::runtime)?
                 .unwrap_or_default();
-            let services = top.read("services", |field| service::services(field, &runtime, dir))?;
+            let services = top
+                .read("services", |field| service::services(field, &runtime, dir))?
+                .unwrap_or_default();
             Ok(Self {
-                orchestrator: runtime.orchestrator,
-                services: services.unwrap_or_default(),
+                listen: runtime.listen,
+                descriptions: services.descriptions,
+                config: Config {
+                    orchestrator: runtime.orchestrator,
+                    services: services.services,
+                },
             })
         };
         build().map_err(located)

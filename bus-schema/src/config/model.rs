@@ -6,12 +6,24 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::listen::Listen;
 use crate::health::Probes;
 use crate::limits::Limits;
 use crate::names::{InstanceName, ServiceName};
 use crate::process::{LogSpec, StopSpec};
 
-/// A whole configuration. The default one has no services.
+/// All that a file says: what is to run, and what only the edges need to know.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Document {
+    /// What the deciding parts work with.
+    pub config: Config,
+    /// `runtime.orchestrator.listen`: where the parts listen over TCP.
+    pub listen: Listen,
+    /// `description` of the services that have one.
+    pub descriptions: BTreeMap<ServiceName, String>,
+}
+
+/// A configuration, as it is decided and acted upon. The default one has no services.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Config {
     /// `runtime.orchestrator`.

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::error::Problem;
+use super::error::{Place, Problem};
 use super::limits::{self, Settings};
+use super::listen::{self, Listen};
 use super::model::{Orchestrator, RestartPolicy};
 use super::section::{Field, Section};
 use super::tree::Value;
@@ -18,7 +19,7 @@ pub(super) const POLICY_KEYS: [&str; 7] = [
     "reset_after",
     "cool_down",
 ];
-const KEYS: [&str; 8] = [
+const KEYS: [&str; 9] = [
     "max_processes",
     "restart_policy",
     "resource_limits",
@@ -27,6 +28,7 @@ const KEYS: [&str; 8] = [
     "restart_burst",
     "restart_refill",
     "cgroup_parent",
+    "listen",
 ];
 const LIMIT_KEYS: [&str; 3] = [
     "default_cpu_percent",
@@ -36,7 +38,7 @@ const LIMIT_KEYS: [&str; 3] = [
 
 /// The settings that an environment variable can override: the scalars below
 /// `runtime`, by their path.
-pub(super) const OVERRIDABLE: [&[&str]; 15] = [
+pub(super) const OVERRIDABLE: [&[&str]; 20] = [
     &["orchestrator", "max_processes"],
     &["orchestrator", "usage_interval"],
     &["orchestrator", "restart_burst"],
@@ -52,6 +54,11 @@ pub(super) const OVERRIDABLE: [&[&str]; 15] = [
     &["orchestrator", "resource_limits", "default_cpu_percent"],
     &["orchestrator", "resource_limits", "default_memory_mb"],
     &["orchestrator", "resource_limits", "default_io_weight"],
+    &["orchestrator", "listen", "supervisor"],
+    &["orchestrator", "listen", "process-manager"],
+    &["orchestrator", "listen", "resource-controller"],
+    &["orchestrator", "listen", "bridge"],
+    &["orchestrator", "listen", "rpc"],
 ];
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -66,6 +73,10 @@ pub(super) struct Runtime {
     pub(super) default_io_weight: Option<u32>,
     /// By type of service.
     pub(super) profiles: BTreeMap<String, Settings>,
+    /// `listen`.
+    pub(super) listen: Listen,
+    /// Where `max_processes` stands.
+    pub(super) max_processes_place: Option<Place>,
 }
 
 /// The section that a key belongs to, for the hint about a misplaced one.
@@ -120,6 +131,10 @@ fn orchestrator(field: &Field<'_>) -> Result<Runtime, Problem> {
     };
     let mut runtime = Runtime {
         orchestrator,
+        listen: section.read("listen", listen::listen)?.unwrap_or_default(),
+        max_processes_place: section
+            .get("max_processes")
+            .map(|field| field.node.place.clone()),
         ..Runtime::default()
     };
     if let Some(field) = section.get("resource_limits") {

@@ -98,13 +98,21 @@ pub(super) fn home_of(path: &str, key: &str) -> Option<String> {
     }
 }
 
+/// What `services` says.
+#[derive(Debug, Default)]
+pub(super) struct Services {
+    pub(super) services: BTreeMap<ServiceName, ServiceConfig>,
+    pub(super) descriptions: BTreeMap<ServiceName, String>,
+}
+
 /// Reads `services`.
 pub(super) fn services(
     field: &Field<'_>,
     runtime: &Runtime,
     dir: &Path,
-) -> Result<BTreeMap<ServiceName, ServiceConfig>, Problem> {
+) -> Result<Services, Problem> {
     let mut services = BTreeMap::new();
+    let mut descriptions = BTreeMap::new();
     let mut places = Places::new();
     for (entry, field) in field.entries("a map of services by name")? {
         let name: ServiceName = entry.key.parse().map_err(|error| {
@@ -116,10 +124,58 @@ pub(super) fn services(
                 .hint("choose another name"));
         }
         let service = service(&name, entry, &field, runtime, dir, &mut places)?;
+        if let Some(text) = field.section(&KEYS)?.read("description", Field::text)? {
+            descriptions.insert(name.clone(), text.to_owned());
+        }
         services.insert(name, service);
     }
     super::graph::check(&services, &places)?;
-    Ok(services)
+    check_processes(&services, runtime)?;
+    Ok(Services {
+        services,
+        descriptions,
+    })
+}
+
+/// What starts with the system and stays has to fit `max_processes` together;
+/// what would not is refused at its start, for ever.
+fn check_processes(
+    services: &BTreeMap<ServiceName, ServiceConfig>,
+    runtime: &Runtime,
+) -> Result<(), Problem> {
+    let most = runtime.orchestrator.max_processes;
+    let stays = |one: &&ServiceConfig| {
+        one.autostart && !one.oneshot && one.restart_mode == RestartMode::Always
+    };
+    let sum: u64 = services
+        .values()
+        .filter(stays)
+        .map(|one| u64::from(one.replicas))
+        .sum();
+    if sum <= u64::from(most) {
+        return Ok(());
+    }
+    let place = runtime
+        .max_processes_place
+        .clone()
+        .unwrap_or(super::error::Place::Unknown);
+    let message = format!("is {most}, and the services that start with the system are {sum}");
+    Err(
+        Problem::new(place, "runtime.orchestrator.max_processes", message)
+            .hint("raise it, or give some services autostart: false or fewer replicas"),
+    )
+}
+
+fn replicas(field: &Field<'_>, runtime: &Runtime) -> Result<u32, Problem> {
+    let replicas = field.integer(0..=MAX_REPLICAS)?;
+    let most = runtime.orchestrator.max_processes;
+    if replicas > most {
+        let message = format!("is {replicas}, and max_processes is {most}");
+        return Err(field
+            .problem(message)
+            .hint("raise runtime.orchestrator.max_processes"));
+    }
+    Ok(replicas)
 }
 
 fn service(
@@ -131,7 +187,6 @@ fn service(
     places: &mut Places,
 ) -> Result<ServiceConfig, Problem> {
     let section = field.section(&KEYS)?;
-    section.read("description", Field::text)?;
     let command = match section.get("command") {
         Some(field) => argument_list(&field, "[/usr/bin/program, --flag]", dir)?,
         None => {
@@ -178,7 +233,7 @@ fn service(
         service_type,
         priority,
         replicas: section
-            .read("replicas", |field| field.integer(0..=MAX_REPLICAS))?
+            .read("replicas", |field| replicas(field, runtime))?
             .unwrap_or(1),
         env: section
             .read("env", |field| environment(field, dir))?
