@@ -7,7 +7,7 @@
 //!                         └ gone ──────────┼─────►│ core │── Publish ────► bus (evt.registry)
 //!  process-manager ─ evt.process ──────────┤      └──────┘   Disconnect ─► ROUTER
 //!  supervisor ─ evt.supervision ───────────┤         ▲
-//!  cmd.bridge. (registry.list) ────────────┘         └── the clock: budgets, silences
+//!  cmd.bridge. (registry.*) ───────────────┘         └── the clock: budgets, silences
 //! ```
 //!
 //! One task owns everything (`shell`); what it decides is in [`core`], which

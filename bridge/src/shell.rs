@@ -1,5 +1,6 @@
 //! The task around the core: sockets, clock and bus.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use blackhole_bus_schema::dirs::Dirs;
 use blackhole_bus_schema::message::Message;
 use blackhole_bus_schema::names::{ClientName, Component, Generation};
 use blackhole_bus_schema::process::{InstanceRecord, ListProcesses, ProcessChanged};
-use blackhole_bus_schema::registry::ListRegistry;
+use blackhole_bus_schema::registry::{Drain, ListCalls, ListRegistry};
 use blackhole_bus_schema::rpc::header::{Header, HeaderError};
 use blackhole_bus_schema::rpc::{Credentials, Key};
 use blackhole_bus_schema::supervision::{
@@ -47,6 +48,10 @@ pub(crate) struct Shell {
     dirs: Dirs,
     /// Actions that wait for the end of a burst of messages.
     later: Vec<Action>,
+    /// Drains to be answered. Bounded by the server's queue of commands and by
+    /// their budgets; the core answers each.
+    drains: HashMap<u64, Incoming>,
+    next_drain: u64,
 }
 
 impl Shell {
@@ -99,6 +104,8 @@ impl Shell {
             supervisor,
             dirs,
             later: Vec::new(),
+            drains: HashMap::new(),
+            next_drain: 0,
         })
     }
 
@@ -204,15 +211,45 @@ impl Shell {
     }
 
     async fn command(&mut self, incoming: Incoming) {
-        if incoming.kind != ListRegistry::KIND {
-            return incoming.unknown().await;
+        match incoming.kind.as_str() {
+            ListRegistry::KIND => {
+                let result = incoming.parse::<ListRegistry>().map(|command| {
+                    let all = self.core.registrations().into_iter();
+                    self.server
+                        .snapshot(topic::REGISTRY, all, command.after.as_deref())
+                });
+                incoming.reply::<ListRegistry>(result).await;
+            }
+            ListCalls::KIND => {
+                let result = incoming.parse::<ListCalls>().map(|command| {
+                    let all = self.core.call_stats().into_iter();
+                    // No topic has them: the watermarks are none.
+                    self.server
+                        .snapshot("evt.calls.", all, command.after.as_deref())
+                });
+                incoming.reply::<ListCalls>(result).await;
+            }
+            Drain::KIND => self.drain(incoming).await,
+            _ => incoming.unknown().await,
         }
-        let result = incoming.parse::<ListRegistry>().map(|command| {
-            let all = self.core.registrations().into_iter();
-            self.server
-                .snapshot(topic::REGISTRY, all, command.after.as_deref())
-        });
-        incoming.reply::<ListRegistry>(result).await;
+    }
+
+    async fn drain(&mut self, incoming: Incoming) {
+        let drain = match incoming.parse::<Drain>() {
+            Ok(drain) => drain,
+            Err(status) => return incoming.reply::<Drain>(Err(status)).await,
+        };
+        self.next_drain += 1;
+        let within = Duration::from_millis(drain.within_ms);
+        tracing::info!(instance = %drain.instance, generation = %drain.generation, "draining");
+        self.drains.insert(self.next_drain, incoming);
+        self.core.drain(
+            Instant::now(),
+            self.next_drain,
+            drain.instance,
+            drain.generation,
+            within,
+        );
     }
 
     fn manager(&mut self, event: LinkEvent) {
@@ -308,6 +345,11 @@ impl Shell {
                 Action::Disconnect(conn) => self.router.disconnect(conn).await,
                 Action::Offence { who, what } => {
                     tracing::warn!(instance = %who, "{what}; reported once")
+                }
+                Action::Drained { ticket, result } => {
+                    if let Some(incoming) = self.drains.remove(&ticket) {
+                        incoming.reply::<Drain>(Ok(result)).await;
+                    }
                 }
                 Action::Send { .. } => {}
             }

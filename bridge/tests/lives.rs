@@ -12,6 +12,7 @@ use blackhole_bus_schema::process::{
     ExitRecord, ExitResult, ExitStatus, Failure, InstanceRecord, NotifyState, ProcessChanged,
     ProcessState, StateName,
 };
+use blackhole_bus_schema::registry::{Drain, ListCalls};
 use blackhole_bus_schema::rpc::{Client, Code, ConnectOptions, Methods};
 use blackhole_bus_schema::topic::Topic;
 use bytes::Bytes;
@@ -128,6 +129,57 @@ async fn calls_wait_while_the_callee_restarts() {
         &front.call("back", "echo", "now", PATIENCE).await.unwrap()[..],
         b"now"
     );
+}
+
+#[tokio::test]
+async fn an_instance_is_drained_before_it_is_stopped() {
+    let bridge = Bridge::start(&["front", "back"]);
+    let back = bridge.registered("back.1", 1).await;
+    let (started, hold) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (at_start, held) = (started.clone(), hold.clone());
+    back.serve(echo().on("hold", move |_| {
+        let (at_start, held) = (at_start.clone(), held.clone());
+        async move {
+            at_start.notify_one();
+            held.notified().await;
+            Ok(Bytes::from_static(b"finished"))
+        }
+    }));
+    let front = bridge.registered("front.1", 1).await;
+    let (link, _events) = bridge.watch().await;
+    let drain = |within_ms| Drain {
+        instance: "back.1".parse().unwrap(),
+        generation: Generation(1),
+        within_ms,
+    };
+    let held = front.call("back", "hold", "", PATIENCE);
+    let drains = async {
+        started.notified().await;
+        let unfinished = link.request(&drain(10), PATIENCE).await.unwrap();
+        assert_eq!((unfinished.registered, unfinished.outstanding), (true, 1));
+        let patient = drain(60_000);
+        let (done, ()) = tokio::join!(link.request(&patient, PATIENCE), async {
+            hold.notify_one();
+        });
+        done.unwrap()
+    };
+    let (answer, done) = tokio::join!(held, drains);
+    assert_eq!(&answer.unwrap()[..], b"finished");
+    assert_eq!((done.registered, done.outstanding), (true, 0));
+    // What it asks itself is still answered, and what is asked of it waits for its successor.
+    front.serve(echo());
+    back.call("front", "echo", "", PATIENCE).await.unwrap();
+    let waiting = front.call("back", "echo", "parked", PATIENCE);
+    let (answer, _next) = tokio::join!(waiting, async {
+        let next = bridge.client("back.1", 2).await;
+        next.serve(echo());
+        next
+    });
+    assert_eq!(&answer.unwrap()[..], b"parked");
+    let stats = link.request(&ListCalls::default(), PATIENCE).await.unwrap();
+    let held = stats.items.iter().find(|item| item.method == "hold");
+    let held = held.unwrap_or_else(|| panic!("{stats:?}"));
+    assert_eq!((held.calls, held.failed), (1, 0));
 }
 
 fn record(instance: &str, generation: u64, state: ProcessState) -> InstanceRecord {

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use blackhole_bus_schema::names::InstanceName;
+use blackhole_bus_schema::registry::{CALL_BUCKETS_US, CallStats};
 use blackhole_bus_schema::rpc::header::{Callee, Request};
 use blackhole_bus_schema::rpc::{Code, DEFAULT_BUDGET, MAX_BUDGET, MAX_CALLS, Status};
 use bytes::Bytes;
@@ -105,8 +106,37 @@ pub struct Route {
 pub struct Measurement {
     /// Time from the request's arrival to the answer's, in microseconds.
     pub took_us: Histogram<u64>,
+    /// Sum of the times.
+    pub sum_us: u64,
+    /// Calls by their time: at most `CALL_BUCKETS_US[n]`, and more than the one before.
+    pub buckets: [u64; CALL_BUCKETS_US.len()],
     /// Calls that did not end with `ok`.
     pub failed: u64,
+}
+
+impl Measurement {
+    /// As it is told on the bus.
+    pub(super) fn stats(&self, route: &Route) -> CallStats {
+        let quantile = |quantile| self.took_us.value_at_quantile(quantile);
+        let mut below = 0;
+        let cumulative = self.buckets.iter().map(|calls| {
+            below += calls;
+            below
+        });
+        CallStats {
+            caller: route.caller.clone(),
+            service: route.service.clone(),
+            method: route.method.clone(),
+            calls: self.took_us.len(),
+            failed: self.failed,
+            sum_us: self.sum_us,
+            p50_us: quantile(0.5),
+            p90_us: quantile(0.9),
+            p99_us: quantile(0.99),
+            max_us: self.took_us.max(),
+            buckets: cumulative.collect(),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -300,11 +330,21 @@ impl Calls {
                 let Ok(took_us) = Histogram::new(2) else {
                     return;
                 };
-                entry.insert(Measurement { took_us, failed: 0 })
+                entry.insert(Measurement {
+                    took_us,
+                    sum_us: 0,
+                    buckets: [0; CALL_BUCKETS_US.len()],
+                    failed: 0,
+                })
             }
         };
         // It resizes itself: only a value above 2^63 is refused.
         let _ = measurement.took_us.record(took);
+        measurement.sum_us = measurement.sum_us.saturating_add(took);
+        let bucket = CALL_BUCKETS_US.partition_point(|bound| *bound < took);
+        if let Some(bucket) = measurement.buckets.get_mut(bucket) {
+            *bucket += 1;
+        }
         if code != Code::Ok {
             measurement.failed += 1;
         }

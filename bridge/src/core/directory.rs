@@ -65,6 +65,8 @@ struct Service {
     /// The oldest spawn of each instance that is not over.
     floors: BTreeMap<u32, Generation>,
     outlooks: BTreeMap<u32, Outlook>,
+    /// Spawns that an operator wants to have no more calls.
+    drained: BTreeMap<u32, Generation>,
     parked: VecDeque<CallId>,
 }
 
@@ -105,13 +107,20 @@ impl Directory {
     pub(super) fn register(
         &mut self,
         instance: &InstanceName,
-        entry: Entry,
+        mut entry: Entry,
     ) -> (bool, Vec<CallId>) {
         let service = self.known(instance.service());
         let floor = service.floors.entry(instance.index()).or_default();
         *floor = entry.generation.max(*floor);
+        match service.drained.get(&instance.index()) {
+            Some(drained) if *drained == entry.generation => entry.draining = true,
+            Some(drained) if *drained < entry.generation => {
+                service.drained.remove(&instance.index());
+            }
+            _ => {}
+        }
         let news = service.entries.get(&instance.index()).is_none_or(|before| {
-            before.draining
+            before.draining != entry.draining
                 || before.generation != entry.generation
                 || before.methods != entry.methods
                 || before.endpoint != entry.endpoint
@@ -147,6 +156,23 @@ impl Directory {
             Some(entry) if entry.conn == conn => !std::mem::replace(&mut entry.draining, true),
             _ => false,
         }
+    }
+
+    /// No more calls for this spawn, registered now or later. Returns its
+    /// connection if it is registered, and whether it was not draining yet.
+    pub(super) fn drain_spawn(
+        &mut self,
+        instance: &InstanceName,
+        generation: Generation,
+    ) -> Option<(Conn, bool)> {
+        let service = self.known(instance.service());
+        service.drained.insert(instance.index(), generation);
+        let entry = service
+            .entries
+            .get_mut(&instance.index())
+            .filter(|entry| entry.generation == generation)?;
+        let news = !std::mem::replace(&mut entry.draining, true);
+        Some((entry.conn, news))
     }
 
     pub(super) fn registered(&self) -> impl Iterator<Item = (&ServiceName, u32, &Entry)> {

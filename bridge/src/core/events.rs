@@ -148,6 +148,7 @@ impl Core {
 
     /// Whatever is due at `now`.
     pub fn tick(&mut self, now: Instant) {
+        self.finish_drains(Some(now));
         while let Some(id) = self.calls.expired(now) {
             let Some(call) = self.calls.get(id) else {
                 continue;

@@ -10,6 +10,7 @@
 
 mod calls;
 mod directory;
+mod drains;
 mod events;
 #[cfg(test)]
 mod tests;
@@ -18,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use blackhole_bus_schema::names::{InstanceName, ServiceName};
-use blackhole_bus_schema::registry::{Registration, RegistryChanged};
+use blackhole_bus_schema::registry::{CallStats, Drained, Registration, RegistryChanged};
 use blackhole_bus_schema::rpc::header::{self, Callee, Header, Registered, Response};
 use blackhole_bus_schema::rpc::{
     Code, Credentials, DEFAULT_CAPACITY, HEARTBEAT, MAX_CAPACITY, Status,
@@ -29,6 +30,7 @@ use calls::{Call, CallId, Calls};
 pub use calls::{Measurement, Route};
 use directory::{Directory, Pick};
 pub use directory::{Outlook, ProcessReport};
+use drains::Drains;
 
 /// Silence after which a registered connection counts as hung: it no longer
 /// gets calls until it speaks again.
@@ -73,6 +75,13 @@ pub enum Action {
     Publish(RegistryChanged),
     /// End a connection.
     Disconnect(Conn),
+    /// A drain is over, see [`Core::drain`].
+    Drained {
+        /// Which one.
+        ticket: u64,
+        /// What to answer.
+        result: Drained,
+    },
     /// Tell the log of a connection that does what it must not; once for each.
     Offence {
         /// Who.
@@ -141,6 +150,7 @@ pub struct Core {
     calls: Calls,
     /// When to look whether a registered connection is silent, see `tick`.
     silences: BTreeSet<(Instant, Conn)>,
+    drains: Drains,
     ending: bool,
     actions: Vec<Action>,
 }
@@ -155,6 +165,7 @@ impl Core {
             directory: Directory::default(),
             calls: Calls::new(incarnation),
             silences: BTreeSet::new(),
+            drains: Drains::default(),
             ending: false,
             actions: Vec::new(),
         }
@@ -162,16 +173,21 @@ impl Core {
 
     /// What is to be done since the last call of this.
     pub fn take_actions(&mut self) -> Vec<Action> {
+        self.finish_drains(None);
         std::mem::take(&mut self.actions)
     }
 
     /// When [`Core::tick`] is due.
     pub fn next_deadline(&self) -> Option<Instant> {
         let silence = self.silences.first().map(|(at, _)| *at);
-        match (self.calls.next_deadline(), silence) {
-            (Some(call), Some(silence)) => Some(call.min(silence)),
-            (call, silence) => call.or(silence),
-        }
+        [
+            self.calls.next_deadline(),
+            silence,
+            self.drains.next_deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// All registrations by the text of their names.
@@ -558,5 +574,14 @@ impl Core {
     /// How long calls took, by caller, service and method.
     pub fn measurements(&self) -> impl Iterator<Item = (&Route, &Measurement)> {
         self.calls.measurements()
+    }
+
+    /// [`Core::measurements`] as they are told, by a text to page through them.
+    pub fn call_stats(&self) -> BTreeMap<String, CallStats> {
+        let stats = self.measurements().map(|(route, measured)| {
+            let name = format!("{} {} {}", route.caller, route.service, route.method);
+            (name, measured.stats(route))
+        });
+        stats.collect()
     }
 }

@@ -6,6 +6,7 @@ use blackhole_bus_schema::rpc::header::{Register, Request};
 use blackhole_bus_schema::rpc::{DEFAULT_BUDGET, MAX_CALLS};
 
 mod calls;
+mod drains;
 mod lives;
 mod property;
 

@@ -168,8 +168,8 @@ impl Connection {
                 }
             }
             Header::Goaway { reason } => {
-                tracing::info!(reason, "the bridge takes no more calls on this connection");
-                self.shared.standing.send_replace(Standing::Away);
+                // What is under way goes on, and so do this service's own calls.
+                tracing::info!(reason, "no more calls will come on this connection");
             }
             Header::Heartbeat { .. } | Header::Register(_) | Header::Resolve { .. } => {}
         }
