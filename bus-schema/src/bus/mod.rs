@@ -16,6 +16,7 @@
 //! a subscriber that sees a gap, another incarnation, or a heartbeat whose
 //! [`tails`] differ from its own asks the owner for a snapshot.
 
+mod counters;
 mod lane;
 mod link;
 mod server;
@@ -153,5 +154,12 @@ pub fn item<T: serde::de::DeserializeOwned>(
     from_value(&value)
 }
 
+/// The beginning of a text that somebody else wrote, for a log.
+fn shortened(text: &str) -> String {
+    text.chars().take(100).collect()
+}
+
+#[cfg(test)]
+mod healing_tests;
 #[cfg(test)]
 mod tests;

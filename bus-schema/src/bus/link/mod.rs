@@ -5,9 +5,9 @@
 //! for a snapshot whenever something may have been missed.
 
 mod pages;
-mod task;
+pub(super) mod task;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use task::Task;
 
+use super::counters::LinkCounters;
 use super::{BusError, Paged, RequestError};
 use crate::component::ComponentInfo;
 use crate::dirs::{Dirs, unix_now_ns};
@@ -45,6 +46,24 @@ const REPEAT_MAX: Duration = Duration::from_secs(1);
 pub struct Interest {
     prefixes: Vec<String>,
     streams: Vec<Stream>,
+    /// Messages of the component that are lost on the way, for tests.
+    #[cfg(test)]
+    losses: Option<Losses>,
+}
+
+/// Tells of a message that arrived whether it is to be lost.
+#[cfg(test)]
+#[derive(Clone)]
+pub(super) struct Losses(pub(super) Arc<IsLost>);
+
+#[cfg(test)]
+type IsLost = dyn Fn(&str, &Envelope) -> bool + Send + Sync;
+
+#[cfg(test)]
+impl std::fmt::Debug for Losses {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Losses")
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -64,6 +83,16 @@ impl Interest {
     #[must_use]
     pub fn prefix(mut self, prefix: &str) -> Self {
         self.prefixes.push(prefix.to_owned());
+        self
+    }
+
+    /// Loses the messages of which `lost` says so, as if they had never arrived.
+    #[cfg(test)]
+    pub(super) fn lossy(
+        mut self,
+        lost: impl Fn(&str, &Envelope) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.losses = Some(Losses(Arc::new(lost)));
         self
     }
 
@@ -110,7 +139,7 @@ pub enum LinkEvent {
     /// The component is there and the path to it is proven, for the first time
     /// or again. Its incarnation may be another than before.
     Up(ComponentInfo),
-    /// The component said goodbye, its socket closed, or it was silent for 3.5 s.
+    /// The component said goodbye, its socket closed, or it was silent for 2.8 s.
     Down,
     /// The whole state of a stream: after each `Up` and after each healed loss.
     /// What is not in it does not exist. See [`super::item`].
@@ -145,6 +174,7 @@ struct Inner {
     commands: PubSocket,
     pending: Mutex<HashMap<Uuid, mpsc::Sender<Verdict>>>,
     up: watch::Sender<Option<ComponentInfo>>,
+    counters: LinkCounters,
     task: Mutex<Option<AbortHandle>>,
 }
 
@@ -198,6 +228,7 @@ impl Link {
             commands: PubSocket::connect(&dirs.bus_cmd(&to)).await?,
             pending: Mutex::default(),
             up: watch::channel(None).0,
+            counters: LinkCounters::default(),
             task: Mutex::default(),
             me,
             to,
@@ -211,6 +242,14 @@ impl Link {
     /// Which component this leads to.
     pub fn component(&self) -> &Component {
         &self.inner.to
+    }
+
+    /// What this link has counted since it was opened, by name: see
+    /// [`super::Server::counters`], which shows the sum over all links of the process.
+    pub fn counters(&self) -> BTreeMap<String, u64> {
+        let mut all = BTreeMap::new();
+        self.inner.counters.read(&mut all);
+        all
     }
 
     /// Who the component is, while it is there.
@@ -297,6 +336,7 @@ impl Link {
         };
         let mut repeat = REPEAT_MIN;
         let mut accepted = false;
+        let mut sent = 0_u32;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -306,12 +346,17 @@ impl Link {
                     accepted,
                 });
             }
+            self.inner.counters.count(match sent {
+                0 => |all| &all.requests,
+                _ => |all| &all.repeats,
+            });
+            sent = sent.saturating_add(1);
             let budget_ms = Some(u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
             self.inner
                 .send(id, kind, body, budget_ms, cause)
                 .await
                 .map_err(RequestError::Bus)?;
-            let until = (Instant::now() + repeat).min(deadline);
+            let until = (Instant::now() + jittered(repeat)).min(deadline);
             tokio::select! {
                 // Cancel safe: a reply is taken only when this arm completes.
                 reply = replies.recv() => match reply {
@@ -321,7 +366,7 @@ impl Link {
                         accepted = true;
                         repeat = REPEAT_MAX;
                         // Being worked on: wait for the result, ask again only after a while.
-                        let until = (Instant::now() + repeat).min(deadline);
+                        let until = (Instant::now() + jittered(repeat)).min(deadline);
                         match tokio::time::timeout_at(until, replies.recv()).await {
                             Ok(Some(Verdict::Done { result })) => return Ok(result),
                             Ok(Some(Verdict::Failed { error })) => return Err(RequestError::Status(error)),
@@ -336,6 +381,15 @@ impl Link {
             }
         }
     }
+}
+
+/// `time` and up to a fifth more or less of it, so that many who lost the same
+/// component do not come back to it in step.
+pub(super) fn jittered(time: Duration) -> Duration {
+    use std::hash::{BuildHasher, RandomState};
+    // Each `RandomState` has other keys: random enough to be out of step.
+    let random = RandomState::new().hash_one(0_u8) % 401;
+    time * u32::try_from(800 + random).unwrap_or(1000) / 1000
 }
 
 /// Waits until the component has gone and returned. Cancel safe.

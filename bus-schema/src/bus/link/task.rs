@@ -10,11 +10,12 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::pages::{State, pages};
-use super::{Inner, Interest, Link, LinkEvent, Received, Stream};
+use super::{Inner, Interest, Link, LinkEvent, Received, Stream, jittered};
+use crate::bus::counters::{Counter, LinkCounters, is_known_event};
 use crate::bus::server::HEARTBEAT;
 use crate::bus::tails::{Arrival, Tails};
 use crate::component::{Bye, ComponentInfo, Heartbeat, Hello, Ping};
-use crate::envelope::{self, Envelope};
+use crate::envelope::{self, Envelope, EnvelopeError};
 use crate::message::Message;
 use crate::reply::{Reply, Verdict};
 use crate::topic::Topic;
@@ -24,8 +25,10 @@ use crate::value::from_value;
 /// Events of a stream held back while its snapshot is on the way. When full,
 /// the snapshot is asked for again afterwards.
 const HELD_BACK: usize = 16_384;
-/// Silence after which a component counts as gone: three heartbeats and a half.
-const SILENCE: Duration = Duration::from_millis(HEARTBEAT.as_millis() as u64 * 7 / 2);
+/// Silence after which a component counts as gone: nearly three heartbeats, so
+/// that one that hangs is shown as missing within three seconds.
+pub(in crate::bus) const SILENCE: Duration =
+    Duration::from_millis(HEARTBEAT.as_millis() as u64 * 28 / 10);
 
 /// Whether the component is there.
 #[derive(Debug)]
@@ -42,6 +45,8 @@ struct StreamState {
     /// Counts the snapshots asked for; the answer to an older one is void.
     epoch: u64,
     mode: Mode,
+    /// Something was missed, and the next snapshot makes it good.
+    healing: bool,
 }
 
 #[derive(Debug)]
@@ -60,6 +65,7 @@ impl StreamState {
             stream,
             epoch: 0,
             mode: Mode::Lost,
+            healing: false,
         }
     }
 }
@@ -85,7 +91,16 @@ pub(super) struct Task {
     backlog: VecDeque<LinkEvent>,
     dropped: u64,
     snapshots: mpsc::Sender<Fetched>,
+    /// The path was proven at least once.
+    was_up: bool,
+    /// Kinds and versions that were reported, at most [`REPORTED`] of them.
+    reported: Vec<String>,
+    #[cfg(test)]
+    losses: Option<super::Losses>,
 }
+
+/// Strange kinds and versions that are reported by one link, each once.
+const REPORTED: usize = 16;
 
 impl Task {
     /// The task of a link, and the channel on which it gets its snapshots: one
@@ -111,6 +126,10 @@ impl Task {
             backlog: VecDeque::new(),
             dropped: 0,
             snapshots,
+            was_up: false,
+            reported: Vec::new(),
+            #[cfg(test)]
+            losses: interest.losses,
         };
         (task, fetched)
     }
@@ -156,7 +175,10 @@ impl Task {
                 0..=20 => (Some(Duration::from_micros(150)), None),
                 21..=60 => (None, Some(Instant::now() + Duration::from_millis(2))),
                 61..=80 => (None, Some(Instant::now() + Duration::from_millis(20))),
-                _ => (None, Some(Instant::now() + Duration::from_millis(200))),
+                _ => (
+                    None,
+                    Some(Instant::now() + jittered(Duration::from_millis(200))),
+                ),
             },
             Life::Present { heard, .. } => (None, Some(*heard + SILENCE)),
         };
@@ -211,14 +233,54 @@ impl Task {
         for stream in &mut self.streams {
             stream.mode = Mode::Lost;
             stream.epoch += 1;
+            stream.healing = false;
+        }
+    }
+
+    fn count(&self, which: fn(&LinkCounters) -> &Counter) {
+        if let Some(link) = self.link.upgrade() {
+            link.counters.count(which);
+        }
+    }
+
+    /// Whether `what` has not been reported before.
+    fn first_time(&mut self, what: &str) -> bool {
+        // A kind is as long as its sender likes.
+        let what = &crate::bus::shortened(what);
+        if self.reported.len() >= REPORTED || self.reported.iter().any(|known| known == what) {
+            return false;
+        }
+        self.reported.push(what.to_owned());
+        true
+    }
+
+    fn not_understood(&mut self, topic: &str, error: &EnvelopeError) {
+        let text = error.to_string();
+        match error {
+            EnvelopeError::Version { .. } => self.count(|all| &all.wrong_version),
+            _ => self.count(|all| &all.undecodable),
+        }
+        if self.first_time(&text) {
+            tracing::warn!(topic, error = text, "a message is skipped; reported once");
         }
     }
 
     fn received(&mut self, topic: &[u8], body: &[u8]) {
-        let (Ok(topic), Ok(envelope)) = (std::str::from_utf8(topic), Envelope::decode(body)) else {
-            tracing::debug!("a message is not understood");
-            return;
+        let topic = String::from_utf8_lossy(topic);
+        let topic = topic.as_ref();
+        let envelope = match Envelope::decode(body) {
+            Ok(envelope) => envelope,
+            Err(error) => {
+                self.not_understood(topic, &error);
+                return;
+            }
         };
+        #[cfg(test)]
+        if let Some(losses) = &self.losses
+            && (losses.0)(topic, &envelope)
+        {
+            return;
+        }
         let received = Received {
             topic: Topic::received(topic),
             envelope,
@@ -254,6 +316,16 @@ impl Task {
                 self.offer(received);
             }
             return;
+        }
+        if !is_known_event(received.kind()) {
+            self.count(|all| &all.unknown);
+            if self.first_time(received.kind()) {
+                tracing::warn!(
+                    topic,
+                    kind = received.kind(),
+                    "an event of an unknown kind; reported once"
+                );
+            }
         }
         match self
             .streams
@@ -306,6 +378,9 @@ impl Task {
             heard: Instant::now(),
         };
         self.tails.clear();
+        if std::mem::replace(&mut self.was_up, true) {
+            link.counters.count(|all| &all.reconnects);
+        }
         link.up.send_replace(Some(info.clone()));
         self.must_deliver(LinkEvent::Up(info));
         for index in 0..self.streams.len() {
@@ -329,7 +404,7 @@ impl Task {
             let told = told.map_or((0, 0), |tail| (tail.topics, tail.hash));
             if told != self.tails.sum(prefix) {
                 tracing::info!(prefix, "events were missed: asking for a snapshot");
-                self.fetch(index);
+                self.missed(index);
             }
         }
     }
@@ -356,10 +431,10 @@ impl Task {
                         self.lose(index);
                     }
                 }
-                Arrival::Old => {}
+                Arrival::Old => self.count(|all| &all.discarded),
                 Arrival::Gap => {
                     tracing::info!(topic = %received.topic, "events were missed: asking for a snapshot");
-                    self.fetch(index);
+                    self.missed(index);
                     self.delta(index, received);
                 }
             },
@@ -371,7 +446,17 @@ impl Task {
         if let Some(state) = self.streams.get_mut(index) {
             state.mode = Mode::Lost;
             state.epoch += 1;
+            state.healing = true;
         }
+    }
+
+    /// A stream misses something: a snapshot is to make it good.
+    fn missed(&mut self, index: usize) {
+        self.count(|all| &all.gaps);
+        if let Some(state) = self.streams.get_mut(index) {
+            state.healing = true;
+        }
+        self.fetch(index);
     }
 
     /// Asks again for the streams that were given up while the queue was full.
@@ -394,6 +479,7 @@ impl Task {
         let Some(link) = self.link.upgrade() else {
             return;
         };
+        link.counters.count(|all| &all.snapshots);
         let Some(state) = self.streams.get_mut(index) else {
             return;
         };
@@ -437,6 +523,10 @@ impl Task {
             self.fetch(index);
             return;
         };
+        let healed = std::mem::replace(&mut state.healing, false);
+        if healed {
+            self.count(|all| &all.healed);
+        }
         for (topic, seq) in watermarks {
             self.tails.raise(&topic, seq);
         }
@@ -453,6 +543,7 @@ impl Task {
     fn offer(&mut self, received: Received) -> bool {
         if !self.backlog.is_empty() {
             self.dropped += 1;
+            self.count(|all| &all.lagged);
             return false;
         }
         match self.events.try_send(LinkEvent::Event(received)) {
@@ -460,6 +551,7 @@ impl Task {
             Err(mpsc::error::TrySendError::Closed(_)) => true,
             Err(mpsc::error::TrySendError::Full(_)) => {
                 self.dropped += 1;
+                self.count(|all| &all.lagged);
                 tracing::warn!(
                     dropped = self.dropped,
                     "events come faster than they are taken"

@@ -31,8 +31,17 @@ impl Incoming {
     /// The command's body.
     ///
     /// # Errors
-    /// `InvalidArgument` when it does not fit the kind.
+    /// `InvalidArgument` when it does not fit the kind; `DeadlineExceeded` when
+    /// its budget was spent before anybody looked at it: its client has given it
+    /// up and reported so, and it must not take effect after that.
     pub fn parse<C: Command>(&self) -> Result<C, Status> {
+        if Instant::now() >= self.deadline {
+            if let Some(inner) = &self.inner {
+                inner.counters.expired.up();
+            }
+            let text = format!("the budget of {} was spent before it was begun", self.kind);
+            return Err(Status::new(Code::DeadlineExceeded, text));
+        }
         if self.kind != C::KIND {
             let text = format!("a {} command is not a {}", self.kind, C::KIND);
             return Err(Status::new(Code::InvalidArgument, text));
@@ -106,6 +115,7 @@ impl Incoming {
     pub async fn unknown(self) {
         let component = match &self.inner {
             Some(inner) => {
+                inner.counters.unknown.up();
                 if first_time(inner, &self.kind) {
                     tracing::warn!(kind = self.kind, client = %self.client, "unknown command; reported once");
                 }

@@ -17,6 +17,7 @@ pub use incoming::Incoming;
 use replies::{Known, ReplyCache};
 
 use super::BusError;
+use super::counters::{ServerCounters, read_all_links};
 use super::tails::Tails;
 use crate::component::{Bye, ComponentInfo, Heartbeat, Hello, Ping, StreamTail};
 use crate::dirs::{Dirs, unix_now_ns};
@@ -55,6 +56,7 @@ struct Inner {
     outgoing: mpsc::Sender<Frames>,
     log: Option<PubSocket>,
     state: Mutex<State>,
+    counters: ServerCounters,
     tasks: Mutex<Vec<AbortHandle>>,
 }
 
@@ -64,6 +66,8 @@ struct State {
     notes: Vec<String>,
     replies: ReplyCache,
     unknown_kinds: Vec<String>,
+    /// What the component counts beyond the bus, see [`Server::count`].
+    own: BTreeMap<&'static str, u64>,
     /// It has said goodbye: an answer after that would be a sign of life.
     closing: bool,
 }
@@ -117,6 +121,7 @@ impl Server {
                 outgoing,
                 log,
                 state: Mutex::default(),
+                counters: ServerCounters::default(),
                 tasks: Mutex::default(),
             }),
         };
@@ -153,15 +158,36 @@ impl Server {
 
     /// What a ping is answered with.
     pub fn info(&self) -> ComponentInfo {
+        // Before the literal: a guard inside it would be held to its end.
+        let notes = self.inner.lock().notes.clone();
         ComponentInfo {
             component: self.inner.component.clone(),
             pid: std::process::id(),
             incarnation: self.inner.source.incarnation,
             version: crate::VERSION.to_owned(),
             started_at: self.inner.started_at,
-            notes: self.inner.lock().notes.clone(),
-            counters: BTreeMap::new(),
+            notes,
+            counters: self.counters(),
         }
+    }
+
+    /// All that this process has counted since its start, by name: the bus's own
+    /// counters (`published.…`, `commands.…`, `log.…`, and `link.…`, the sum over
+    /// all links of the process), and what [`Server::count`] added.
+    pub fn counters(&self) -> BTreeMap<String, u64> {
+        let mut all = BTreeMap::new();
+        self.inner.counters.read(&mut all);
+        read_all_links(&mut all);
+        for (name, count) in &self.inner.lock().own {
+            all.insert((*name).to_owned(), *count);
+        }
+        all
+    }
+
+    /// Adds to a counter of the component's own, shown with those of the bus.
+    /// `name` has the form `noun.what`, for instance `calls.refused`.
+    pub fn count(&self, name: &'static str, by: u64) {
+        *self.inner.lock().own.entry(name).or_insert(0) += by;
     }
 
     /// What the component misses or what limits it, shown by `status`; replaces what was said before.
@@ -182,6 +208,9 @@ impl Server {
         let Some(socket) = &self.inner.log else {
             return;
         };
+        let counters = &self.inner.counters;
+        counters.log_lines.add(lines.lines.len() as u64);
+        counters.log_dropped.add(lines.dropped);
         if let Some(body) = self.inner.encode(0, None, lines) {
             let _ = socket.send(topic.as_str().to_owned().into(), body).await;
         }
@@ -285,6 +314,7 @@ impl Inner {
         };
         // Counted, encoded and queued without an await in between: seq is the order of sending.
         let seq = self.lock().tails.next(topic.as_str());
+        self.counters.published(topic.as_str());
         if let Some(body) = self.encode(seq, cause, message) {
             permit.send(Frames {
                 topic: topic.as_str().to_owned().into(),
@@ -295,6 +325,7 @@ impl Inner {
     }
 
     async fn send_reply(&self, client: &ClientName, body: Bytes) {
+        self.counters.replies.up();
         let topic = Topic::reply(client).as_str().to_owned().into();
         let _ = self
             .outgoing
@@ -356,6 +387,7 @@ async fn heartbeats(inner: std::sync::Weak<Inner>) {
             // exactly the messages that precede this one.
             let mut state = inner.lock();
             let seq = state.tails.next(topic.as_str());
+            inner.counters.published(topic.as_str());
             let tails = [
                 topic::PROCESS,
                 topic::HEALTH,
@@ -422,6 +454,10 @@ async fn dispatcher(
 }
 
 fn report_undecodable(inner: &Inner, error: &EnvelopeError) {
+    match error {
+        EnvelopeError::Version { .. } => inner.counters.wrong_version.up(),
+        _ => inner.counters.undecodable.up(),
+    }
     let text = error.to_string();
     if first_time(inner, &text) {
         tracing::warn!(
@@ -433,6 +469,8 @@ fn report_undecodable(inner: &Inner, error: &EnvelopeError) {
 
 /// Whether `what` has not been reported before; remembers at most 64 of them.
 fn first_time(inner: &Inner, what: &str) -> bool {
+    // A kind is as long as its sender likes.
+    let what = &super::shortened(what);
     let mut state = inner.lock();
     if state.unknown_kinds.len() >= 64 || state.unknown_kinds.iter().any(|known| known == what) {
         return false;
@@ -456,6 +494,7 @@ async fn dispatch(inner: &Arc<Inner>, envelope: Envelope, commands: &mpsc::Sende
     match known {
         Known::New => {}
         Known::InProgress => {
+            inner.counters.repeated.up();
             let accepted = Reply {
                 to: id,
                 verdict: Verdict::Accepted {},
@@ -466,6 +505,7 @@ async fn dispatch(inner: &Arc<Inner>, envelope: Envelope, commands: &mpsc::Sende
             return;
         }
         Known::Answered(body) => {
+            inner.counters.repeated.up();
             inner.send_reply(&client, body).await;
             return;
         }
@@ -483,6 +523,7 @@ async fn dispatch(inner: &Arc<Inner>, envelope: Envelope, commands: &mpsc::Sende
         inner: Some(inner.clone()),
     };
     if incoming.kind == Ping::KIND {
+        inner.counters.pings.up();
         let info = Server {
             inner: inner.clone(),
         }
@@ -496,11 +537,14 @@ async fn dispatch(inner: &Arc<Inner>, envelope: Envelope, commands: &mpsc::Sende
         // is room or its budget is spent.
         full.into_inner().disown();
         inner.lock().replies.forget(id);
+        inner.counters.dropped.up();
         if first_time(inner, "queue full") {
             tracing::warn!(
                 waiting = COMMANDS,
                 "commands come faster than they are carried out and have to be repeated; reported once"
             );
         }
+        return;
     }
+    inner.counters.taken.up();
 }
