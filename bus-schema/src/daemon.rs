@@ -170,7 +170,8 @@ where
             what: "signal handlers",
             source,
         })?;
-        let (server, commands) = Server::bind(&dirs, component.clone(), incarnation).await?;
+        let (server, commands) =
+            Server::bind_with(&dirs, component.clone(), incarnation, &listen).await?;
         tracing::info!(
             %component,
             incarnation,

@@ -203,6 +203,11 @@ impl Dirs {
         self.state.join("rpc.key")
     }
 
+    /// The password of the bus over TCP, mode 0600.
+    pub fn bus_key(&self) -> PathBuf {
+        self.state.join("bus.key")
+    }
+
     /// The supervisor's database.
     pub fn database(&self) -> PathBuf {
         self.state.join("blackhole.db")

@@ -89,6 +89,8 @@ counters!(
         undecodable => "commands.undecodable",
         /// Messages on the command socket of another version of the envelope.
         wrong_version => "commands.wrong_version",
+        /// Clients over TCP that had not the password.
+        refused => "tcp.refused",
         /// Log lines published.
         log_lines => "log.lines_published",
         /// Log lines that a follower did not get because it was too slow.

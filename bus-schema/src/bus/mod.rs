@@ -33,6 +33,7 @@ use crate::value::from_value;
 
 pub use lane::LogLane;
 pub use link::{Interest, Link, LinkEvent, Received};
+pub use server::tcp::{self, TcpError};
 pub use server::{Incoming, Server};
 
 /// A fault of the bus itself.
@@ -41,6 +42,9 @@ pub enum BusError {
     /// A socket could not be opened or has closed.
     #[error("bus socket")]
     Transport(#[from] TransportError),
+    /// The bus over TCP.
+    #[error("the bus over TCP")]
+    Tcp(#[from] TcpError),
     /// A message could not be written.
     #[error("cannot encode a {kind} message")]
     Encode {

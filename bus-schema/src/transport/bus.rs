@@ -1,11 +1,15 @@
-//! PUB and SUB sockets over `ipc://` paths.
+//! PUB and SUB sockets over `ipc://` paths, and with PLAIN over TCP.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
 use omq_tokio::options::ReconnectPolicy;
-use omq_tokio::{Message, MonitorEvent, MonitorStream, Options, Socket, SocketType};
+use omq_tokio::{
+    Authenticator, MechanismSetup, Message, MonitorEvent, MonitorStream, Options, Socket,
+    SocketType,
+};
 
 use super::MAX_MESSAGE_BYTES;
 
@@ -22,7 +26,7 @@ pub enum TransportError {
     Open {
         /// `bind` or `connect`.
         operation: &'static str,
-        /// The socket's path.
+        /// The socket's path, or `tcp://ADDRESS`.
         path: PathBuf,
         /// Why.
         #[source]
@@ -63,6 +67,40 @@ fn endpoint(path: &Path) -> String {
     format!("ipc://{}", path.display())
 }
 
+/// A socket on a TCP address of the loopback, which any user of the host can
+/// reach: `admit(username, password)` says who may stay (PLAIN, ZMTP RFC 24).
+/// It runs on the I/O task and must be quick.
+async fn open_tcp<F>(
+    kind: SocketType,
+    address: SocketAddr,
+    admit: F,
+) -> Result<Socket, TransportError>
+where
+    F: Fn(&str, &str) -> bool + Send + Sync + 'static,
+{
+    let authenticator = Authenticator::new(move |peer| match (&peer.username, &peer.password) {
+        (Some(username), Some(password)) => admit(username, password),
+        _ => false,
+    });
+    let socket = Socket::new(
+        kind,
+        Options {
+            mechanism: MechanismSetup::PlainServer { authenticator },
+            ..options()
+        },
+    );
+    let endpoint = format!("tcp://{address}");
+    socket
+        .bind(endpoint.as_str())
+        .await
+        .map_err(|source| TransportError::Open {
+            operation: "bind",
+            path: endpoint.into(),
+            source,
+        })?;
+    Ok(socket)
+}
+
 async fn open(kind: SocketType, path: &Path, bind: bool) -> Result<Socket, TransportError> {
     let socket = Socket::new(kind, options());
     attach(&socket, path, bind).await?;
@@ -96,6 +134,19 @@ impl PubSocket {
     pub async fn bind(path: &Path) -> Result<Self, TransportError> {
         Ok(Self {
             socket: open(SocketType::Pub, path, true).await?,
+        })
+    }
+
+    /// Listens at a TCP address of the loopback for whom `admit(username, password)` admits.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    pub async fn bind_tcp<F>(address: SocketAddr, admit: F) -> Result<Self, TransportError>
+    where
+        F: Fn(&str, &str) -> bool + Send + Sync + 'static,
+    {
+        Ok(Self {
+            socket: open_tcp(SocketType::Pub, address, admit).await?,
         })
     }
 
@@ -141,6 +192,19 @@ impl SubSocket {
     pub async fn bind(path: &Path) -> Result<Self, TransportError> {
         Ok(Self {
             socket: open(SocketType::Sub, path, true).await?,
+        })
+    }
+
+    /// Listens at a TCP address of the loopback for whom `admit(username, password)` admits.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    pub async fn bind_tcp<F>(address: SocketAddr, admit: F) -> Result<Self, TransportError>
+    where
+        F: Fn(&str, &str) -> bool + Send + Sync + 'static,
+    {
+        Ok(Self {
+            socket: open_tcp(SocketType::Sub, address, admit).await?,
         })
     }
 
@@ -211,5 +275,39 @@ impl ConnectionWatch {
                 Err(_) => std::future::pending::<()>().await,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Waits between attempts to connect spread, so that a thousand subscribers
+    /// do not come back in step.
+    #[tokio::test]
+    async fn reconnects_are_jittered() {
+        let temp = tempfile::tempdir().unwrap();
+        let mut waits = std::collections::BTreeSet::new();
+        let mut sockets = Vec::new();
+        for index in 0..24 {
+            let socket = Socket::new(SocketType::Sub, options());
+            let mut events = socket.monitor();
+            attach(&socket, &temp.path().join(index.to_string()), false)
+                .await
+                .unwrap();
+            sockets.push(socket);
+            // The third wait is 40 ms, give or take.
+            let mut seen = 0;
+            while seen < 3 {
+                if let Ok(MonitorEvent::ConnectDelayed { retry_in, .. }) = events.recv().await {
+                    seen += 1;
+                    if seen == 3 {
+                        assert!((35..=45).contains(&retry_in.as_millis()), "{retry_in:?}");
+                        waits.insert(retry_in);
+                    }
+                }
+            }
+        }
+        assert!(waits.len() >= 3, "24 waits, and only these: {waits:?}");
     }
 }

@@ -2,6 +2,7 @@
 
 mod incoming;
 mod replies;
+pub mod tcp;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,6 +21,7 @@ use super::BusError;
 use super::counters::{ServerCounters, read_all_links};
 use super::tails::Tails;
 use crate::component::{Bye, ComponentInfo, Heartbeat, Hello, Ping, StreamTail};
+use crate::config::Listen;
 use crate::dirs::{Dirs, unix_now_ns};
 use crate::envelope::{self, Envelope, EnvelopeError, Outgoing, Source};
 use crate::message::{Message, PAGE_ITEMS, Snapshot};
@@ -68,6 +70,8 @@ struct State {
     unknown_kinds: Vec<String>,
     /// What the component counts beyond the bus, see [`Server::count`].
     own: BTreeMap<&'static str, u64>,
+    /// Why it is not there over TCP, where it should be.
+    no_tcp: Option<String>,
     /// It has said goodbye: an answer after that would be a sign of life.
     closing: bool,
 }
@@ -100,6 +104,21 @@ impl Server {
         component: Component,
         incarnation: u64,
     ) -> Result<(Self, mpsc::Receiver<Incoming>), BusError> {
+        Self::bind_with(dirs, component, incarnation, &Listen::default()).await
+    }
+
+    /// [`Server::bind`], also at the component's addresses in `listen`. When those
+    /// cannot be bound (another program has the port) the component works without
+    /// them and says so in its notes: services do not hang on a port.
+    ///
+    /// # Errors
+    /// When a socket in the run directory cannot be bound.
+    pub async fn bind_with(
+        dirs: &Dirs,
+        component: Component,
+        incarnation: u64,
+        listen: &Listen,
+    ) -> Result<(Self, mpsc::Receiver<Incoming>), BusError> {
         let evt = PubSocket::bind(&dirs.bus_evt(&component)).await?;
         let log = match component {
             Component::ProcessManager(_) => Some(PubSocket::bind(&dirs.bus_log(&component)).await?),
@@ -126,17 +145,34 @@ impl Server {
             }),
         };
         let weak = Arc::downgrade(&server.inner);
-        let tasks = [
-            tokio::spawn(publisher(evt, queue)).abort_handle(),
-            tokio::spawn(dispatcher(weak.clone(), cmd, commands)).abort_handle(),
-            tokio::spawn(heartbeats(weak)).abort_handle(),
-        ];
+        let mut sockets = vec![evt];
+        // The publisher is not among them: it ends by itself when all is sent.
+        let mut tasks = Vec::new();
+        match tcp::bind(&weak, dirs, listen).await {
+            Ok(Some((evt, cmd))) => {
+                sockets.push(evt);
+                tasks.push(tokio::spawn(dispatcher(
+                    weak.clone(),
+                    cmd,
+                    commands.clone(),
+                )));
+            }
+            Ok(None) => {}
+            Err(error) => {
+                let text = format!("not reachable over TCP: {}", chain(&error));
+                tracing::error!("{text}");
+                server.inner.lock().no_tcp = Some(text);
+            }
+        }
+        tokio::spawn(publisher(sockets, queue));
+        tasks.push(tokio::spawn(dispatcher(weak.clone(), cmd, commands)));
+        tasks.push(tokio::spawn(heartbeats(weak)));
         server
             .inner
             .tasks
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .extend(tasks.into_iter().skip(1));
+            .extend(tasks.iter().map(tokio::task::JoinHandle::abort_handle));
         let hello = Hello {
             info: server.info(),
         };
@@ -159,7 +195,10 @@ impl Server {
     /// What a ping is answered with.
     pub fn info(&self) -> ComponentInfo {
         // Before the literal: a guard inside it would be held to its end.
-        let notes = self.inner.lock().notes.clone();
+        let notes = {
+            let state = self.inner.lock();
+            state.notes.iter().chain(&state.no_tcp).cloned().collect()
+        };
         ComponentInfo {
             component: self.inner.component.clone(),
             pid: std::process::id(),
@@ -354,11 +393,12 @@ impl Inner {
 }
 
 /// Hands queued messages to the I/O, in order.
-async fn publisher(socket: PubSocket, mut queue: mpsc::Receiver<Frames>) {
+async fn publisher(sockets: Vec<PubSocket>, mut queue: mpsc::Receiver<Frames>) {
     let mut sends = 0_u32;
     while let Some(frames) = queue.recv().await {
-        if socket.send(frames.topic, frames.body).await.is_err() {
-            break;
+        for socket in &sockets {
+            // Closed only with the runtime: then there is nobody to tell.
+            let _ = socket.send(frames.topic.clone(), frames.body.clone()).await;
         }
         if let Some(sent) = frames.sent {
             let _ = sent.send(());
@@ -369,7 +409,21 @@ async fn publisher(socket: PubSocket, mut queue: mpsc::Receiver<Frames>) {
             tokio::task::yield_now().await;
         }
     }
-    socket.close().await;
+    for socket in sockets {
+        socket.close().await;
+    }
+}
+
+/// An error with its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
 }
 
 async fn heartbeats(inner: std::sync::Weak<Inner>) {
