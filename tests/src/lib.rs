@@ -9,6 +9,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`attack`] | a ZeroMQ peer that lies, a bridge that is measured, clients that must notice nothing |
 //! | [`binaries`] | where the programs under test are |
 //! | [`deployment`] | one deployment, from its configuration to its end |
 //! | [`daemon`] | one daemon in the foreground, with its output |
@@ -23,6 +24,7 @@
 // A test that cannot go on panics: that is its way to fail.
 #![allow(clippy::panic)]
 
+pub mod attack;
 pub mod binaries;
 pub mod cgroup;
 pub mod daemon;
