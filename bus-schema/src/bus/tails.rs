@@ -48,6 +48,11 @@ impl Tails {
         }
     }
 
+    /// The last number of a topic, where there was one.
+    pub fn last(&self, topic: &str) -> Option<u64> {
+        self.last.get(topic).copied()
+    }
+
     /// Sets a topic to a snapshot's watermark, never backwards.
     pub fn raise(&mut self, topic: &str, seq: u64) {
         let last = self.last.entry(topic.to_owned()).or_insert(0);

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::listen::Listen;
 use crate::health::Probes;
-use crate::limits::Limits;
-use crate::names::{InstanceName, ServiceName};
-use crate::process::{LogSpec, StopSpec};
+use crate::limits::{LimitGrant, Limits};
+use crate::names::{Generation, InstanceName, ServiceName};
+use crate::process::{LogSpec, SpawnSpec, StopSpec};
 
 /// All that a file says: what is to run, and what only the edges need to know.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -195,4 +195,34 @@ pub struct ServiceConfig {
     pub depends_on: BTreeMap<ServiceName, Dependency>,
     /// Its log.
     pub logs: LogSpec,
+}
+
+impl ServiceConfig {
+    /// What to start an instance of the service with. No immediate restart is
+    /// permitted by it. `restarts` is the number of restarts so far.
+    pub fn spawn_spec(
+        &self,
+        instance: InstanceName,
+        generation: Generation,
+        grant: Option<LimitGrant>,
+        restarts: u32,
+    ) -> SpawnSpec {
+        SpawnSpec {
+            instance,
+            generation,
+            command: self.command.clone(),
+            env: self.env.clone(),
+            working_dir: self.working_dir.clone(),
+            user: self.user.clone(),
+            group: self.group.clone(),
+            open_files: self.open_files,
+            stop: self.stop.clone(),
+            success_codes: self.success_codes.clone(),
+            probes: self.probes.clone(),
+            logs: self.logs.clone(),
+            grant,
+            permit: None,
+            restarts,
+        }
+    }
 }

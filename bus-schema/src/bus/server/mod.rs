@@ -503,6 +503,16 @@ async fn dispatcher(
                 continue;
             }
         };
+        if envelope.kind != Ping::KIND {
+            // For `blackhole bus tap`, which cannot stand between a PUB and this SUB:
+            // the command as it came, before its answer. Whoever has not subscribed
+            // to `cmd.` is sent nothing; with a full queue it is left out.
+            let _ = inner.outgoing.try_send(Frames {
+                topic: topic.clone(),
+                body: body.clone(),
+                sent: None,
+            });
+        }
         dispatch(&inner, envelope, &commands).await;
     }
 }
