@@ -100,7 +100,11 @@ pub enum Cmd {
     Monitor(Monitor),
     /// Show what happens, as it happens
     Events(Events),
-    /// Check or show the configuration
+    /// Call a method of a service, as the operator, and print its answer
+    Call(Call),
+    /// Print what was measured, in the text format of Prometheus (OpenMetrics)
+    Metrics,
+    /// Check, show or begin the configuration
     #[command(subcommand)]
     Config(ConfigCmd),
     /// The daemons
@@ -223,19 +227,31 @@ pub enum ConfigCmd {
     Validate,
     /// Show the effective configuration: with all defaults and profiles applied
     Show,
+    /// Write a commented configuration to begin with; one that is there is left alone
+    Init {
+        /// Where to [default: ./blackhole.yaml; - is standard output]
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
 }
 
 /// `blackhole component`.
 #[derive(Debug, Subcommand)]
 pub enum ComponentCmd {
-    /// List the daemons
+    /// List the daemons: process, incarnation, what they miss, what they counted
     List,
+    /// End a daemon and wait until its next life answers; services go on
+    Restart {
+        /// Which daemon
+        #[arg(value_name = "COMPONENT")]
+        component: String,
+    },
 }
 
 /// `blackhole bus`.
 #[derive(Debug, Subcommand)]
 pub enum BusCmd {
-    /// Measure the way to a daemon and back
+    /// Measure the way to a daemon and back; exit code 1 when one does not answer, 4 when none does
     Ping {
         /// Which daemons [default: all]
         #[arg(value_name = "COMPONENT")]
@@ -244,6 +260,37 @@ pub enum BusCmd {
         #[arg(short = 'n', long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100_000))]
         count: u32,
     },
+    /// Show the messages of all daemons, decoded, as they come
+    ///
+    /// Events and answers are what the daemons publish. Commands are what they say
+    /// they received, whoever sent them; pings are left out. Log lines travel only
+    /// while somebody follows them. An event whose number is not the next one of its
+    /// topic is shown with the number of those missing.
+    Tap {
+        /// Only topics that begin with one of these: evt.process.web., cmd., rep., evt.component.supervisor. [default: all]
+        #[arg(value_name = "PREFIX")]
+        prefixes: Vec<String>,
+        /// End after this many messages
+        #[arg(short = 'n', long, value_name = "N")]
+        count: Option<u64>,
+    },
+}
+
+/// `blackhole call`.
+#[derive(Debug, Clone, Args)]
+pub struct Call {
+    /// The service to call
+    #[arg(value_name = "SERVICE")]
+    pub service: String,
+    /// The method
+    #[arg(value_name = "METHOD")]
+    pub method: String,
+    /// What to send: a text, @FILE for a file's bytes, - for standard input [default: nothing]
+    #[arg(value_name = "PAYLOAD", allow_hyphen_values = true)]
+    pub payload: Option<String>,
+    /// Longest time the call may take, waiting for a callee that restarts included
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
+    pub budget: Duration,
 }
 
 /// A time with a unit: `500ms`, `1.5s`, `2m`, `1h30m`.

@@ -225,6 +225,15 @@ impl Overview {
         Ok(Self { peers, budget })
     }
 
+    /// The link to a daemon that can be there.
+    pub fn link(&self, component: &Component) -> Option<&Link> {
+        self.peers
+            .iter()
+            .find(|peer| peer.component == *component)?
+            .link
+            .as_ref()
+    }
+
     /// Asks all at once who they are.
     pub async fn who(&self) -> Vec<Found> {
         let mut tasks = JoinSet::new();

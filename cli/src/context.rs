@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use blackhole_bus_schema::config::Config;
+use blackhole_bus_schema::config::{Config, Document};
 use blackhole_bus_schema::dirs::Dirs;
 
 use crate::args::{Format, Global};
@@ -102,8 +102,17 @@ impl Context {
     /// # Errors
     /// When there is none or it is wrong.
     pub fn config(&self) -> Result<(PathBuf, Config), Error> {
+        let (path, document) = self.document()?;
+        Ok((path, document.config))
+    }
+
+    /// [`Context::config`] with what only people and sockets need.
+    ///
+    /// # Errors
+    /// When there is none or it is wrong.
+    pub fn document(&self) -> Result<(PathBuf, Document), Error> {
         let path = self.config_path()?;
-        let config = Config::load(&path)?;
-        Ok((path, config))
+        let document = Document::load(&path)?;
+        Ok((path, document))
     }
 }

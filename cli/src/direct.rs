@@ -8,7 +8,7 @@ use blackhole_bus_schema::bus::Link;
 use blackhole_bus_schema::config::{Config, ServiceConfig};
 use blackhole_bus_schema::limits::LimitGrant;
 use blackhole_bus_schema::names::{Component, Generation, InstanceName, ServiceName};
-use blackhole_bus_schema::process::{InstanceRecord, ListProcesses, Spawn, SpawnSpec, Stop};
+use blackhole_bus_schema::process::{InstanceRecord, ListProcesses, Spawn, Stop};
 use blackhole_bus_schema::reply::{Code, Status};
 use blackhole_bus_schema::resource::Prepare;
 use blackhole_bus_schema::supervision::Target;
@@ -64,7 +64,7 @@ pub async fn start(context: &Context, target: &Target) -> Result<(), Error> {
             }
             let generation = last.map_or(Generation(1), |record| record.generation.next());
             let grant = grant(&resource, resource_there, &instance, settings).await?;
-            let spec = spec(&instance, generation, settings, grant);
+            let spec = settings.spawn_spec(instance.clone(), generation, grant, 0);
             let record = manager
                 .request(&Spawn { spec }, context.timeout(SPAWN))
                 .await
@@ -258,32 +258,6 @@ async fn grant(
         .request(&operation, &command, SPAWN)
         .await
         .map(Some)
-}
-
-/// What to start an instance with.
-pub fn spec(
-    instance: &InstanceName,
-    generation: Generation,
-    settings: &ServiceConfig,
-    grant: Option<LimitGrant>,
-) -> SpawnSpec {
-    SpawnSpec {
-        instance: instance.clone(),
-        generation,
-        command: settings.command.clone(),
-        env: settings.env.clone(),
-        working_dir: settings.working_dir.clone(),
-        user: settings.user.clone(),
-        group: settings.group.clone(),
-        open_files: settings.open_files,
-        stop: settings.stop.clone(),
-        success_codes: settings.success_codes.clone(),
-        probes: settings.probes.clone(),
-        logs: settings.logs.clone(),
-        grant,
-        permit: None,
-        restarts: 0,
-    }
 }
 
 /// The services in levels: each depends on earlier ones only.

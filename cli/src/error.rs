@@ -95,6 +95,15 @@ pub enum Error {
         #[source]
         status: Status,
     },
+    /// A call to a service failed.
+    #[error("cannot {operation}")]
+    Called {
+        /// What was wanted, as a verb.
+        operation: String,
+        /// What the service or the bridge said.
+        #[source]
+        status: Status,
+    },
     /// The bus itself failed.
     #[error("cannot {operation}")]
     Bus {
@@ -159,11 +168,14 @@ impl Error {
     /// The exit code that belongs to it.
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Usage(_) | Self::Config(_) | Self::NoConfig { .. } => Exit::Usage,
+            Self::Usage(_)
+            | Self::Config(_)
+            | Self::NoConfig { .. }
+            | Self::Dirs(DirsError::Unknown { .. } | DirsError::TooLong { .. }) => Exit::Usage,
             Self::NotFound { .. } => Exit::NotFound,
             Self::Unreachable { .. } | Self::Nobody { .. } => Exit::Unreachable,
             Self::TimedOut { .. } => Exit::TimedOut,
-            Self::Refused { status, .. } => exit_of(status.code),
+            Self::Refused { status, .. } | Self::Called { status, .. } => exit_of(status.code),
             Self::Forbidden { .. } => Exit::Refused,
             Self::BrokenPipe => Exit::Done,
             Self::Shown(exit) => *exit,
@@ -220,6 +232,15 @@ impl Error {
                     "the daemon is of another version: `blackhole component list` shows which"
                         .to_owned()
                 }
+                _ => String::new(),
+            },
+            Self::Called { status, .. } => match status.code {
+                Code::NotFound | Code::Unavailable => {
+                    "`blackhole status` shows whether it runs; a service that takes calls \
+                     registers with the bridge"
+                        .to_owned()
+                }
+                Code::DeadlineExceeded => "--budget allows more time".to_owned(),
                 _ => String::new(),
             },
             Self::Dirs(DirsError::Io { .. } | DirsError::Unsafe { .. }) => {

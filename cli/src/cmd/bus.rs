@@ -46,16 +46,17 @@ pub(super) async fn ping(context: &Context, names: &[String], count: u32) -> Res
     for component in components {
         pings.push(one(context, component, count, wait).await?);
     }
-    let silent = pings.iter().any(|row| row.answered == 0);
+    let (answered, silent): (Vec<&Row>, Vec<&Row>) = pings.iter().partition(|row| row.answered > 0);
+    let verdict = match (answered.is_empty(), silent.is_empty()) {
+        (_, true) => Ok(()),
+        (true, false) => Err(Error::Shown(Exit::Unreachable)),
+        (false, false) => Err(Error::Shown(Exit::Failed)),
+    };
     let document = Document { pings };
     out::document(context.format, &document, || {
         table(context, &document.pings)
     })?;
-    if silent {
-        Err(Error::Shown(Exit::Unreachable))
-    } else {
-        Ok(())
-    }
+    verdict
 }
 
 async fn one(

@@ -1,31 +1,150 @@
-//! `blackhole component list`: the daemons.
+//! `blackhole component`: the daemons.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use blackhole_bus_schema::bus::{Interest, LinkEvent};
+use blackhole_bus_schema::names::{Component, NameError};
+use rustix::process::Signal;
 use serde::Serialize;
+use tokio::time::Instant;
 
 use crate::client::{self, Overview};
 use crate::context::Context;
 use crate::error::Error;
-use crate::view::component::{self, ComponentRow};
+use crate::keeper_file::LOCK;
+use crate::out::Tone;
+use crate::up::holder_of;
+use crate::view::component::{self, ComponentRow, Found};
 use crate::view::problem;
 use crate::{human, out};
 
+/// Time for a daemon's end and its next start when the operator does not say:
+/// more than the keeper waits between two starts.
+const RESTART: Duration = Duration::from_secs(30);
+
 #[derive(Serialize)]
 struct Document {
-    components: Vec<ComponentRow>,
+    components: Vec<Row>,
+}
+
+/// One daemon. The field names are part of the interface.
+#[derive(Serialize)]
+struct Row {
+    #[serde(flatten)]
+    row: ComponentRow,
+    /// Age of its process, in milliseconds.
+    uptime_ms: Option<u64>,
+    /// What it misses or what limits it.
+    notes: Vec<String>,
+    /// What it has counted since its start; empty when it does not answer.
+    counters: BTreeMap<String, u64>,
+}
+
+impl Row {
+    fn new(now: u64, found: &Found) -> Self {
+        let info = found.info();
+        Self {
+            row: ComponentRow::from(found),
+            uptime_ms: info.map(|info| now.saturating_sub(info.started_at) / 1_000_000),
+            notes: info.map(|info| info.notes.clone()).unwrap_or_default(),
+            counters: info.map(|info| info.counters.clone()).unwrap_or_default(),
+        }
+    }
 }
 
 pub(super) async fn list(context: &Context) -> Result<(), Error> {
     let overview = Overview::open(&context.dirs, context.timeout(client::WAIT)).await?;
     let found = overview.who().await;
+    let now = human::now_ns();
     let document = Document {
-        components: found.iter().map(ComponentRow::from).collect(),
+        components: found.iter().map(|found| Row::new(now, found)).collect(),
     };
     out::document(context.format, &document, || {
-        let mut text = component::table(context.style, human::now_ns(), &found);
+        let mut text = component::table(context.style, now, &found);
         for problem in problem::of_components(&found) {
             text.push_str(&context.style.paint(problem.tone, &problem.text));
             text.push('\n');
         }
+        for row in &document.components {
+            text.push_str(&component::counters(
+                context.style,
+                &row.row.instance,
+                &row.counters,
+            ));
+        }
         text
+    })
+}
+
+/// Ends a daemon in order and waits until its next life answers. The keeper
+/// starts it; without one nobody would.
+pub(super) async fn restart(context: &Context, name: &str) -> Result<(), Error> {
+    let component: Component = name
+        .parse()
+        .map_err(|error: NameError| Error::Usage(error.to_string()))?;
+    let budget = context.timeout(RESTART);
+    let deadline = Instant::now() + budget;
+    let operation = format!("restart the {component}");
+    let Some(process) = holder_of(&context.dirs, &component.to_string()) else {
+        return Err(Error::Unreachable {
+            operation,
+            component: format!("the {component}"),
+        });
+    };
+    let (link, mut events) =
+        client::open(&context.dirs, component.clone(), Interest::none()).await?;
+    // One that hangs has no word on its life; its process counts then.
+    let before = link.ready(client::WAIT).await.ok();
+    if !client::is_locked(&context.dirs.lock(LOCK)) {
+        return Err(Error::Forbidden {
+            message: format!(
+                "cannot {operation}: no `blackhole up` runs that would start it again"
+            ),
+            hint: format!(
+                "`kill {}` ends it; whatever started it starts it again, or `blackhole up` does",
+                process.pid()
+            ),
+        });
+    }
+    process.signal(Signal::TERM);
+    let late = || Error::TimedOut {
+        operation: operation.clone(),
+        after: budget,
+    };
+    if tokio::time::timeout_at(deadline, process.ended())
+        .await
+        .is_err()
+    {
+        return Err(late());
+    }
+    let next = loop {
+        match tokio::time::timeout_at(deadline, events.recv()).await {
+            Ok(Some(LinkEvent::Up(info)))
+                if info.pid != process.pid()
+                    && before
+                        .as_ref()
+                        .is_none_or(|before| info.incarnation > before.incarnation) =>
+            {
+                break info;
+            }
+            Ok(Some(_)) => {}
+            Ok(None) | Err(_) => return Err(late()),
+        }
+    };
+    let found = [Found {
+        component: component.clone(),
+        presence: component::Presence::Running(next.clone()),
+    }];
+    let now = human::now_ns();
+    let document = Document {
+        components: found.iter().map(|found| Row::new(now, found)).collect(),
+    };
+    out::document(context.format, &document, || {
+        let ended = context.style.paint(Tone::Dim, &process.pid().to_string());
+        format!(
+            "{component}: pid {ended} has ended, pid {} answers, incarnation {}\n",
+            next.pid, next.incarnation
+        )
     })
 }

@@ -3,13 +3,15 @@
 use blackhole_bus_schema::bus::{Interest, Link, LinkEvent};
 use blackhole_bus_schema::names::Component;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::args;
-use crate::client;
+use crate::client::{self, Overview};
 use crate::context::Context;
 use crate::error::Error;
 use crate::view::event::{self, Told};
 use crate::view::names::Filter;
+use crate::view::service::{Answers, rows};
 use crate::{human, out};
 
 /// Events of all links waiting to be printed. When full the links hold theirs
@@ -18,6 +20,8 @@ const QUEUE: usize = 1024;
 
 pub(super) async fn run(context: &Context, args: &args::Events) -> Result<(), Error> {
     let filter = Filter::parse(&args.names)?;
+    known(context, &filter).await?;
+    let deadline = context.own_timeout().map(|within| Instant::now() + within);
     let (sender, mut events) = mpsc::channel(QUEUE);
     let mut links: Vec<Link> = Vec::new();
     for component in client::components(&context.dirs) {
@@ -35,8 +39,8 @@ pub(super) async fn run(context: &Context, args: &args::Events) -> Result<(), Er
     let mut seen: Vec<Component> = Vec::new();
     let mut printed = 0;
     while args.count.is_none_or(|count| printed < count) {
-        let Some((component, happened)) = events.recv().await else {
-            break;
+        let Some(Some((component, happened))) = within(deadline, events.recv()).await else {
+            return time_is_over(context, args.count, "see so many events");
         };
         match happened {
             LinkEvent::Up(info) => {
@@ -71,6 +75,51 @@ pub(super) async fn run(context: &Context, args: &args::Events) -> Result<(), Er
         }
     }
     Ok(())
+}
+
+/// Whether anybody is there to listen to, and knows the names.
+async fn known(context: &Context, filter: &Filter) -> Result<(), Error> {
+    let overview = Overview::open(&context.dirs, client::WAIT).await?;
+    let (answers, found) = if filter.is_all() {
+        (Answers::default(), overview.who().await)
+    } else {
+        overview.ask().await
+    };
+    if found.iter().all(|found| found.info().is_none()) {
+        return Err(super::status::nobody(context, "listen to events").await);
+    }
+    // Where nobody knows the instances, any of them may still come.
+    if answers.status.is_some() || answers.processes.is_some() {
+        let rows = rows(human::now_ns(), &answers);
+        filter.select(rows.iter().map(|row| &row.instance))?;
+    }
+    Ok(())
+}
+
+/// What comes before the deadline; `None` when it passes. Without one it waits.
+pub(super) async fn within<T>(
+    deadline: Option<Instant>,
+    next: impl Future<Output = T>,
+) -> Option<T> {
+    match deadline {
+        Some(deadline) => tokio::time::timeout_at(deadline, next).await.ok(),
+        None => Some(next.await),
+    }
+}
+
+/// The end of a stream by `--timeout`: as it should be, unless so many were wanted.
+pub(super) fn time_is_over(
+    context: &Context,
+    count: Option<u64>,
+    operation: &str,
+) -> Result<(), Error> {
+    match (count, context.own_timeout()) {
+        (Some(_), Some(after)) => Err(Error::TimedOut {
+            operation: operation.to_owned(),
+            after,
+        }),
+        _ => Ok(()),
+    }
 }
 
 fn wanted(told: &Told, filter: &Filter, all: bool) -> bool {

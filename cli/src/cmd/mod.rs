@@ -1,16 +1,19 @@
 //! The commands, one file each.
 
 mod bus;
+mod call;
 mod component;
 mod config;
 mod doctor;
 mod events;
 mod health;
 mod logs;
+mod metrics;
 mod monitor;
 mod services;
 mod signal;
 mod status;
+mod tap;
 
 use clap::CommandFactory;
 
@@ -77,9 +80,16 @@ async fn dispatch(context: &Context, command: Cmd) -> Result<(), Error> {
         Cmd::Health(args) => health::run(context, &args).await,
         Cmd::Monitor(args) => monitor::run(context, &args).await,
         Cmd::Events(args) => events::run(context, &args).await,
+        Cmd::Call(args) => call::run(context, &args).await,
+        Cmd::Metrics => metrics::run(context).await,
+        Cmd::Config(ConfigCmd::Init { file }) => config::init(file.as_deref()),
         Cmd::Config(ConfigCmd::Validate) => config::validate(context),
         Cmd::Config(ConfigCmd::Show) => config::show(context),
         Cmd::Component(ComponentCmd::List) => component::list(context).await,
+        Cmd::Component(ComponentCmd::Restart { component }) => {
+            component::restart(context, &component).await
+        }
+        Cmd::Bus(BusCmd::Tap { prefixes, count }) => tap::run(context, &prefixes, count).await,
         Cmd::Bus(BusCmd::Ping { components, count }) => {
             bus::ping(context, &components, count).await
         }

@@ -6,12 +6,14 @@ use std::time::Duration;
 use blackhole_bus_schema::bus::{Link, LinkEvent};
 use blackhole_bus_schema::message::Command;
 use blackhole_bus_schema::names::Component;
+use blackhole_bus_schema::health::Health;
 use blackhole_bus_schema::supervision::{
-    Outcome, ResetServices, RestartServices, StartServices, StopServices, Target,
+    Desired, InstanceStatus, Outcome, Phase, SupervisionChanged, ResetServices, RestartServices, StartServices, StopServices, Target,
 };
 use blackhole_bus_schema::topic;
 use serde::Serialize;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::args::Targets;
 use crate::client;
@@ -22,6 +24,7 @@ use crate::view::event;
 use crate::view::names::{self, Filter};
 use crate::view::service::{Answers, ServiceRow, rows};
 use crate::view::status;
+use crate::up::HOLD;
 use crate::{human, offline, out};
 
 /// Time for a whole command when the operator does not say: longer than the
@@ -169,7 +172,13 @@ where
             result = &mut request => break result,
         }
     };
-    let outcome = result.map_err(|error| client::request_error(operation, error, budget))?;
+    let mut outcome = result.map_err(|error| client::request_error(operation, error, budget))?;
+    hold(context, &mut last, &mut outcome, &mut events).await;
+    let ended: Vec<String> = outcome
+        .iter()
+        .filter(|status| has_failed(status))
+        .map(|status| status.instance.to_string())
+        .collect();
     show(
         context,
         rows(
@@ -179,7 +188,60 @@ where
                 ..Answers::default()
             },
         ),
-    )
+    )?;
+    if ended.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Failed {
+        message: format!(
+            "cannot {operation}: failed right after the start: {}",
+            human::list(&ended, 6)
+        ),
+        hint: "`blackhole logs` tells what they wrote; a readiness probe tells when a service is \
+               really up"
+            .to_owned(),
+    })
+}
+
+/// A service without probes counts as ready as soon as it runs. One that dies
+/// of its own start does so within [`HOLD`]: that long the youngest is watched.
+async fn hold(
+    context: &Context,
+    last: &mut BTreeMap<String, String>,
+    outcome: &mut Outcome,
+    events: &mut mpsc::Receiver<LinkEvent>,
+) {
+    let now = human::now_ns();
+    let left = outcome
+        .iter()
+        .filter(|status| status.phase == Phase::Ready && status.health == Health::Unknown)
+        .filter_map(|status| {
+            let age = Duration::from_nanos(now.saturating_sub(status.started_at?));
+            HOLD.checked_sub(age)
+        })
+        .max();
+    let Some(left) = left else { return };
+    let deadline = Instant::now() + left;
+    while let Ok(Some(event)) = tokio::time::timeout_at(deadline, events.recv()).await {
+        if let LinkEvent::Event(received) = &event
+            && let Ok(changed) = received.parse::<SupervisionChanged>()
+            && let Some(known) = outcome
+                .iter_mut()
+                .find(|known| known.instance == changed.status.instance)
+        {
+            *known = changed.status;
+        }
+        progress(context, last, Some(event));
+    }
+}
+
+/// Whether it should run and has failed instead.
+fn has_failed(status: &InstanceStatus) -> bool {
+    status.desired == Desired::Up
+        && matches!(
+            status.phase,
+            Phase::BackingOff { .. } | Phase::CircuitOpen | Phase::GaveUp
+        )
 }
 
 /// Shows what the supervisor says meanwhile, but not again what it said last.

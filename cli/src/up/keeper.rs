@@ -478,7 +478,7 @@ fn holder(dirs: &Dirs, component: &Component) -> Option<Process> {
 }
 
 /// The process that holds the lock of this name, held by a pidfd.
-pub(super) fn holder_of(dirs: &Dirs, name: &str) -> Option<Process> {
+pub(crate) fn holder_of(dirs: &Dirs, name: &str) -> Option<Process> {
     let path = dirs.lock(name);
     let pid = Lock::holder(&path)?;
     let process = Process::open(Pid::from_raw(i32::try_from(pid).ok()?)?).ok()?;

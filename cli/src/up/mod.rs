@@ -37,6 +37,8 @@ use blackhole_bus_schema::names::{Component, InstanceName, ServiceName};
 use tokio::time::Instant;
 
 pub use down::down;
+pub(crate) use keeper::holder_of;
+pub(crate) use settle::HOLD;
 
 use crate::args;
 use crate::client::{self, Overview};

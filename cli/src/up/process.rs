@@ -17,7 +17,7 @@ use crate::sys::{own_session, readable};
 
 /// A process held by a pidfd. Clones hold the same.
 #[derive(Debug, Clone)]
-pub(super) struct Process {
+pub(crate) struct Process {
     pid: Pid,
     fd: Arc<AsyncFd<OwnedFd>>,
 }
@@ -61,7 +61,7 @@ impl Process {
     ///
     /// # Errors
     /// When there is no such process.
-    pub(super) fn open(pid: Pid) -> std::io::Result<Self> {
+    pub(crate) fn open(pid: Pid) -> std::io::Result<Self> {
         let fd = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
         Ok(Self {
             pid,
@@ -70,12 +70,12 @@ impl Process {
     }
 
     /// Its number, for people.
-    pub(super) fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
     /// Sends a signal. One that has ended already is no error.
-    pub(super) fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         if let Err(error) = pidfd_send_signal(self.fd.get_ref(), signal)
             && error != rustix::io::Errno::SRCH
         {
@@ -85,7 +85,7 @@ impl Process {
 
     /// Waits until it has ended and tells how, where that can be known: only
     /// of one's own children. Cancel safe.
-    pub(super) async fn ended(&self) -> Option<String> {
+    pub(crate) async fn ended(&self) -> Option<String> {
         // Readable means ended, for ever, see pidfd_open(2).
         let _ = self.fd.readable().await;
         let status = waitid(

@@ -1,5 +1,7 @@
 //! The daemons: who answers, who is missing.
 
+use std::collections::BTreeMap;
+
 use blackhole_bus_schema::component::ComponentInfo;
 use blackhole_bus_schema::names::Component;
 use serde::{Serialize, Serializer};
@@ -136,6 +138,26 @@ pub fn table(style: Style, now: u64, components: &[Found]) -> String {
     table.render()
 }
 
+/// What a daemon has counted, on lines of their own; what is zero is left out.
+pub fn counters(style: Style, name: &str, counters: &BTreeMap<String, u64>) -> String {
+    let words: Vec<String> = counters
+        .iter()
+        .filter(|(_, count)| **count > 0)
+        .map(|(name, count)| format!("{name} {count}"))
+        .collect();
+    if words.is_empty() {
+        return String::new();
+    }
+    let mut text = String::new();
+    for (index, some) in words.chunks(5).enumerate() {
+        let head = if index == 0 { name } else { "" };
+        let line = format!("{head:20} {}", some.join(", "));
+        text.push_str(&style.paint(Tone::Dim, line.trim_end()));
+        text.push('\n');
+    }
+    text
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -153,6 +175,17 @@ pub(crate) mod tests {
                 counters: std::collections::BTreeMap::default(),
             }),
         }
+    }
+
+    #[test]
+    fn counters_are_shown_where_they_are_not_zero() {
+        let counted = BTreeMap::from([
+            ("commands.taken".to_owned(), 3),
+            ("link.gaps".to_owned(), 0),
+            ("published.process".to_owned(), 12),
+        ]);
+        insta::assert_snapshot!(counters(Style::PLAIN, "supervisor", &counted), @"supervisor           commands.taken 3, published.process 12");
+        assert_eq!(counters(Style::PLAIN, "bridge", &BTreeMap::new()), "");
     }
 
     #[test]

@@ -3,14 +3,17 @@
 
 use std::time::Duration;
 
-use blackhole_bus_schema::config::{Condition, Config, RestartMode, RestartPolicy, ServiceConfig};
+use blackhole_bus_schema::config::{
+    Condition, Document, RestartMode, RestartPolicy, ServiceConfig,
+};
 use blackhole_bus_schema::health::{Probe, ProbeCheck, Probes};
 use blackhole_bus_schema::limits::Limits;
 use blackhole_bus_schema::process::signal_name;
 use serde_json::{Map, Value, json};
 
 /// The configuration with all defaults and profiles applied.
-pub fn show(config: &Config) -> Value {
+pub fn show(document: &Document) -> Value {
+    let config = &document.config;
     let orchestrator = &config.orchestrator;
     let mut own = Map::new();
     own.insert("max_processes".into(), orchestrator.max_processes.into());
@@ -26,10 +29,27 @@ pub fn show(config: &Config) -> Value {
         "cgroup_parent",
         orchestrator.cgroup_parent.as_deref(),
     );
+    let listen: Map<String, Value> = document
+        .listen
+        .entries()
+        .map(|(key, address)| (key.to_owned(), address.to_string().into()))
+        .collect();
+    if !listen.is_empty() {
+        own.insert("listen".into(), listen.into());
+    }
     let services: Map<String, Value> = config
         .services
         .iter()
-        .map(|(name, one)| (name.to_string(), service(one).into()))
+        .map(|(name, one)| {
+            let mut shown = Map::new();
+            put(
+                &mut shown,
+                "description",
+                document.descriptions.get(name).map(String::as_str),
+            );
+            shown.extend(service(one));
+            (name.to_string(), shown.into())
+        })
         .collect();
     json!({ "runtime": { "orchestrator": own }, "services": services })
 }
@@ -219,11 +239,13 @@ mod tests {
 runtime:
   orchestrator:
     max_processes: 50
+    listen: {supervisor: "127.0.0.1:7410", rpc: "[::1]:7400"}
     restart_policy: {max_attempts: 3, backoff_multiplier: 1.5, max_backoff: 90s, cool_down: 5m}
     resource_limits: {default_cpu_percent: 10, default_memory_mb: 512, default_io_weight: 50}
     profiles: {storage: {memory_mb: none, io_weight: 400}}
 services:
   db:
+    description: "All of it: where it is kept"
     command: [/usr/bin/db, --port, "5432"]
     type: storage
     priority: critical
@@ -252,10 +274,10 @@ services:
 
     #[test]
     fn what_is_shown_reads_back_as_the_same_configuration() {
-        let config = Config::parse(WHOLE, "whole").unwrap();
+        let config = Document::parse(WHOLE, "whole").unwrap();
         let shown = crate::out::yaml(&show(&config)).unwrap();
         let again =
-            Config::parse(&shown, "shown").unwrap_or_else(|error| panic!("{error}\n{shown}"));
+            Document::parse(&shown, "shown").unwrap_or_else(|error| panic!("{error}\n{shown}"));
         assert_eq!(again, config, "{shown}");
     }
 }

@@ -1,0 +1,140 @@
+//! `blackhole call`: a call through the bridge, by the operator.
+
+use std::io::Read;
+use std::path::Path;
+
+use blackhole_bus_schema::names::{Component, Generation, InstanceName, ServiceName};
+use blackhole_bus_schema::rpc::{Client, ConnectOptions, Key};
+use blackhole_bus_schema::transport::MAX_MESSAGE_BYTES;
+use serde::Serialize;
+
+use crate::args::{self, Format};
+use crate::client;
+use crate::context::Context;
+use crate::error::Error;
+use crate::out;
+
+/// What callees see as the caller: a name that no service can have.
+const CALLER: &str = "cli";
+
+#[derive(Serialize)]
+struct Answer<'a> {
+    service: &'a ServiceName,
+    method: &'a str,
+    bytes: usize,
+    /// The answer, where it is text.
+    text: Option<&'a str>,
+    /// The answer in hexadecimal digits, where it is not.
+    hex: Option<String>,
+}
+
+pub(super) async fn run(context: &Context, args: &args::Call) -> Result<(), Error> {
+    let service: ServiceName = args
+        .service
+        .parse()
+        .map_err(|error: blackhole_bus_schema::names::NameError| Error::Usage(error.to_string()))?;
+    let payload = payload(args.payload.as_deref())?;
+    let operation = format!("call {service} {}", args.method);
+    // Without a key nobody could answer; asking makes none.
+    if !client::lives(&context.dirs, &Component::Bridge) || !context.dirs.rpc_key().exists() {
+        return Err(Error::Unreachable {
+            operation,
+            component: "the bridge".to_owned(),
+        });
+    }
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Bus {
+        operation: operation.clone(),
+        source,
+    };
+    let key = Key::load_or_create(&context.dirs).map_err(|error| failed(Box::new(error)))?;
+    let options = credentials(context, &key).map_err(|error| failed(Box::new(error)))?;
+    let client = Client::connect(options)
+        .await
+        .map_err(|error| failed(Box::new(error)))?;
+    let budget = context.own_timeout().unwrap_or(args.budget);
+    let answer = client
+        .call(service.as_str(), &args.method, payload, budget)
+        .await
+        .map_err(|status| Error::Called { operation, status })?;
+    match context.format {
+        Format::Table => out::print(&answer),
+        Format::Json | Format::Yaml => {
+            let text = std::str::from_utf8(&answer).ok();
+            let document = Answer {
+                service: &service,
+                method: &args.method,
+                bytes: answer.len(),
+                text,
+                hex: text
+                    .is_none()
+                    .then(|| blackhole_bus_schema::dirs::hex(&answer)),
+            };
+            out::document(context.format, &document, String::new)
+        }
+    }
+}
+
+/// Two of these at one time are two callers: the process id tells them apart.
+fn credentials(
+    context: &Context,
+    key: &Key,
+) -> Result<ConnectOptions, blackhole_bus_schema::names::NameError> {
+    let instance: InstanceName = format!("{CALLER}.{}", std::process::id()).parse()?;
+    let token = key.token(&instance, Generation::default());
+    Ok(ConnectOptions {
+        instance,
+        token,
+        ..ConnectOptions::of_part(&context.dirs, key, CALLER)?
+    })
+}
+
+/// The bytes to send: a text, `@FILE`, or `-` for standard input.
+fn payload(given: Option<&str>) -> Result<Vec<u8>, Error> {
+    match given {
+        None => Ok(Vec::new()),
+        Some("-") => read(std::io::stdin().lock(), Path::new("standard input")),
+        Some(text) => match text.strip_prefix('@') {
+            Some(path) => {
+                let path = Path::new(path);
+                let file =
+                    std::fs::File::open(path).map_err(|source| Error::io("open", path, source))?;
+                read(file, path)
+            }
+            None => Ok(text.as_bytes().to_vec()),
+        },
+    }
+}
+
+fn read(from: impl Read, path: &Path) -> Result<Vec<u8>, Error> {
+    let mut bytes = Vec::new();
+    from.take(MAX_MESSAGE_BYTES as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|source| Error::io("read", path, source))?;
+    if bytes.len() > MAX_MESSAGE_BYTES {
+        return Err(Error::Usage(format!(
+            "{} holds more than the {MAX_MESSAGE_BYTES} bytes that a message can have",
+            path.display()
+        )));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_is_a_text_or_a_file() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("p");
+        std::fs::write(&path, b"\xff\x00").unwrap();
+        assert_eq!(payload(None).unwrap(), b"");
+        assert_eq!(payload(Some("a b")).unwrap(), b"a b");
+        let at = format!("@{}", path.display());
+        assert_eq!(payload(Some(&at)).unwrap(), b"\xff\x00");
+        let missing = payload(Some("@/nonexistent/file")).unwrap_err();
+        assert!(missing.report().contains("/nonexistent/file"));
+        std::fs::write(&path, vec![0; MAX_MESSAGE_BYTES + 1]).unwrap();
+        assert!(matches!(payload(Some(&at)), Err(Error::Usage(_))));
+    }
+}

@@ -1,0 +1,235 @@
+//! Messages as they are on the bus, for `blackhole bus tap`.
+
+use blackhole_bus_schema::envelope::Envelope;
+use blackhole_bus_schema::names::Component;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::human;
+use crate::out::{Style, Tone};
+
+/// Most of a body that is shown on a line for people, in characters.
+const SHOWN: usize = 400;
+/// Most bytes of something that is no envelope, as hexadecimal digits.
+const SHOWN_BYTES: usize = 64;
+
+/// A message as it was heard.
+pub struct Tapped<'a> {
+    /// On whose socket.
+    pub socket: &'a Component,
+    /// Its first frame.
+    pub topic: &'a str,
+    /// Its second frame.
+    pub body: &'a [u8],
+    /// The second frame decoded, or why not.
+    pub envelope: Result<&'a Envelope, String>,
+    /// Events of its topic that are missing before it.
+    pub missed: u64,
+}
+
+/// A message as a document's item. The field names are part of the interface.
+#[derive(Debug, Clone, Serialize)]
+pub struct TapItem<'a> {
+    /// When it was published, RFC 3339 in UTC.
+    pub at: Option<String>,
+    /// On whose socket it was heard.
+    pub socket: String,
+    /// Its topic.
+    pub topic: &'a str,
+    /// Who published it; a command's sender for `cmd.`.
+    pub component: Option<&'a str>,
+    /// Which life of it.
+    pub incarnation: Option<u64>,
+    /// Its number on the topic; 0 where they are not counted.
+    pub seq: Option<u64>,
+    /// Events of the topic that are missing before it.
+    pub missed: u64,
+    /// Which kind of body.
+    pub kind: Option<&'a str>,
+    /// Its id.
+    pub id: Option<String>,
+    /// The message that led to it.
+    pub cause: Option<String>,
+    /// Who is to be answered, for a command.
+    pub reply_to: Option<&'a str>,
+    /// Time left for a command.
+    pub budget_ms: Option<u64>,
+    /// The body.
+    pub body: Value,
+    /// Why it is not understood.
+    pub error: Option<&'a str>,
+    /// Its bytes in hexadecimal digits, where it is not understood.
+    pub bytes: Option<String>,
+}
+
+/// A message for a program.
+pub fn item<'a>(tapped: &'a Tapped<'a>) -> TapItem<'a> {
+    let envelope = tapped.envelope.as_ref().ok();
+    TapItem {
+        at: envelope.map(|envelope| human::timestamp(envelope.at)),
+        socket: tapped.socket.to_string(),
+        topic: tapped.topic,
+        component: envelope.map(|envelope| envelope.source.component.as_str()),
+        incarnation: envelope.map(|envelope| envelope.source.incarnation),
+        seq: envelope.map(|envelope| envelope.seq),
+        missed: tapped.missed,
+        kind: envelope.map(|envelope| envelope.kind.as_str()),
+        id: envelope.map(|envelope| envelope.id.to_string()),
+        cause: envelope.and_then(|envelope| envelope.cause.map(|id| id.to_string())),
+        reply_to: envelope.and_then(|envelope| envelope.reply_to.as_ref().map(|to| to.as_str())),
+        budget_ms: envelope.and_then(|envelope| envelope.budget_ms),
+        body: envelope.map_or(Value::Null, |envelope| json(&envelope.body)),
+        error: tapped.envelope.as_ref().err().map(String::as_str),
+        bytes: match envelope {
+            Some(_) => None,
+            None => Some(hex(tapped.body)),
+        },
+    }
+}
+
+/// A message on one line.
+pub fn line(style: Style, tapped: &Tapped<'_>) -> String {
+    let missed = match tapped.missed {
+        0 => String::new(),
+        1 => style.paint(Tone::Bad, " (1 before it is missing)"),
+        many => style.paint(Tone::Bad, &format!(" ({many} before it are missing)")),
+    };
+    let topic = human::printable(tapped.topic);
+    let envelope = match &tapped.envelope {
+        Ok(envelope) => envelope,
+        Err(error) => {
+            let shown = hex(tapped.body.get(..SHOWN_BYTES).unwrap_or(tapped.body));
+            return format!(
+                "{:15} {topic} {} {shown}",
+                tapped.socket.to_string(),
+                style.paint(Tone::Bad, &human::printable(error)),
+            );
+        }
+    };
+    let seq = match envelope.seq {
+        0 => String::new(),
+        seq => format!(" #{seq}"),
+    };
+    let cause = envelope.cause.map_or_else(String::new, |id| {
+        let text = id.simple().to_string();
+        format!(" ←{}", text.get(24..).unwrap_or_default())
+    });
+    let id = envelope.id.simple().to_string();
+    let mut body = json(&envelope.body).to_string();
+    if let Some((at, _)) = body.char_indices().nth(SHOWN) {
+        body.truncate(at);
+        body.push('…');
+    }
+    format!(
+        "{} {} {topic}{seq}{missed} {} {}{}",
+        style.paint(Tone::Dim, &human::clock(envelope.at)),
+        human::printable(&envelope.source.component),
+        style.paint(Tone::Strong, &human::printable(&envelope.kind)),
+        style.paint(
+            Tone::Dim,
+            &format!("{}{cause} ", id.get(24..).unwrap_or_default())
+        ),
+        human::printable(&body),
+    )
+}
+
+/// A MessagePack value as JSON. Bytes that are text become text, others a map
+/// with their hexadecimal digits, so that nothing is changed on the way.
+fn json(value: &rmpv::Value) -> Value {
+    match value {
+        rmpv::Value::Binary(bytes) | rmpv::Value::Ext(_, bytes) => match std::str::from_utf8(bytes)
+        {
+            Ok(text) => text.into(),
+            Err(_) => serde_json::json!({ "hex": hex(bytes) }),
+        },
+        rmpv::Value::Array(items) => items.iter().map(json).collect(),
+        rmpv::Value::Map(fields) => Value::Object(
+            fields
+                .iter()
+                .map(|(key, value)| {
+                    let key = match super::event::json(key) {
+                        Value::String(text) => text,
+                        other => other.to_string(),
+                    };
+                    (key, json(value))
+                })
+                .collect::<Map<_, _>>(),
+        ),
+        scalar => super::event::json(scalar),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    blackhole_bus_schema::dirs::hex(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blackhole_bus_schema::envelope::Source;
+
+    fn envelope(body: rmpv::Value) -> Envelope {
+        Envelope {
+            v: 1,
+            id: "01890a5d-ac96-774b-bcce-b302099a8057".parse().unwrap(),
+            at: 1_700_000_000_123_456_789,
+            source: Source {
+                component: "bridge".into(),
+                instance: "7".into(),
+                incarnation: 3,
+            },
+            seq: 9,
+            cause: None,
+            reply_to: None,
+            budget_ms: None,
+            kind: "never.seen".into(),
+            body,
+        }
+    }
+
+    #[test]
+    fn an_unknown_kind_with_bytes_and_controls_is_one_line() {
+        let body = rmpv::Value::Map(vec![
+            ("raw".into(), rmpv::Value::Binary(vec![0xff, 0x00])),
+            ("text".into(), rmpv::Value::Binary(b"a\x1b[2J\n".to_vec())),
+        ]);
+        let envelope = envelope(body);
+        let tapped = Tapped {
+            socket: &Component::Bridge,
+            topic: "evt.x.\u{7}",
+            body: b"",
+            envelope: Ok(&envelope),
+            missed: 2,
+        };
+        let line = line(Style::PLAIN, &tapped);
+        assert!(!line.contains(['\n', '\u{7}', '\u{1b}']), "{line:?}");
+        assert!(
+            line.contains("#9 (2 before it are missing) never.seen"),
+            "{line}"
+        );
+        let item = serde_json::to_value(item(&tapped)).unwrap();
+        assert_eq!(item["body"]["raw"]["hex"], "ff00");
+        assert_eq!(item["body"]["text"], "a\u{1b}[2J\n");
+        assert_eq!((&item["missed"], &item["seq"]), (&2.into(), &9.into()));
+        assert_eq!(item["error"], Value::Null);
+    }
+
+    #[test]
+    fn what_is_no_envelope_is_shown_in_digits() {
+        let tapped = Tapped {
+            socket: &Component::Supervisor,
+            topic: "evt.",
+            body: &[0xc1, 0x02],
+            envelope: Err("not an envelope".into()),
+            missed: 0,
+        };
+        let line = line(Style::PLAIN, &tapped);
+        assert!(
+            line.contains("not an envelope") && line.ends_with("c102"),
+            "{line}"
+        );
+        let item = serde_json::to_value(item(&tapped)).unwrap();
+        assert_eq!(item["bytes"], "c102");
+        assert_eq!(item["kind"], Value::Null);
+    }
+}
