@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use blackhole_bus_schema::bus::{Link, LinkEvent};
+use blackhole_bus_schema::health::Health;
 use blackhole_bus_schema::message::Command;
 use blackhole_bus_schema::names::Component;
-use blackhole_bus_schema::health::Health;
 use blackhole_bus_schema::supervision::{
-    Desired, InstanceStatus, Outcome, Phase, SupervisionChanged, ResetServices, RestartServices, StartServices, StopServices, Target,
+    Desired, InstanceStatus, Outcome, Phase, ResetServices, RestartServices, StartServices,
+    StopServices, SupervisionChanged, Target,
 };
 use blackhole_bus_schema::topic;
 use serde::Serialize;
@@ -20,11 +21,11 @@ use crate::client;
 use crate::context::Context;
 use crate::direct;
 use crate::error::{Error, Exit};
+use crate::up::HOLD;
 use crate::view::event;
 use crate::view::names::{self, Filter};
 use crate::view::service::{Answers, ServiceRow, rows};
 use crate::view::status;
-use crate::up::HOLD;
 use crate::{human, offline, out};
 
 /// Time for a whole command when the operator does not say: longer than the
