@@ -17,6 +17,7 @@
 //! calls, and learns of ends by the loss of connections.
 
 pub mod core;
+mod reports;
 mod shell;
 
 use blackhole_bus_schema::bus::BusError;

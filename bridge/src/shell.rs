@@ -1,7 +1,7 @@
 //! The task around the core: sockets, clock and bus.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use blackhole_bus_schema::bus::{self, Incoming, Interest, Link, LinkEvent, Server};
@@ -12,17 +12,19 @@ use blackhole_bus_schema::names::{ClientName, Component, Generation};
 use blackhole_bus_schema::process::{InstanceRecord, ListProcesses, ProcessChanged};
 use blackhole_bus_schema::registry::{Drain, ListCalls, ListRegistry};
 use blackhole_bus_schema::rpc::header::{Header, HeaderError};
-use blackhole_bus_schema::rpc::{Credentials, Key};
+use blackhole_bus_schema::rpc::{Credentials, Key, direct_dir};
 use blackhole_bus_schema::supervision::{
     Circuit, Desired, InstanceStatus, ListStatus, Phase, SupervisionChanged,
 };
 use blackhole_bus_schema::topic::{self, Topic};
-use blackhole_bus_schema::transport::rpc::{FromPeer, PeerEvent, PeerWatch, Router, SendError};
-use bytes::Bytes;
+use blackhole_bus_schema::transport::rpc::{
+    Frame, FromPeer, Ledger, Peer, PeerEvent, PeerWatch, Route, Router, SendError,
+};
 use tokio::sync::mpsc;
 
 use crate::BridgeError;
-use crate::core::{Action, Core, Outlook, ProcessReport, Sender, Undelivered};
+use crate::core::{Action, Conn, Core, IdMap, Outlook, ProcessReport, Undelivered, What};
+use crate::reports::Reports;
 
 /// Messages taken from the ROUTER before the other inputs have a turn.
 const BURST: usize = 64;
@@ -31,12 +33,12 @@ const BURST: usize = 64;
 const SETTLE: Duration = Duration::from_secs(3);
 /// How long calls under way may take when the bridge is asked to end.
 const DRAIN: Duration = Duration::from_secs(2);
-/// Refusals of tokens that are logged; more would let a peer fill the log.
-const LOGGED_REFUSALS: u32 = 32;
 
 pub(crate) struct Shell {
     core: Core,
     router: Router,
+    /// How to reach the connections that the core knows.
+    routes: IdMap<Conn, (Route, Ledger)>,
     peers: PeerWatch,
     server: Server,
     commands: mpsc::Receiver<Incoming>,
@@ -48,6 +50,9 @@ pub(crate) struct Shell {
     dirs: Dirs,
     /// Actions that wait for the end of a burst of messages.
     later: Vec<Action>,
+    /// The core's actions while they are carried out; kept for its memory.
+    actions: Vec<Action>,
+    offences: Reports,
     /// Drains to be answered. Bounded by the server's queue of commands and by
     /// their budgets; the core answers each.
     drains: HashMap<u64, Incoming>,
@@ -62,15 +67,18 @@ impl Shell {
             server,
             commands,
             shutdown,
+            listen,
             ..
         } = daemon;
         let key = Key::load_or_create(&dirs)?;
-        let refusals = AtomicU32::new(0);
+        open_direct(&dirs);
+        let refusals = Reports::of("refused connections");
+        let tokens = key.clone();
         let router = Router::bind(&dirs.rpc_socket(), move |username, password| {
-            match key.check(username, password) {
+            match tokens.check(username, password) {
                 Ok(who) => Some(who.generation.to_string().into()),
                 Err(error) => {
-                    if refusals.fetch_add(1, Ordering::Relaxed) < LOGGED_REFUSALS {
+                    if refusals.may() {
                         let username: String = username.chars().take(80).collect();
                         tracing::warn!(username, %error, "a connection was refused");
                     }
@@ -79,6 +87,10 @@ impl Shell {
             }
         })
         .await?;
+        if let Some(address) = listen.rpc {
+            let address = router.also_bind(address).await?;
+            tracing::info!(address, "carrying calls over TCP too");
+        }
         let peers = router.watch();
         let me = ClientName::fresh("bridge");
         let manager = Component::ProcessManager(None);
@@ -87,7 +99,7 @@ impl Shell {
         let interest = Interest::none().stream::<ListStatus>(topic::SUPERVISION);
         let (supervisor_link, supervisor) =
             Link::open(&dirs, me, Component::Supervisor, interest).await?;
-        let mut core = Core::new(server.incarnation());
+        let mut core = Core::new(server.incarnation(), key);
         if let Some(config) = config {
             core.configured(config.services.into_keys());
             core.settled(Instant::now());
@@ -95,6 +107,7 @@ impl Shell {
         Ok(Self {
             core,
             router,
+            routes: IdMap::default(),
             peers,
             server,
             commands,
@@ -104,6 +117,8 @@ impl Shell {
             supervisor,
             dirs,
             later: Vec::new(),
+            actions: Vec::new(),
+            offences: Reports::of("offences"),
             drains: HashMap::new(),
             next_drain: 0,
         })
@@ -115,23 +130,36 @@ impl Shell {
         let shutdown = self.shutdown.clone();
         let settle = tokio::time::sleep(SETTLE);
         tokio::pin!(settle);
+        let clock = tokio::time::sleep(Duration::ZERO);
+        tokio::pin!(clock);
+        let mut armed = false;
         let mut settled = false;
         let mut end: Option<tokio::time::Instant> = None;
         loop {
             if end.is_some() && self.core.is_idle() {
                 break;
             }
-            let due = self
+            // Moved only towards the past, or when it has passed: a deadline is most often
+            // that of a call which was answered in time.
+            match self
                 .core
                 .next_deadline()
-                .map(tokio::time::Instant::from_std);
+                .map(tokio::time::Instant::from_std)
+            {
+                Some(due) if !armed || due < clock.deadline() => {
+                    clock.as_mut().reset(due);
+                    armed = true;
+                }
+                _ => {}
+            }
             // Every arm is cancel safe: it takes something only when it completes.
             tokio::select! {
                 message = self.router.recv() => {
-                    self.message(message?);
+                    let now = Instant::now();
+                    self.message(now, message?);
                     for _ in 1..BURST {
                         match self.router.try_recv() {
-                            Some(message) => self.message(message),
+                            Some(message) => self.message(now, message),
                             None => break,
                         }
                     }
@@ -154,7 +182,10 @@ impl Shell {
                         self.core.settled(Instant::now());
                     }
                 }
-                () = until(due) => self.core.tick(Instant::now()),
+                () = clock.as_mut(), if armed => {
+                    armed = false;
+                    self.core.tick(Instant::now());
+                }
                 () = shutdown.requested(), if end.is_none() => {
                     end = Some(tokio::time::Instant::now() + DRAIN);
                     self.core.end();
@@ -169,43 +200,52 @@ impl Shell {
         Ok(())
     }
 
-    fn message(&mut self, message: FromPeer) {
+    fn message(&mut self, now: Instant, message: FromPeer) {
         let FromPeer {
             peer,
             header,
             payload,
         } = message;
-        let Some(who) = credentials(&peer.username, &peer.proven) else {
+        if !self.core.knows(peer.connection) && !self.connected(now, &peer) {
             return;
-        };
-        let header = match Header::decode(&header) {
-            Ok(header) => header,
+        }
+        let conn = peer.connection;
+        match Header::decode(header.as_ref()) {
+            Ok(header) => self.core.message(now, conn, header, payload),
             // From a newer client: not for this version.
             Err(HeaderError::UnknownKind(kind)) => {
-                tracing::debug!(instance = %who.instance, kind, "skipped");
-                return;
+                tracing::debug!(instance = peer.username(), kind, "skipped");
             }
             Err(error) => {
-                tracing::debug!(instance = %who.instance, %error, "a message is not understood");
-                return;
+                tracing::debug!(instance = peer.username(), %error, "a message is not understood");
             }
+        }
+    }
+
+    /// The first message of a connection. Whether it is taken.
+    fn connected(&mut self, now: Instant, peer: &Peer) -> bool {
+        let Some(who) = credentials(peer.username(), peer.proven()) else {
+            return false;
         };
-        let sender = Sender {
-            conn: peer.connection,
-            route: peer.route,
-            who,
-        };
-        self.core.message(Instant::now(), sender, header, payload);
-        self.send_now();
+        let taken = self.core.connected(now, peer.connection, who);
+        if taken {
+            let route = (peer.route.clone(), self.router.ledger());
+            self.routes.insert(peer.connection, route);
+        }
+        taken
     }
 
     async fn peer(&mut self, event: PeerEvent) {
         match event {
-            PeerEvent::Gone(conn) => self.core.disconnected(Instant::now(), conn),
+            PeerEvent::Gone(conn) => {
+                self.routes.remove(&conn);
+                self.core.disconnected(Instant::now(), conn);
+            }
             PeerEvent::Refused(reason) => tracing::debug!(reason, "a handshake failed"),
             PeerEvent::Missed => {
                 let there = self.router.connections().await.into_iter().collect();
                 self.core.retain(Instant::now(), &there);
+                self.routes.retain(|conn, _| there.contains(conn));
             }
         }
     }
@@ -342,9 +382,14 @@ impl Shell {
                     }
                     self.server.publish(topic, &changed, None).await;
                 }
-                Action::Disconnect(conn) => self.router.disconnect(conn).await,
+                Action::Disconnect(conn) => {
+                    self.routes.remove(&conn);
+                    self.router.disconnect(conn).await;
+                }
                 Action::Offence { who, what } => {
-                    tracing::warn!(instance = %who, "{what}; reported once")
+                    if self.offences.may() {
+                        tracing::warn!(instance = %who, "{what}; reported once");
+                    }
                 }
                 Action::Drained { ticket, result } => {
                     if let Some(incoming) = self.drains.remove(&ticket) {
@@ -358,36 +403,57 @@ impl Shell {
 
     /// Sends what is to be sent, and keeps the rest of the actions for `act`.
     fn send_now(&mut self) {
+        let mut actions = std::mem::take(&mut self.actions);
         loop {
-            let actions = self.core.take_actions();
+            self.core.swap_actions(&mut actions);
             if actions.is_empty() {
-                return;
+                break;
             }
-            for action in actions {
+            for action in actions.drain(..) {
                 match action {
                     Action::Send {
                         conn,
-                        route,
                         header,
                         payload,
-                    } => {
-                        self.send(conn, &route, header, payload);
-                    }
+                        what,
+                    } => self.send(conn, header, payload, what),
                     other => self.later.push(other),
                 }
             }
         }
+        self.actions = actions;
     }
 
-    fn send(&mut self, conn: u64, route: &[u8], header: Header, payload: Bytes) {
-        let frame = header.encode();
-        let why = match self.router.send(route, frame.into(), payload.clone()) {
+    fn send(&mut self, conn: Conn, header: Frame, payload: Frame, what: What) {
+        // Only a call that did not leave is sent again, to another.
+        let kept = matches!(what, What::Request(_)).then(|| (header.clone(), payload.clone()));
+        let sent = match self.routes.get(&conn) {
+            Some((route, ledger)) => self.router.send_counted(route, ledger, header, payload),
+            None => Err(SendError::Gone),
+        };
+        let why = match sent {
             Ok(()) => return,
             Err(SendError::Full) => Undelivered::Full,
+            Err(SendError::NoRoom) => Undelivered::NoRoom,
             Err(SendError::Gone | SendError::Closed) => Undelivered::Gone,
         };
-        self.core
-            .undelivered(Instant::now(), conn, header, payload, why);
+        let kept = kept.unwrap_or_default();
+        self.core.undelivered(Instant::now(), conn, kept, what, why);
+    }
+}
+
+/// Where services bind their own sockets for direct calls: anybody may make one,
+/// and remove only their own (mode 1777, as /tmp).
+fn open_direct(dirs: &Dirs) {
+    let path = direct_dir(&dirs.rpc_socket());
+    let made = std::fs::create_dir(&path);
+    let mode = std::fs::Permissions::from_mode(0o1777);
+    let opened = match made {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
+        _ => std::fs::set_permissions(&path, mode),
+    };
+    if let Err(error) = opened {
+        tracing::warn!(path = %path.display(), %error, "services cannot offer direct calls");
     }
 }
 

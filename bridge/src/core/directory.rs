@@ -1,21 +1,32 @@
 //! What is known of services: who is registered, what is to be expected of
 //! those who are not, and the calls that wait for them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
 
 use blackhole_bus_schema::names::{Generation, InstanceName, ServiceName};
-use blackhole_bus_schema::rpc::header::{Callee, Endpoint};
+use blackhole_bus_schema::rpc::header::Endpoint;
 use blackhole_bus_schema::rpc::{Code, Credentials, Status};
 
 use super::Conn;
 use super::calls::CallId;
+use super::ids::IdMap;
+
+/// A service, as a number.
+pub(super) type ServiceId = u32;
+/// A method of a service, as a number.
+pub(super) type MethodId = u32;
+/// All methods beyond the number of those that are told apart.
+const OTHER_METHOD: MethodId = 0;
+/// Methods that are told apart; those that a service once had are among them.
+const MAX_METHOD_IDS: usize = 8192;
 
 /// A registered instance.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) conn: Conn,
     pub(super) generation: Generation,
-    pub(super) methods: BTreeSet<String>,
+    pub(super) methods: BTreeMap<Arc<str>, MethodId>,
     pub(super) capacity: u32,
     pub(super) endpoint: Option<String>,
     pub(super) draining: bool,
@@ -52,13 +63,18 @@ pub enum Outlook {
 /// Where a call goes.
 #[derive(Debug)]
 pub(super) enum Pick {
-    Instance(Conn),
+    Instance {
+        conn: Conn,
+        method: Arc<str>,
+        method_id: MethodId,
+    },
     Park,
     Refuse(Status),
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Service {
+    name: ServiceName,
     /// Somebody who must know has named it: the configuration, a token, a component.
     known: bool,
     entries: BTreeMap<u32, Entry>,
@@ -72,16 +88,23 @@ struct Service {
 
 #[derive(Debug, Default)]
 pub(super) struct Directory {
-    services: HashMap<ServiceName, Service>,
+    services: IdMap<ServiceId, Service>,
+    by_name: HashMap<Box<str>, ServiceId>,
+    next_id: ServiceId,
+    methods: HashMap<(ServiceId, Arc<str>), MethodId>,
+    /// From 1, see `OTHER_METHOD`.
+    method_names: Vec<(ServiceId, Arc<str>)>,
     /// Whether all who know of services have been heard.
     settled: bool,
     picks: u64,
+    /// Raised when `is_over` may have changed.
+    version: u64,
 }
 
 impl Directory {
     pub(super) fn configured(&mut self, services: impl IntoIterator<Item = ServiceName>) {
         for service in services {
-            self.services.entry(service).or_default().known = true;
+            self.known(&service);
         }
     }
 
@@ -89,16 +112,103 @@ impl Directory {
     pub(super) fn settle(&mut self) -> Vec<CallId> {
         self.settled = true;
         let unknown = self.services.values_mut().filter(|service| !service.known);
-        unknown
+        let mut parked: Vec<CallId> = unknown
             .flat_map(|service| service.parked.drain(..))
-            .collect()
+            .collect();
+        parked.sort_unstable();
+        parked
     }
 
-    fn known(&mut self, service: &ServiceName) -> &mut Service {
+    /// Which version of [`Directory::is_over`] this is.
+    pub(super) fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The service of this name, if anything is kept of it.
+    pub(super) fn find(&self, name: &str) -> Option<ServiceId> {
+        self.by_name.get(name).copied()
+    }
+
+    /// The service of this name, kept from now on.
+    pub(super) fn find_or_keep(&mut self, name: &ServiceName) -> ServiceId {
+        if let Some(id) = self.find(name.as_str()) {
+            return id;
+        }
+        let id = self.next_id;
+        self.next_id = self.next_id.wrapping_add(1);
+        self.by_name.insert(name.as_str().into(), id);
+        let service = Service {
+            name: name.clone(),
+            known: false,
+            entries: BTreeMap::new(),
+            floors: BTreeMap::new(),
+            outlooks: BTreeMap::new(),
+            drained: BTreeMap::new(),
+            parked: VecDeque::new(),
+        };
+        self.services.insert(id, service);
+        id
+    }
+
+    /// The name of a service, for a person.
+    pub(super) fn name(&self, service: ServiceId) -> &str {
+        self.services
+            .get(&service)
+            .map_or("the service", |service| service.name.as_str())
+    }
+
+    fn get(&self, name: &ServiceName) -> Option<&Service> {
+        self.services.get(&self.find(name.as_str())?)
+    }
+
+    fn get_mut(&mut self, name: &ServiceName) -> Option<&mut Service> {
+        let id = self.find(name.as_str())?;
+        self.services.get_mut(&id)
+    }
+
+    fn known(&mut self, name: &ServiceName) -> &mut Service {
         // Named by a token or a component: their number is that of real services.
-        let service = self.services.entry(service.clone()).or_default();
+        let id = self.find_or_keep(name);
+        let service = self.services.entry(id).or_insert_with(|| Service {
+            name: name.clone(),
+            known: true,
+            entries: BTreeMap::new(),
+            floors: BTreeMap::new(),
+            outlooks: BTreeMap::new(),
+            drained: BTreeMap::new(),
+            parked: VecDeque::new(),
+        });
         service.known = true;
         service
+    }
+
+    /// The numbers of the methods of a registration.
+    pub(super) fn number(
+        &mut self,
+        service: &ServiceName,
+        methods: Vec<String>,
+    ) -> BTreeMap<Arc<str>, MethodId> {
+        let service = self.find_or_keep(service);
+        let number = |method: String| {
+            let key = (service, Arc::<str>::from(method));
+            if let Some(id) = self.methods.get(&key) {
+                return (key.1, *id);
+            }
+            if self.method_names.len() >= MAX_METHOD_IDS {
+                return (key.1, OTHER_METHOD);
+            }
+            self.method_names.push(key.clone());
+            let id = MethodId::try_from(self.method_names.len()).unwrap_or(OTHER_METHOD);
+            self.methods.insert(key.clone(), id);
+            (key.1, id)
+        };
+        methods.into_iter().map(number).collect()
+    }
+
+    /// The service and the name of a method.
+    pub(super) fn method(&self, id: MethodId) -> Option<(&str, &str)> {
+        let (service, method) = self.method_names.get((id as usize).checked_sub(1)?)?;
+        Some((self.name(*service), method))
     }
 
     /// Registers an instance, instead of an earlier connection of it. Returns
@@ -109,6 +219,7 @@ impl Directory {
         instance: &InstanceName,
         mut entry: Entry,
     ) -> (bool, Vec<CallId>) {
+        self.version += 1;
         let service = self.known(instance.service());
         let floor = service.floors.entry(instance.index()).or_default();
         *floor = entry.generation.max(*floor);
@@ -130,16 +241,12 @@ impl Directory {
     }
 
     pub(super) fn unregister(&mut self, instance: &InstanceName) -> bool {
-        self.services
-            .get_mut(instance.service())
+        self.get_mut(instance.service())
             .is_some_and(|service| service.entries.remove(&instance.index()).is_some())
     }
 
     pub(super) fn entry(&self, instance: &InstanceName) -> Option<&Entry> {
-        self.services
-            .get(instance.service())?
-            .entries
-            .get(&instance.index())
+        self.get(instance.service())?.entries.get(&instance.index())
     }
 
     pub(super) fn is_registered(&self, instance: &InstanceName, conn: Conn) -> bool {
@@ -149,7 +256,6 @@ impl Directory {
     /// Whether that changed something.
     pub(super) fn drain(&mut self, instance: &InstanceName, conn: Conn) -> bool {
         let entry = self
-            .services
             .get_mut(instance.service())
             .and_then(|service| service.entries.get_mut(&instance.index()));
         match entry {
@@ -176,30 +282,38 @@ impl Directory {
     }
 
     pub(super) fn registered(&self) -> impl Iterator<Item = (&ServiceName, u32, &Entry)> {
-        self.services.iter().flat_map(|(name, service)| {
-            service
-                .entries
-                .iter()
-                .map(move |(index, entry)| (name, *index, entry))
+        self.services.values().flat_map(|service| {
+            let entries = service.entries.iter();
+            entries.map(move |(index, entry)| (&service.name, *index, entry))
         })
     }
 
-    pub(super) fn endpoints(&self, service: &ServiceName) -> Result<Vec<Endpoint>, Status> {
-        let Some(known) = self.services.get(service).filter(|service| service.known) else {
-            return Err(not_found(service));
+    /// The endpoints of a service, with the generation of who is there.
+    pub(super) fn endpoints(
+        &self,
+        service: &ServiceName,
+    ) -> Result<Vec<(Endpoint, Generation)>, Status> {
+        let Some(known) = self.get(service).filter(|service| service.known) else {
+            return Err(not_found(service.as_str()));
         };
-        let open = known.entries.iter().filter(|(_, entry)| !entry.draining);
+        let ready = |index: &u32| known.outlooks.get(index) != Some(&Outlook::Unready);
+        let open = known
+            .entries
+            .iter()
+            .filter(|(index, entry)| !entry.draining && ready(index));
         let endpoints = open.filter_map(|(index, entry)| {
-            let instance = InstanceName::new(service.clone(), *index)?;
-            Some(Endpoint {
-                instance,
+            let endpoint = Endpoint {
+                instance: InstanceName::new(service.clone(), *index)?,
                 endpoint: entry.endpoint.clone()?,
-            })
+                ticket: None,
+            };
+            Some((endpoint, entry.generation))
         });
         Ok(endpoints.collect())
     }
 
     pub(super) fn process(&mut self, report: &ProcessReport) {
+        self.version += 1;
         let index = report.instance.index();
         let service = self.known(report.instance.service());
         // The manager's word counts: a live one is the floor, whatever was said
@@ -252,8 +366,7 @@ impl Directory {
 
     /// Whether a connection belongs to a spawn that is over.
     pub(super) fn is_over(&self, who: &Credentials) -> bool {
-        self.services
-            .get(who.instance.service())
+        self.get(who.instance.service())
             .and_then(|service| service.floors.get(&who.instance.index()))
             .is_some_and(|floor| who.generation < *floor)
     }
@@ -262,48 +375,58 @@ impl Directory {
     /// are ready and have room; of equals the one that was not picked for the longest time.
     pub(super) fn pick(
         &mut self,
-        callee: &Callee,
+        id: ServiceId,
+        index: Option<u32>,
         method: &str,
         outstanding: impl Fn(Conn) -> usize,
     ) -> Pick {
-        let name = &callee.service;
-        let meant = |index: u32| callee.index.is_none_or(|only| only == index);
-        let Some(service) = self.services.get_mut(name).filter(|service| service.known) else {
-            return if self.settled {
-                Pick::Refuse(not_found(name))
+        let meant = |other: u32| index.is_none_or(|only| only == other);
+        let settled = self.settled;
+        let Some(service) = self.services.get_mut(&id) else {
+            return Pick::Refuse(not_found("the service"));
+        };
+        if !service.known {
+            return if settled {
+                Pick::Refuse(not_found(service.name.as_str()))
             } else {
                 Pick::Park
             };
-        };
+        }
         let mut serving = 0;
         let mut unready = 0;
         let mut open = 0;
         let mut best: Option<(usize, u64, u32)> = None;
         let entries = service.entries.iter();
-        for (index, entry) in entries.filter(|(index, entry)| meant(**index) && !entry.draining) {
+        for (at, entry) in entries.filter(|(at, entry)| meant(**at) && !entry.draining) {
             open += 1;
-            if !entry.methods.contains(method) {
+            if !entry.methods.contains_key(method) {
                 continue;
             }
-            let ready = service.outlooks.get(index) != Some(&Outlook::Unready);
-            if !ready && callee.index.is_none() {
+            let ready = service.outlooks.get(at) != Some(&Outlook::Unready);
+            if !ready && index.is_none() {
                 unready += 1;
                 continue;
             }
             serving += 1;
             let calls = outstanding(entry.conn);
-            let candidate = (calls, entry.picked, *index);
+            let candidate = (calls, entry.picked, *at);
             if calls < entry.capacity as usize && best.is_none_or(|best| candidate < best) {
                 best = Some(candidate);
             }
         }
-        if let Some((_, _, index)) = best
-            && let Some(entry) = service.entries.get_mut(&index)
+        if let Some((_, _, at)) = best
+            && let Some(entry) = service.entries.get_mut(&at)
+            && let Some((method, method_id)) = entry.methods.get_key_value(method)
         {
             self.picks += 1;
             entry.picked = self.picks;
-            return Pick::Instance(entry.conn);
+            return Pick::Instance {
+                conn: entry.conn,
+                method: method.clone(),
+                method_id: *method_id,
+            };
         }
+        let name = &service.name;
         if serving > 0 {
             let message = format!("all {serving} instances of {name} are at their capacity");
             return Pick::Refuse(Status::new(Code::ResourceExhausted, message));
@@ -325,27 +448,32 @@ impl Directory {
     }
 
     /// Calls that wait for a service.
-    pub(super) fn parked(&self, service: &ServiceName) -> usize {
+    pub(super) fn parked(&self, service: ServiceId) -> usize {
         self.services
-            .get(service)
+            .get(&service)
             .map_or(0, |service| service.parked.len())
     }
 
-    pub(super) fn park(&mut self, service: &ServiceName, call: CallId) {
-        self.services
-            .entry(service.clone())
-            .or_default()
-            .parked
-            .push_back(call);
+    pub(super) fn park(&mut self, service: ServiceId, call: CallId) {
+        if let Some(service) = self.services.get_mut(&service) {
+            service.parked.push_back(call);
+        }
     }
 
-    pub(super) fn unpark(&mut self, service: &ServiceName, call: CallId) {
-        if let Some(known) = self.services.get_mut(service) {
+    pub(super) fn unpark(&mut self, service: ServiceId, call: CallId) {
+        if let Some(known) = self.services.get_mut(&service) {
             known.parked.retain(|parked| *parked != call);
-            // Named by nobody but callers: not kept, or they could fill the memory.
-            if !known.known && known.parked.is_empty() {
-                self.services.remove(service);
-            }
+        }
+        self.forget_unknown(service);
+    }
+
+    /// Named by nobody but callers: not kept, or they could fill the memory.
+    pub(super) fn forget_unknown(&mut self, service: ServiceId) {
+        let useless = |service: &Service| !service.known && service.parked.is_empty();
+        if self.services.get(&service).is_some_and(useless)
+            && let Some(forgotten) = self.services.remove(&service)
+        {
+            self.by_name.remove(forgotten.name.as_str());
         }
     }
 }
@@ -364,6 +492,6 @@ impl Service {
     }
 }
 
-fn not_found(service: &ServiceName) -> Status {
+fn not_found(service: &str) -> Status {
     Status::new(Code::NotFound, format!("there is no service {service}"))
 }

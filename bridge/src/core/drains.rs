@@ -4,8 +4,6 @@ use std::time::{Duration, Instant};
 
 use blackhole_bus_schema::names::{Generation, InstanceName};
 use blackhole_bus_schema::registry::Drained;
-use blackhole_bus_schema::rpc::header::Header;
-use bytes::Bytes;
 
 use super::{Action, Core};
 
@@ -51,7 +49,7 @@ impl Core {
         {
             self.announce(&instance);
             let reason = format!("{instance} is being stopped: finish what you have");
-            self.send(conn, Header::Goaway { reason }, Bytes::new());
+            self.go_away(conn, &reason);
         }
         self.drains.waiting.push(Drain {
             ticket,

@@ -1,16 +1,15 @@
 //! What happens to the core besides messages: connections and processes come
 //! and go, time passes, the bridge ends.
 
-use std::collections::HashSet;
 use std::time::Instant;
 
 use blackhole_bus_schema::names::{InstanceName, ServiceName};
 use blackhole_bus_schema::rpc::header::Header;
 use blackhole_bus_schema::rpc::{Code, Status};
-use bytes::Bytes;
+use blackhole_bus_schema::transport::rpc::Frame;
 
-use super::calls::CallId;
-use super::{Action, Conn, Core, Outlook, ProcessReport, SILENCE, Undelivered};
+use super::calls::{CallId, Unsent};
+use super::{Action, Conn, Core, IdSet, Outlook, ProcessReport, SILENCE, Undelivered, What};
 
 impl Core {
     /// A connection is gone: its calls are cancelled, those it worked on fail.
@@ -29,7 +28,7 @@ impl Core {
         self.fail_working(now, connection.working_on, &instance);
     }
 
-    fn fail_working(&mut self, now: Instant, calls: HashSet<CallId>, instance: &InstanceName) {
+    fn fail_working(&mut self, now: Instant, calls: IdSet<CallId>, instance: &InstanceName) {
         let mut calls: Vec<CallId> = calls.into_iter().collect();
         calls.sort_unstable();
         for id in calls {
@@ -38,13 +37,13 @@ impl Core {
             self.finish(
                 id,
                 Err(Status::new(Code::Unavailable, message)),
-                Bytes::new(),
+                Frame::new(),
             );
         }
     }
 
     /// Only these connections are left: all others are gone.
-    pub fn retain(&mut self, now: Instant, there: &HashSet<Conn>) {
+    pub fn retain(&mut self, now: Instant, there: &IdSet<Conn>) {
         let lost: Vec<Conn> = self
             .connections
             .keys()
@@ -61,34 +60,63 @@ impl Core {
         &mut self,
         now: Instant,
         conn: Conn,
-        header: Header,
-        payload: Bytes,
+        (header, payload): (Frame, Frame),
+        what: What,
         why: Undelivered,
     ) {
         if why == Undelivered::Gone {
             // The call never reached it: another instance may have it.
-            let never_sent = match header {
-                Header::Request(request) => self.calls.take_back(request.id, conn, payload),
+            let never_sent = match what {
+                What::Request(id) if self.take_back(conn, id, &header, payload) => Some(id),
                 _ => None,
             };
-            if let (Some(id), Some(connection)) = (never_sent, self.connections.get_mut(&conn)) {
-                connection.working_on.remove(&id);
-            }
             self.disconnected(now, conn);
             if let Some(id) = never_sent {
                 self.dispatch(now, id);
             }
             return;
         }
-        match header {
-            Header::Request(request) => {
-                let message = "the service has stopped reading its calls".to_owned();
-                let status = Status::new(Code::ResourceExhausted, message);
-                self.finish(request.id, Err(status), Bytes::new());
+        match (what, why) {
+            (What::Request(id) | What::Credit(id), _) => {
+                let what = "does not read its calls";
+                self.end_stream(now, id, Code::ResourceExhausted, what);
             }
-            // A caller that does not read its answers has to live with its budget.
-            _ => self.offence(conn, "has stopped reading, messages to it are dropped"),
+            (What::Part(_) | What::Response(_), Undelivered::Full) => {
+                // Its answers have no place any more: it hears of that by the loss of the
+                // connection, and its memory is free at once.
+                self.offence(conn, "does not read its answers: disconnected");
+                self.actions.push(Action::Disconnect(conn));
+                self.disconnected(now, conn);
+            }
+            (What::Part(id), _) => {
+                let what = "is not carried further: too much is queued for all services";
+                self.end_stream(now, id, Code::ResourceExhausted, what);
+            }
+            // Without its payload it has room.
+            (What::Response(id), _) => {
+                let message = "the answer was dropped: too much is queued for all services";
+                self.respond(conn, id, Err(Status::new(Code::ResourceExhausted, message)));
+            }
+            (What::Other, _) => {}
         }
+    }
+
+    /// A sent call never left: it has its payload again and is nobody's.
+    fn take_back(&mut self, from: Conn, id: CallId, header: &Frame, payload: Frame) -> bool {
+        let sent = self.calls.get_mut(id);
+        let Some(call) = sent.filter(|call| call.sent_to == Some(from)) else {
+            return false;
+        };
+        call.sent_to = None;
+        let trace = match Header::decode(header.as_ref()) {
+            Ok(Header::Request(request)) => request.trace.map(|trace| trace.into()),
+            _ => None,
+        };
+        call.unsent = Some(Box::new(Unsent { payload, trace }));
+        if let Some(connection) = self.connections.get_mut(&from) {
+            connection.working_on.remove(&id);
+        }
+        true
     }
 
     /// The services of the configuration.
@@ -137,12 +165,12 @@ impl Core {
         let mut all: Vec<Conn> = self.connections.keys().copied().collect();
         all.sort_unstable();
         for conn in all {
-            let reason = "the bridge ends".to_owned();
-            self.send(conn, Header::Goaway { reason }, Bytes::new());
+            let reason = "the bridge ends".into();
+            self.tell(conn, &Header::Goaway { reason, ends: true });
         }
         for id in self.calls.parked() {
             let status = Status::new(Code::Unavailable, "the bridge ends");
-            self.finish(id, Err(status), Bytes::new());
+            self.finish(id, Err(status), Frame::new());
         }
     }
 
@@ -153,13 +181,18 @@ impl Core {
             let Some(call) = self.calls.get(id) else {
                 continue;
             };
-            let (message, callee) = call.expiry();
-            if let Some(callee) = callee {
+            let budget = call.deadline.duration_since(call.started).as_millis();
+            let service = self.directory.name(call.service);
+            let message = match call.sent_to {
+                Some(_) => format!("{service} did not answer within {budget} ms"),
+                None => format!("no instance of {service} was there within {budget} ms"),
+            };
+            if let Some(callee) = call.sent_to {
                 self.calls.measure(now, id, Code::DeadlineExceeded);
-                self.send(callee, Header::Cancel { id }, Bytes::new());
+                self.tell(callee, &Header::Cancel { id });
             }
             let status = Status::new(Code::DeadlineExceeded, message);
-            self.finish(id, Err(status), Bytes::new());
+            self.finish(id, Err(status), Frame::new());
         }
         while let Some((at, conn)) = self.silences.first().copied() {
             if at > now {

@@ -7,30 +7,43 @@
 //!                 │  none registered: Parked until one is, or the budget ends
 //!                 └─ NOT_FOUND · UNIMPLEMENTED · UNAVAILABLE · RESOURCE_EXHAUSTED
 //! ```
+//!
+//! Bounds: 65,536 calls under way and 512 MiB of their payloads and windows, of
+//! one caller 1024 and 64 MiB; 256 calls and 64 MiB in all that wait for a
+//! service; 64 connections of one instance; a window of 4 MiB and 4096 parts for
+//! each streamed answer. A caller or callee that does not read is disconnected
+//! when 8192 messages or 64 MiB are queued for it, see
+//! [`blackhole_bus_schema::transport::rpc`].
 
 mod calls;
 mod directory;
 mod drains;
 mod events;
+mod ids;
+mod streams;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use blackhole_bus_schema::names::{InstanceName, ServiceName};
 use blackhole_bus_schema::registry::{CallStats, Drained, Registration, RegistryChanged};
 use blackhole_bus_schema::rpc::header::{self, Callee, Header, Registered, Response};
 use blackhole_bus_schema::rpc::{
-    Code, Credentials, DEFAULT_CAPACITY, HEARTBEAT, MAX_CAPACITY, Status,
+    Code, Credentials, DEFAULT_BUDGET, DEFAULT_CAPACITY, HEARTBEAT, Key, MAX_BUDGET, MAX_CAPACITY,
+    Status,
 };
-use bytes::Bytes;
+use blackhole_bus_schema::transport::rpc::Frame;
 
-use calls::{Call, CallId, Calls};
+use calls::{Call, CallId, Calls, NameId, Unsent};
 pub use calls::{Measurement, Route};
-use directory::{Directory, Pick};
+use directory::{Directory, Pick, ServiceId};
 pub use directory::{Outlook, ProcessReport};
 use drains::Drains;
+pub use ids::{IdMap, IdSet};
+use streams::Stream;
 
 /// Silence after which a registered connection counts as hung: it no longer
 /// gets calls until it speaks again.
@@ -46,15 +59,19 @@ const CONNECTIONS_OF_ONE: usize = 64;
 /// A connection of the ROUTER, never used again.
 pub type Conn = u64;
 
-/// Who sent a message.
-#[derive(Debug, Clone)]
-pub struct Sender {
-    /// Its connection.
-    pub conn: Conn,
-    /// Opaque address to answer to.
-    pub route: Bytes,
-    /// What its token proved.
-    pub who: Credentials,
+/// What a message is about, to know what is lost with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    /// A call, to its callee.
+    Request(u64),
+    /// More room for a streamed answer, to its callee.
+    Credit(u64),
+    /// A part of a streamed answer, to its caller.
+    Part(u64),
+    /// The end of a call, to its caller, who knows it by this id.
+    Response(u64),
+    /// Nothing that anybody waits for.
+    Other,
 }
 
 /// Something to do, in order.
@@ -64,12 +81,12 @@ pub enum Action {
     Send {
         /// To which connection.
         conn: Conn,
-        /// Its address.
-        route: Bytes,
         /// First frame.
-        header: Header,
+        header: Frame,
         /// Second frame.
-        payload: Bytes,
+        payload: Frame,
+        /// What it is.
+        what: What,
     },
     /// Tell the bus.
     Publish(RegistryChanged),
@@ -96,30 +113,37 @@ pub enum Action {
 pub enum Undelivered {
     /// The peer has stopped reading.
     Full,
+    /// Too much is queued for all peers together.
+    NoRoom,
     /// The peer is gone.
     Gone,
 }
 
 #[derive(Debug)]
 struct Connection {
-    route: Bytes,
     who: Credentials,
+    /// The instance as text, for the calls it makes.
+    name: String,
+    /// Its service, for what is measured.
+    service: NameId,
     last_heard: Instant,
     /// Calls it was sent and has not answered.
-    working_on: HashSet<CallId>,
+    working_on: IdSet<CallId>,
     /// Calls it made, by its own ids.
-    made: HashMap<u64, CallId>,
-    /// Their payloads together.
+    made: IdMap<u64, CallId>,
+    /// What they count for together.
     made_bytes: usize,
     offended: bool,
     /// Whether it stands in `Core::silences`.
     watched: bool,
+    /// Whether its spawn is over, as of this version of the directory.
+    over: (u64, bool),
 }
 
 /// The last connections that are gone.
 #[derive(Debug, Default)]
 struct Gone {
-    set: HashSet<Conn>,
+    set: IdSet<Conn>,
     order: VecDeque<Conn>,
 }
 
@@ -144,7 +168,9 @@ impl Gone {
 #[derive(Debug)]
 pub struct Core {
     incarnation: u64,
-    connections: HashMap<Conn, Connection>,
+    /// Makes the keys and tickets of direct calls.
+    key: Key,
+    connections: IdMap<Conn, Connection>,
     gone: Gone,
     directory: Directory,
     calls: Calls,
@@ -153,14 +179,18 @@ pub struct Core {
     drains: Drains,
     ending: bool,
     actions: Vec<Action>,
+    /// Where headers are written.
+    scratch: Vec<u8>,
 }
 
 impl Core {
-    /// `incarnation` tells the calls of this life from those of earlier ones.
-    pub fn new(incarnation: u64) -> Self {
+    /// `incarnation` tells the calls of this life from those of earlier ones;
+    /// `key` is what tokens are made with.
+    pub fn new(incarnation: u64, key: Key) -> Self {
         Self {
             incarnation,
-            connections: HashMap::new(),
+            key,
+            connections: IdMap::default(),
             gone: Gone::default(),
             directory: Directory::default(),
             calls: Calls::new(incarnation),
@@ -168,13 +198,21 @@ impl Core {
             drains: Drains::default(),
             ending: false,
             actions: Vec::new(),
+            scratch: Vec::with_capacity(256),
         }
     }
 
     /// What is to be done since the last call of this.
     pub fn take_actions(&mut self) -> Vec<Action> {
+        let mut actions = Vec::new();
+        self.swap_actions(&mut actions);
+        actions
+    }
+
+    /// [`Core::take_actions`] into a vector that is empty.
+    pub fn swap_actions(&mut self, actions: &mut Vec<Action>) {
         self.finish_drains(None);
-        std::mem::take(&mut self.actions)
+        std::mem::swap(&mut self.actions, actions);
     }
 
     /// When [`Core::tick`] is due.
@@ -210,7 +248,7 @@ impl Core {
         Registration {
             instance,
             generation: entry.generation,
-            methods: entry.methods.iter().cloned().collect(),
+            methods: entry.methods.keys().map(|name| name.to_string()).collect(),
             endpoint: entry.endpoint.clone(),
             outstanding: u32::try_from(outstanding).unwrap_or(u32::MAX),
             draining: entry.draining,
@@ -222,60 +260,74 @@ impl Core {
         self.calls.is_empty()
     }
 
-    /// A message came in.
-    pub fn message(&mut self, now: Instant, from: Sender, header: Header, payload: Bytes) {
-        let conn = from.conn;
+    /// Whether messages of a connection are taken: [`Core::connected`] was told
+    /// of it, and it is not gone.
+    pub fn knows(&self, conn: Conn) -> bool {
+        self.connections.contains_key(&conn)
+    }
+
+    /// A connection of which nothing was heard yet. Returns whether its messages
+    /// are taken; one that is gone may have left some behind.
+    pub fn connected(&mut self, now: Instant, conn: Conn, who: Credentials) -> bool {
         if self.gone.contains(conn) {
-            return;
+            return false;
         }
-        if !self.connections.contains_key(&conn) && self.has_too_many(&from.who.instance) {
+        if self.has_too_many(&who.instance) {
             self.gone.remember(conn);
             self.actions.push(Action::Disconnect(conn));
-            return;
+            return false;
         }
-        let connection = self.connections.entry(conn).or_insert_with(|| Connection {
-            route: from.route,
-            who: from.who,
+        let connection = Connection {
+            name: who.instance.to_string(),
+            service: self.calls.name(who.instance.service().as_str()),
+            who,
             last_heard: now,
-            working_on: HashSet::new(),
-            made: HashMap::new(),
+            working_on: IdSet::default(),
+            made: IdMap::default(),
             made_bytes: 0,
             offended: false,
             watched: false,
-        });
-        connection.last_heard = now;
-        let who = connection.who.clone();
-        if self.directory.is_over(&who) {
-            self.refuse_past(conn, &who, &header);
+            over: (u64::MAX, false),
+        };
+        self.connections.insert(conn, connection);
+        true
+    }
+
+    /// A message came in.
+    pub fn message(&mut self, now: Instant, conn: Conn, header: Header<'_>, payload: Frame) {
+        let Some(connection) = self.connections.get_mut(&conn) else {
             return;
+        };
+        connection.last_heard = now;
+        let version = self.directory.version();
+        if connection.over.0 != version {
+            connection.over = (version, self.directory.is_over(&connection.who));
+        }
+        if connection.over.1 {
+            return self.refuse_past(conn, &header);
         }
         match header {
-            Header::Register(register) => self.register(now, conn, &who, register),
-            Header::Heartbeat { .. } => {
-                let registered = self.directory.is_registered(&who.instance, conn);
-                self.send(
-                    conn,
-                    Header::Heartbeat {
-                        registered: Some(registered),
-                    },
-                    Bytes::new(),
-                );
-            }
-            Header::Request(request) => self.request(now, conn, &who, request, payload),
+            Header::Request(request) => self.request(now, conn, request, payload),
             Header::Response(response) => self.response(now, conn, response, payload),
+            Header::Part { id } => self.part(now, conn, id, payload),
+            Header::Credit { id, bytes } => self.credit(conn, id, bytes),
             Header::Cancel { id } => {
-                let call = self
-                    .connections
-                    .get(&conn)
-                    .and_then(|c| c.made.get(&id).copied());
-                if let Some(call) = call {
+                let made = self.connections.get(&conn).map(|c| &c.made);
+                if let Some(call) = made.and_then(|made| made.get(&id).copied()) {
                     self.abandon(call);
                 }
             }
+            Header::Register(register) => self.register(now, conn, register),
+            Header::Heartbeat { .. } => {
+                let instance = &connection.who.instance;
+                let registered = Some(self.directory.is_registered(instance, conn));
+                self.tell(conn, &Header::Heartbeat { registered });
+            }
             Header::Resolve { id, service } => self.resolve(conn, id, &service),
             Header::Goaway { .. } => {
-                if self.directory.drain(&who.instance, conn) {
-                    self.announce(&who.instance);
+                let instance = connection.who.instance.clone();
+                if self.directory.drain(&instance, conn) {
+                    self.announce(&instance);
                 }
             }
             Header::Registered(_) => self.offence(conn, "sent a header that only the bridge sends"),
@@ -291,10 +343,13 @@ impl Core {
     }
 
     /// A process that has been replaced, or is reported dead, still speaks.
-    fn refuse_past(&mut self, conn: Conn, who: &Credentials, header: &Header) {
+    fn refuse_past(&mut self, conn: Conn, header: &Header<'_>) {
+        let Some(who) = self.connections.get(&conn).map(|c| &c.who) else {
+            return;
+        };
         let reason = format!("generation {} of {} is over", who.generation, who.instance);
         match header {
-            Header::Register(_) => self.send(conn, Header::Goaway { reason }, Bytes::new()),
+            Header::Register(_) => self.go_away(conn, &reason),
             Header::Request(header::Request { id, .. }) | Header::Resolve { id, .. } => {
                 self.respond(conn, *id, Err(Status::new(Code::PermissionDenied, reason)));
             }
@@ -302,13 +357,10 @@ impl Core {
         }
     }
 
-    fn register(
-        &mut self,
-        now: Instant,
-        conn: Conn,
-        who: &Credentials,
-        register: header::Register,
-    ) {
+    fn register(&mut self, now: Instant, conn: Conn, register: header::Register) {
+        let Some(who) = self.connections.get(&conn).map(|c| c.who.clone()) else {
+            return;
+        };
         let malformed = register.methods.len() > header::MAX_METHODS
             || register
                 .methods
@@ -325,18 +377,19 @@ impl Core {
                 header::MAX_METHOD_BYTES
             );
             self.offence(conn, &reason);
-            self.send(conn, Header::Goaway { reason }, Bytes::new());
-            return;
+            return self.go_away(conn, &reason);
         }
-        self.send(
-            conn,
-            Header::Registered(Registered {
-                version: header::VERSION,
-                incarnation: self.incarnation,
-                heartbeat_ms: u64::try_from(HEARTBEAT.as_millis()).unwrap_or(u64::MAX),
-            }),
-            Bytes::new(),
-        );
+        let direct_key = register.endpoint.is_some().then(|| {
+            let key = self.key.direct_key(&who.instance, who.generation);
+            key.to_hex()
+        });
+        let registered = Header::Registered(Registered {
+            version: header::VERSION,
+            incarnation: self.incarnation,
+            heartbeat_ms: u64::try_from(HEARTBEAT.as_millis()).unwrap_or(u64::MAX),
+            direct_key,
+        });
+        self.tell(conn, &registered);
         if register.methods.is_empty() && register.endpoint.is_none() {
             // It only calls. What it served before it serves no more.
             if self.directory.is_registered(&who.instance, conn) {
@@ -344,10 +397,13 @@ impl Core {
             }
             return;
         }
+        let methods = self
+            .directory
+            .number(who.instance.service(), register.methods);
         let entry = directory::Entry {
             conn,
             generation: who.generation,
-            methods: register.methods.into_iter().collect(),
+            methods,
             capacity: register
                 .capacity
                 .unwrap_or(DEFAULT_CAPACITY)
@@ -387,67 +443,157 @@ impl Core {
         }
     }
 
-    fn request(
-        &mut self,
-        now: Instant,
-        conn: Conn,
-        who: &Credentials,
-        request: header::Request,
-        payload: Bytes,
-    ) {
-        let Some(connection) = self.connections.get_mut(&conn) else {
+    fn request(&mut self, now: Instant, conn: Conn, request: header::Request<'_>, payload: Frame) {
+        let Some(connection) = self.connections.get(&conn) else {
             return;
         };
         if connection.made.contains_key(&request.id) {
             // Any answer would be taken for that of the call under way.
-            self.offence(
-                conn,
-                "used the id of a call that is under way for another one",
-            );
-            return;
+            let what = "used the id of a call that is under way for another one";
+            return self.offence(conn, what);
         }
+        let window = request
+            .window
+            .filter(|window| *window > 0)
+            .map(|window| window.min(header::MAX_WINDOW));
+        let bytes = payload.len() + window.unwrap_or(0) as usize;
         let of_caller = (connection.made.len(), connection.made_bytes);
-        let admitted = self.calls.admit(of_caller, payload.len(), self.ending);
-        let callee = request
-            .service
-            .parse::<Callee>()
-            .map_err(|error| Status::new(Code::InvalidArgument, error.to_string()));
-        let callee = match admitted.and(callee) {
+        let caller_name = connection.service;
+        let admitted = self.calls.admit(of_caller, bytes, self.ending);
+        let callee = match admitted.and_then(|()| self.callee(&request.service)) {
             Ok(callee) => callee,
             Err(status) => return self.respond(conn, request.id, Err(status)),
         };
-        let call = Call::new(now, conn, who.instance.clone(), request, callee, payload);
-        let (caller_id, bytes) = (call.caller_id, call.bytes);
+        let (service, index) = callee;
+        let pick = self.pick(service, index, &request.method);
+        let budget = request
+            .budget_ms
+            .map_or(DEFAULT_BUDGET, Duration::from_millis);
+        let trace = request
+            .trace
+            .filter(|trace| trace.len() <= header::MAX_TRACE_BYTES);
+        let mut call = Call {
+            caller: conn,
+            caller_id: request.id,
+            caller_name,
+            service,
+            index,
+            method: "".into(),
+            method_id: 0,
+            sent_to: None,
+            started: now,
+            deadline: now + budget.min(MAX_BUDGET),
+            bytes,
+            window,
+            stream: window.map(|window| Box::new(Stream::new(window))),
+            unsent: None,
+            parked: false,
+        };
+        match pick {
+            Pick::Instance {
+                conn: callee,
+                method,
+                method_id,
+            } => {
+                call.method = method;
+                call.method_id = method_id;
+                let id = self.keep(call);
+                self.hand_over(now, id, callee, trace, payload);
+            }
+            Pick::Park if request.method.len() <= header::MAX_METHOD_BYTES => {
+                call.method = request.method.into();
+                call.unsent = Some(Box::new(Unsent {
+                    payload,
+                    trace: trace.map(|trace| trace.into_owned().into_boxed_str()),
+                }));
+                let id = self.keep(call);
+                self.park(id);
+            }
+            Pick::Park => {
+                self.directory.forget_unknown(service);
+                let message = format!(
+                    "a method's name has 1 to {} bytes",
+                    header::MAX_METHOD_BYTES
+                );
+                let status = Status::new(Code::InvalidArgument, message);
+                self.respond(conn, request.id, Err(status));
+            }
+            Pick::Refuse(status) => {
+                self.directory.forget_unknown(service);
+                self.respond(conn, request.id, Err(status));
+            }
+        }
+    }
+
+    /// Who is meant by the text of a request.
+    fn callee(&mut self, text: &str) -> Result<(ServiceId, Option<u32>), Status> {
+        if let Some(service) = self.directory.find(text) {
+            return Ok((service, None));
+        }
+        let callee: Callee = text
+            .parse()
+            .map_err(|error| Status::new(Code::InvalidArgument, format!("{error}")))?;
+        Ok((self.directory.find_or_keep(&callee.service), callee.index))
+    }
+
+    fn keep(&mut self, call: Call) -> CallId {
+        let (caller, caller_id, bytes) = (call.caller, call.caller_id, call.bytes);
         let id = self.calls.insert(call);
-        if let Some(connection) = self.connections.get_mut(&conn) {
+        if let Some(connection) = self.connections.get_mut(&caller) {
             connection.made.insert(caller_id, id);
             connection.made_bytes += bytes;
         }
-        self.dispatch(now, id);
+        id
     }
 
-    /// Sends a call on, parks it, or answers why neither can be.
-    fn dispatch(&mut self, now: Instant, id: CallId) {
-        let Some(call) = self.calls.get(id) else {
-            return;
-        };
+    fn pick(&mut self, service: ServiceId, index: Option<u32>, method: &str) -> Pick {
         let connections = &self.connections;
         let outstanding = |conn: Conn| {
             connections
                 .get(&conn)
                 .map_or(usize::MAX, |c| c.working_on.len())
         };
-        match self.directory.pick(&call.callee, &call.method, outstanding) {
-            Pick::Instance(conn) => self.hand_over(now, id, conn),
-            Pick::Park => {
-                let service = call.callee.service.clone();
-                let waiting = self.directory.parked(&service);
-                match self.calls.may_park(id, waiting) {
-                    Ok(()) => self.directory.park(&service, id),
-                    Err(status) => self.finish(id, Err(status), Bytes::new()),
-                }
+        self.directory.pick(service, index, method, outstanding)
+    }
+
+    fn park(&mut self, id: CallId) {
+        let Some(service) = self.calls.get(id).map(|call| call.service) else {
+            return;
+        };
+        let waiting = self.directory.parked(service);
+        let name = self.directory.name(service);
+        match self.calls.may_park(id, name, waiting) {
+            Ok(()) => self.directory.park(service, id),
+            Err(status) => self.finish(id, Err(status), Frame::new()),
+        }
+    }
+
+    /// Sends a call that waited on, lets it wait again, or answers why neither can be.
+    fn dispatch(&mut self, now: Instant, id: CallId) {
+        let Some(call) = self.calls.get(id) else {
+            return;
+        };
+        let (service, index, method) = (call.service, call.index, call.method.clone());
+        match self.pick(service, index, &method) {
+            Pick::Instance {
+                conn,
+                method,
+                method_id,
+            } => {
+                let Some(call) = self.calls.get_mut(id) else {
+                    return;
+                };
+                call.method = method;
+                call.method_id = method_id;
+                let (trace, payload) = match call.unsent.take() {
+                    Some(unsent) => (unsent.trace, unsent.payload),
+                    None => (None, Frame::new()),
+                };
+                let trace = trace.as_deref().map(Cow::Borrowed);
+                self.hand_over(now, id, conn, trace, payload);
             }
-            Pick::Refuse(status) => self.finish(id, Err(status), Bytes::new()),
+            Pick::Park => self.park(id),
+            Pick::Refuse(status) => self.finish(id, Err(status), Frame::new()),
         }
     }
 
@@ -458,67 +604,117 @@ impl Core {
         }
     }
 
-    fn hand_over(&mut self, now: Instant, id: CallId, conn: Conn) {
-        let Some((request, payload)) = self.calls.send(now, id, conn) else {
+    fn hand_over(
+        &mut self,
+        now: Instant,
+        id: CallId,
+        conn: Conn,
+        trace: Option<Cow<'_, str>>,
+        payload: Frame,
+    ) {
+        let Some(call) = self.calls.get_mut(id) else {
             return;
         };
+        call.sent_to = Some(conn);
+        let left = call.deadline.saturating_duration_since(now).as_millis();
+        let caller = self.connections.get(&call.caller).map(|c| c.name.as_str());
+        let request = Header::Request(header::Request {
+            id,
+            service: Cow::Borrowed(""),
+            method: Cow::Borrowed(&call.method),
+            budget_ms: Some(u64::try_from(left).unwrap_or(u64::MAX)),
+            caller: caller.map(Cow::Borrowed),
+            trace,
+            window: call.window,
+        });
+        self.scratch.clear();
+        request.encode_into(&mut self.scratch);
+        self.actions.push(Action::Send {
+            conn,
+            header: Frame::copy_of(&self.scratch),
+            payload,
+            what: What::Request(id),
+        });
         if let Some(connection) = self.connections.get_mut(&conn) {
             connection.working_on.insert(id);
         }
-        self.send(conn, Header::Request(request), payload);
     }
 
-    fn response(&mut self, now: Instant, conn: Conn, response: Response, payload: Bytes) {
+    fn response(&mut self, now: Instant, conn: Conn, response: Response<'_>, payload: Frame) {
         let id = response.id;
-        match self.calls.get(id).map(|call| call.sent_to) {
-            Some(Some(callee)) if callee == conn => {
-                self.calls.measure(now, id, response.code);
-                let result = response.status();
-                let payload = if result.is_ok() {
-                    payload
-                } else {
-                    Bytes::new()
-                };
-                self.finish(id, result, payload);
-            }
+        let Some(call) = self.calls.get(id) else {
+            return self.answers_nothing(conn, id);
+        };
+        if call.sent_to != Some(conn) {
             // Another connection's call, or one that nobody was sent yet.
-            Some(_) => self.offence(conn, "answered a call that it was not sent"),
-            None if self.calls.was_issued(id) => {} // Late: the call is over.
-            None if self.calls.is_of_this_life(id) => {
-                self.offence(conn, "answered a call that never was");
-            }
-            None => {} // Of the bridge's earlier life.
+            return self.offence(conn, "answered a call that it was not sent");
+        }
+        self.calls.measure(now, id, response.code);
+        if let Some(call) = self.remove(id) {
+            let ok = response.code == Code::Ok;
+            let response = Header::Response(Response {
+                id: call.caller_id,
+                code: response.code,
+                message: if ok {
+                    Cow::Borrowed("")
+                } else {
+                    response.message
+                },
+                endpoints: Vec::new(),
+            });
+            let payload = if ok { payload } else { Frame::new() };
+            let what = What::Response(call.caller_id);
+            self.send(call.caller, &response, payload, what);
+        }
+    }
+
+    /// An answer to a call that is not there.
+    fn answers_nothing(&mut self, conn: Conn, id: CallId) {
+        // Late, the call is over; or of the bridge's earlier life.
+        if !self.calls.was_issued(id) && self.calls.is_of_this_life(id) {
+            self.offence(conn, "answered a call that never was");
         }
     }
 
     fn resolve(&mut self, conn: Conn, id: u64, service: &str) {
+        let Some(asker) = self.connections.get(&conn).map(|c| &c.who.instance) else {
+            return;
+        };
         let endpoints = service
             .parse::<ServiceName>()
             .map_err(|error| Status::new(Code::InvalidArgument, error.to_string()))
             .and_then(|service| self.directory.endpoints(&service));
         let header = match endpoints {
-            Ok(endpoints) => Response {
-                endpoints,
-                ..Response::new(id, Ok(()))
-            },
+            Ok(endpoints) => {
+                let with_ticket = endpoints.into_iter().map(|(mut endpoint, generation)| {
+                    let key = self.key.direct_key(&endpoint.instance, generation);
+                    endpoint.ticket = Some(key.ticket(asker));
+                    endpoint
+                });
+                Response {
+                    endpoints: with_ticket.collect(),
+                    ..Response::new(id, Ok(()))
+                }
+            }
             Err(status) => Response::new(id, Err(status)),
         };
-        self.send(conn, Header::Response(header), Bytes::new());
+        self.tell(conn, &Header::Response(header));
     }
 
     /// The caller no longer wants a call.
     fn abandon(&mut self, id: CallId) {
         if let Some(callee) = self.calls.get(id).and_then(|call| call.sent_to) {
-            self.send(callee, Header::Cancel { id }, Bytes::new());
+            self.tell(callee, &Header::Cancel { id });
         }
         self.remove(id);
     }
 
     /// Answers the caller and forgets the call.
-    fn finish(&mut self, id: CallId, result: Result<(), Status>, payload: Bytes) {
+    fn finish(&mut self, id: CallId, result: Result<(), Status>, payload: Frame) {
         if let Some(call) = self.remove(id) {
             let response = Header::Response(Response::new(call.caller_id, result));
-            self.send(call.caller, response, payload);
+            let what = What::Response(call.caller_id);
+            self.send(call.caller, &response, payload, what);
         }
     }
 
@@ -534,27 +730,35 @@ impl Core {
                     callee.working_on.remove(&id);
                 }
             }
-            None => self.directory.unpark(&call.callee.service, id),
+            None => self.directory.unpark(call.service, id),
         }
         Some(call)
     }
 
     fn respond(&mut self, conn: Conn, caller_id: u64, result: Result<(), Status>) {
-        self.send(
-            conn,
-            Header::Response(Response::new(caller_id, result)),
-            Bytes::new(),
-        );
+        let response = Header::Response(Response::new(caller_id, result));
+        self.send(conn, &response, Frame::new(), What::Response(caller_id));
     }
 
-    fn send(&mut self, conn: Conn, header: Header, payload: Bytes) {
-        if let Some(connection) = self.connections.get(&conn) {
-            let route = connection.route.clone();
+    fn go_away(&mut self, conn: Conn, reason: &str) {
+        let reason = Cow::Borrowed(reason);
+        let ends = false;
+        self.tell(conn, &Header::Goaway { reason, ends });
+    }
+
+    fn tell(&mut self, conn: Conn, header: &Header<'_>) {
+        self.send(conn, header, Frame::new(), What::Other);
+    }
+
+    fn send(&mut self, conn: Conn, header: &Header<'_>, payload: Frame, what: What) {
+        if self.connections.contains_key(&conn) {
+            self.scratch.clear();
+            header.encode_into(&mut self.scratch);
             self.actions.push(Action::Send {
                 conn,
-                route,
-                header,
+                header: Frame::copy_of(&self.scratch),
                 payload,
+                what,
             });
         }
     }
@@ -572,15 +776,28 @@ impl Core {
     }
 
     /// How long calls took, by caller, service and method.
-    pub fn measurements(&self) -> impl Iterator<Item = (&Route, &Measurement)> {
-        self.calls.measurements()
+    pub fn measurements(&self) -> impl Iterator<Item = (Route, &Measurement)> {
+        let all = self.calls.measurements();
+        all.map(|(route, measurement)| {
+            let named = route.and_then(|(caller, method)| {
+                let (service, method) = self.directory.method(method)?;
+                Some((caller, service, method))
+            });
+            let (caller, service, method) = named.unwrap_or_default();
+            let route = Route {
+                caller: caller.to_owned(),
+                service: service.to_owned(),
+                method: method.to_owned(),
+            };
+            (route, measurement)
+        })
     }
 
     /// [`Core::measurements`] as they are told, by a text to page through them.
     pub fn call_stats(&self) -> BTreeMap<String, CallStats> {
         let stats = self.measurements().map(|(route, measured)| {
             let name = format!("{} {} {}", route.caller, route.service, route.method);
-            (name, measured.stats(route))
+            (name, measured.stats(&route))
         });
         stats.collect()
     }

@@ -26,7 +26,9 @@ mod token;
 
 pub use crate::reply::{Code, Status};
 pub use client::{Client, ClientError, ConnectOptions, Handler, Methods, Request};
-pub use token::{Credentials, Key, KeyError, TokenError, environment, token};
+pub use token::{
+    Credentials, DirectKey, Key, KeyError, TICKET_VALID, TokenError, environment, token,
+};
 
 use std::time::Duration;
 
@@ -42,3 +44,9 @@ pub const DEFAULT_CAPACITY: u32 = 256;
 pub const MAX_CAPACITY: u32 = 4096;
 /// Time between the heartbeats that a registered connection sends.
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// The directory of the sockets on which services take direct calls, beside the
+/// bridge's own socket. The bridge makes it, with mode 1777.
+pub fn direct_dir(bridge_socket: &std::path::Path) -> std::path::PathBuf {
+    bridge_socket.with_file_name("d")
+}

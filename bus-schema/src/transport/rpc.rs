@@ -4,17 +4,28 @@
 //! that peer's: an id in use stays with its username (the library refuses
 //! another principal's claim), and the ids it gives out itself begin with a
 //! zero byte, which no peer may choose.
+//!
+//! What a ROUTER holds for a peer is bounded: 8192 messages, and of frames of at
+//! least 1 KiB together [`PEER_BYTES`] (so 72 MiB in all), and [`ALL_BYTES`] for
+//! the large frames of all peers together; see [`Ledger`]. What it holds from a
+//! peer is one message of at most 16 MiB that is still coming in, and what the
+//! I/O has read ahead of its user, at most 1024 messages: both run on one thread
+//! and take turns.
 
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use omq_tokio::message::Payload;
 use omq_tokio::options::ReconnectPolicy;
 use omq_tokio::{
-    AuthenticationResult, Authenticator, DisconnectReason, Error, IdentitySocket, MechanismSetup,
-    Message, MonitorEvent, MonitorRecvError, MonitorStream, Options, Socket, SocketType,
-    TrySendError,
+    AuthenticationResult, Authenticator, DisconnectReason, Error, Identity, IdentitySocket,
+    MechanismSetup, Message, MonitorEvent, MonitorRecvError, MonitorStream, Options, Socket,
+    SocketType, TrySendError,
 };
 
 use super::{MAX_MESSAGE_BYTES, TransportError};
@@ -26,6 +37,12 @@ const SEND_HIGH_WATER_MARK: u32 = 8_192;
 /// Messages queued from one peer. When full, that peer's socket is not read:
 /// it feels it as a slow bridge, the others do not.
 const RECV_HIGH_WATER_MARK: u32 = 1_024;
+/// Bytes of large frames that may be queued towards one peer: four of the largest.
+pub const PEER_BYTES: usize = 64 * 1024 * 1024;
+/// The same for all peers of a ROUTER together.
+pub const ALL_BYTES: usize = 512 * 1024 * 1024;
+/// Frames from this size on are counted; the others are bounded by their number.
+const COUNTED_BYTES: usize = 1024;
 /// Connection events kept for a slow watcher; it is told when it missed some.
 const EVENTS: usize = 4_096;
 
@@ -44,8 +61,11 @@ fn options() -> Options {
     }
 }
 
-fn open_error(operation: &'static str, path: &Path) -> impl FnOnce(Error) -> TransportError {
-    let path = path.to_owned();
+fn open_error(
+    operation: &'static str,
+    path: impl Into<PathBuf>,
+) -> impl FnOnce(Error) -> TransportError {
+    let path = path.into();
     move |source| TransportError::Open {
         operation,
         path,
@@ -53,17 +73,159 @@ fn open_error(operation: &'static str, path: &Path) -> impl FnOnce(Error) -> Tra
     }
 }
 
-/// Where a message came from, as the handshake proved it.
+/// One frame of a message. Short ones are held in place, longer ones are shared
+/// without a copy.
+#[derive(Clone, Default)]
+pub struct Frame(Payload);
+
+impl Frame {
+    /// No bytes.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A copy of these bytes.
+    pub fn copy_of(bytes: &[u8]) -> Self {
+        Self(Payload::from_slice(bytes))
+    }
+
+    /// Its length in bytes.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Its bytes, copied only where they are few.
+    pub fn into_bytes(self) -> Bytes {
+        self.0.into_bytes()
+    }
+
+    /// Counts its bytes until the last copy of it is gone, where they are many.
+    fn counted(self, ledger: &Ledger) -> Result<Self, SendError> {
+        if self.len() < COUNTED_BYTES {
+            return Ok(self);
+        }
+        let bytes = self.into_bytes();
+        let counted = ledger.take(bytes)?;
+        Ok(Self(Payload::from_bytes(Bytes::from_owner(counted))))
+    }
+}
+
+impl AsRef<[u8]> for Frame {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_slice()
+    }
+}
+
+impl From<Bytes> for Frame {
+    fn from(bytes: Bytes) -> Self {
+        Self(Payload::from_bytes(bytes))
+    }
+}
+
+impl From<Vec<u8>> for Frame {
+    fn from(bytes: Vec<u8>) -> Self {
+        Bytes::from(bytes).into()
+    }
+}
+
+impl PartialEq for Frame {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_ref() == other.as_ref()
+    }
+}
+
+impl std::fmt::Debug for Frame {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "Frame({} bytes)", self.len())
+    }
+}
+
+/// What is queued towards one peer, in bytes of large frames. Its clones count together.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    peer: Arc<AtomicUsize>,
+    all: Arc<AtomicUsize>,
+}
+
+impl Ledger {
+    /// Bytes queued now.
+    pub fn bytes(&self) -> usize {
+        self.peer.load(Ordering::Relaxed)
+    }
+
+    fn take(&self, bytes: Bytes) -> Result<Counted, SendError> {
+        let length = bytes.len();
+        if self.peer.load(Ordering::Relaxed) + length > PEER_BYTES {
+            return Err(SendError::Full);
+        }
+        if self.all.load(Ordering::Relaxed) + length > ALL_BYTES {
+            return Err(SendError::NoRoom);
+        }
+        self.peer.fetch_add(length, Ordering::Relaxed);
+        self.all.fetch_add(length, Ordering::Relaxed);
+        Ok(Counted {
+            bytes,
+            ledger: self.clone(),
+        })
+    }
+}
+
+/// Bytes that are counted while they live.
+struct Counted {
+    bytes: Bytes,
+    ledger: Ledger,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let length = self.bytes.len();
+        self.ledger.peer.fetch_sub(length, Ordering::Relaxed);
+        self.ledger.all.fetch_sub(length, Ordering::Relaxed);
+    }
+}
+
+/// Where to send what is for a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route(Identity);
+
+impl AsRef<[u8]> for Route {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_ref()
+    }
+}
+
+/// Where a message came from, as the handshake proved it. A clone is cheap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
     /// Number of the connection, never used again by this socket.
     pub connection: u64,
     /// Routing id to answer to.
-    pub route: Bytes,
+    pub route: Route,
+}
+
+impl Peer {
     /// PLAIN username.
-    pub username: String,
+    pub fn username(&self) -> &str {
+        let authentication = &self.route.0.peer_info().authentication;
+        authentication.username.as_deref().unwrap_or_default()
+    }
+
     /// What the authenticator said of it.
-    pub proven: Bytes,
+    pub fn proven(&self) -> &[u8] {
+        let authentication = &self.route.0.peer_info().authentication;
+        authentication.user_id.as_deref().unwrap_or_default()
+    }
 }
 
 /// A message from a peer.
@@ -72,9 +234,9 @@ pub struct FromPeer {
     /// Who sent it.
     pub peer: Peer,
     /// First frame.
-    pub header: Bytes,
+    pub header: Frame,
     /// Second frame; empty where there is none.
-    pub payload: Bytes,
+    pub payload: Frame,
 }
 
 /// Why a message was not queued for a peer.
@@ -83,6 +245,9 @@ pub enum SendError {
     /// The peer has stopped reading.
     #[error("the peer's queue is full")]
     Full,
+    /// All peers together have too much queued.
+    #[error("too much is queued for all peers")]
+    NoRoom,
     /// The peer is gone.
     #[error("the peer is gone")]
     Gone,
@@ -95,6 +260,8 @@ pub enum SendError {
 #[derive(Debug)]
 pub struct Router {
     socket: IdentitySocket,
+    /// Bytes queued for all peers, see [`Ledger`].
+    queued: Arc<AtomicUsize>,
 }
 
 impl Router {
@@ -132,7 +299,33 @@ impl Router {
         std::fs::set_permissions(path, PermissionsExt::from_mode(0o666))
             .map_err(|source| open_error("open to all users", path)(Error::Io(source)))?;
         let socket = IdentitySocket::try_from(socket).map_err(open_error("bind", path))?;
-        Ok(Self { socket })
+        Ok(Self {
+            socket,
+            queued: Arc::default(),
+        })
+    }
+
+    /// Listens at a TCP address too; port 0 is any. Returns the address. Whether
+    /// others than this host can reach it is the caller's to decide.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    pub async fn also_bind(&self, address: SocketAddr) -> Result<String, TransportError> {
+        let endpoint = format!("tcp://{address}");
+        let bound = self
+            .socket
+            .bind(endpoint.as_str())
+            .await
+            .map_err(open_error("bind", &endpoint))?;
+        Ok(bound.to_string())
+    }
+
+    /// A count of what is queued towards one peer, for [`Router::send_counted`].
+    pub fn ledger(&self) -> Ledger {
+        Ledger {
+            peer: Arc::default(),
+            all: self.queued.clone(),
+        }
     }
 
     /// The next message, fairly from all peers. Cancel safe.
@@ -166,14 +359,37 @@ impl Router {
     ///
     /// # Errors
     /// See [`SendError`]; the message is dropped.
-    pub fn send(&self, route: &[u8], header: Bytes, payload: Bytes) -> Result<(), SendError> {
-        let message = Message::multipart([header, payload]);
+    pub fn send(
+        &self,
+        route: &[u8],
+        header: impl Into<Frame>,
+        payload: impl Into<Frame>,
+    ) -> Result<(), SendError> {
+        let message = Message::multipart_payloads([header.into().0, payload.into().0]);
         match self.socket.try_send_to(route, message) {
             Ok(()) => Ok(()),
             Err(TrySendError::Full(_)) => Err(SendError::Full),
             Err(TrySendError::Closed) => Err(SendError::Closed),
             Err(TrySendError::Error(_)) => Err(SendError::Gone),
         }
+    }
+
+    /// [`Router::send`] for a peer whose queue is bounded in bytes too.
+    ///
+    /// # Errors
+    /// See [`SendError`]; the message is dropped.
+    pub fn send_counted(
+        &self,
+        route: &Route,
+        ledger: &Ledger,
+        header: Frame,
+        payload: Frame,
+    ) -> Result<(), SendError> {
+        self.send(
+            route.as_ref(),
+            header.counted(ledger)?,
+            payload.counted(ledger)?,
+        )
     }
 
     /// Watches connections come and go. Call it before messages are received.
@@ -205,16 +421,18 @@ impl Router {
     }
 }
 
-fn from_peer((identity, mut message): (omq_tokio::Identity, Message)) -> Option<FromPeer> {
+fn from_peer((identity, mut message): (Identity, Message)) -> Option<FromPeer> {
     let info = identity.peer_info();
+    // Without both it has not come through the handshake of this socket.
+    if info.authentication.username.is_none() || info.authentication.user_id.is_none() {
+        return None;
+    }
     let peer = Peer {
         connection: info.connection_id,
-        route: identity.to_bytes(),
-        username: info.authentication.username.clone()?,
-        proven: info.authentication.user_id.clone()?,
+        route: Route(identity),
     };
-    let header = message.pop_front()?;
-    let payload = message.pop_front().unwrap_or_default();
+    let header = Frame(message.pop_front_payload()?);
+    let payload = Frame(message.pop_front_payload().unwrap_or_default());
     Some(FromPeer {
         peer,
         header,
@@ -285,19 +503,31 @@ impl Dealer {
     /// # Errors
     /// When the path is not one of a socket. That nobody listens is no error.
     pub async fn connect(&self, path: &Path) -> Result<(), TransportError> {
+        self.connect_to(&format!("ipc://{}", path.display())).await
+    }
+
+    /// [`Dealer::connect`] to an address such as `ipc:///run/x` or `tcp://127.0.0.1:7400`.
+    ///
+    /// # Errors
+    /// When it is no address. That nobody listens is no error.
+    pub async fn connect_to(&self, address: &str) -> Result<(), TransportError> {
         self.socket
-            .connect(format!("ipc://{}", path.display()).as_str())
+            .connect(address)
             .await
             .map(|_| ())
-            .map_err(open_error("connect", path))
+            .map_err(open_error("connect", address))
     }
 
     /// Queues a message. Waits while the queue is full. Cancelling the wait sends nothing.
     ///
     /// # Errors
     /// When the socket is closed.
-    pub async fn send(&self, header: Bytes, payload: Bytes) -> Result<(), TransportError> {
-        let message = Message::multipart([header, payload]);
+    pub async fn send(
+        &self,
+        header: impl Into<Frame>,
+        payload: impl Into<Frame>,
+    ) -> Result<(), TransportError> {
+        let message = Message::multipart_payloads([header.into().0, payload.into().0]);
         self.socket
             .send(message)
             .await
@@ -308,16 +538,18 @@ impl Dealer {
     ///
     /// # Errors
     /// When the socket is closed.
-    pub async fn recv(&self) -> Result<(Bytes, Bytes), TransportError> {
+    pub async fn recv(&self) -> Result<(Frame, Frame), TransportError> {
         let message = self
             .socket
             .recv()
             .await
             .map_err(|_| TransportError::Closed)?;
-        Ok((
-            message.part_bytes(0).unwrap_or_default(),
-            message.part_bytes(1).unwrap_or_default(),
-        ))
+        Ok(frames(message))
+    }
+
+    /// The next message's two frames, if one is there already.
+    pub fn try_recv(&self) -> Option<(Frame, Frame)> {
+        self.socket.try_recv().ok().map(frames)
     }
 
     /// Watches this socket's connection.
@@ -326,6 +558,12 @@ impl Dealer {
             stream: self.socket.monitor(),
         }
     }
+}
+
+fn frames(mut message: Message) -> (Frame, Frame) {
+    let header = message.pop_front_payload().unwrap_or_default();
+    let payload = message.pop_front_payload().unwrap_or_default();
+    (Frame(header), Frame(payload))
 }
 
 /// What became of a [`Dealer`]'s connection.

@@ -9,11 +9,9 @@ fn drain(world: &mut World, ticket: u64, who: &str, generation: u64, within: Dur
         .drain(world.now, ticket, instance(who), generation, within);
 }
 
-fn drained(actions: &[Action]) -> Vec<(u64, bool, u32)> {
-    let ended = |action: &Action| match action {
-        Action::Drained { ticket, result } => {
-            Some((*ticket, result.registered, result.outstanding))
-        }
+fn drained(actions: &[Did]) -> Vec<(u64, bool, u32)> {
+    let ended = |action: &Did| match action {
+        Did::Drained { ticket, result } => Some((*ticket, result.registered, result.outstanding)),
         _ => None,
     };
     actions.iter().filter_map(ended).collect()
@@ -25,7 +23,7 @@ fn a_drained_instance_finishes_and_gets_nothing_new() {
     world.register(1, "db.1", &["get"]);
     let first = calls(&world.request(2, "web.1", 1, "db"))[0].1;
     drain(&mut world, 7, "db.1", 1, 5000 * MS);
-    let told = world.core.take_actions();
+    let told = world.take();
     assert_eq!((goaways(&told), drained(&told)), (1, vec![]));
     assert_eq!(published(&told), [("db.1".to_owned(), true)]);
     assert!(world.core.registrations()["db.1"].draining);
@@ -33,7 +31,7 @@ fn a_drained_instance_finishes_and_gets_nothing_new() {
     assert_eq!(world.request(2, "web.1", 2, "db"), []);
     // Asked twice: both are answered, it is told once.
     drain(&mut world, 8, "db.1", 1, 5000 * MS);
-    assert_eq!(world.core.take_actions(), []);
+    assert_eq!(world.take(), []);
     // Registering anew does not bring it back.
     assert_eq!(calls(&world.register(1, "db.1", &["get"])), []);
     let ended = world.say(1, "db.1", answer(first));
@@ -53,7 +51,7 @@ fn another_replica_takes_the_calls() {
     world.register(1, "db.1", &["get"]);
     world.register(2, "db.2", &["get"]);
     drain(&mut world, 1, "db.1", 1, MS);
-    assert_eq!(drained(&world.core.take_actions()), [(1, true, 0)]);
+    assert_eq!(drained(&world.take()), [(1, true, 0)]);
     for call in 0..10 {
         assert_eq!(calls(&world.request(9, "web.1", call, "db"))[0].0, 2);
     }
@@ -75,10 +73,7 @@ fn a_drain_ends_with_its_time_or_its_instance() {
     world.say_as(3, "db.1", 2, register(&["get"]), "");
     drain(&mut world, 3, "nothing.1", 1, 800 * MS);
     drain(&mut world, 4, "db.1", 1, Duration::MAX);
-    assert_eq!(
-        drained(&world.core.take_actions()),
-        [(3, false, 0), (4, false, 0)]
-    );
+    assert_eq!(drained(&world.take()), [(3, false, 0), (4, false, 0)]);
     assert!(!world.core.registrations()["db.1"].draining);
     assert_eq!(calls(&world.request(2, "web.1", 2, "db"))[0].0, 3);
 }
@@ -87,7 +82,7 @@ fn a_drain_ends_with_its_time_or_its_instance() {
 fn what_is_drained_before_it_registers_gets_no_call() {
     let mut world = World::new();
     drain(&mut world, 3, "db.1", 4, MS);
-    world.core.take_actions();
+    world.take();
     world.say_as(3, "db.1", 4, register(&["get"]), "");
     assert!(world.core.registrations()["db.1"].draining);
     assert_eq!(world.request(2, "web.1", 1, "db"), []);

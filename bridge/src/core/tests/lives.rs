@@ -22,11 +22,11 @@ fn calls_wait_for_a_callee_that_restarts() {
     let back = world.say_as(5, "db.1", 2, register(&["get"]), "");
     let sent = calls(&back);
     assert_eq!(sent.iter().map(|call| call.0).collect::<Vec<_>>(), [5, 5]);
-    assert_eq!(&sent[0].2[..], b"question");
+    assert_eq!(sent[0].2.as_ref(), b"question");
     let budgets: Vec<_> = back
         .iter()
         .filter_map(|action| match action {
-            Action::Send {
+            Did::Send {
                 header: Header::Request(request),
                 ..
             } => request.budget_ms,
@@ -72,12 +72,9 @@ fn nothing_waits_for_what_will_not_come() {
     world
         .core
         .outlook(world.now, &instance("db.2"), hopeless.clone());
-    assert_eq!(world.core.take_actions(), []);
+    assert_eq!(world.take(), []);
     world.core.outlook(world.now, &instance("db.1"), hopeless);
-    assert_eq!(
-        responses(&world.core.take_actions()),
-        [(2, 1, Code::Unavailable)]
-    );
+    assert_eq!(responses(&world.take()), [(2, 1, Code::Unavailable)]);
     assert_eq!(
         responses(&world.request(2, "web.1", 2, "db")),
         [(2, 2, Code::Unavailable)]
@@ -92,7 +89,7 @@ fn nothing_waits_for_what_will_not_come() {
 #[test]
 fn before_all_is_known_calls_of_unknown_services_wait() {
     let mut world = World {
-        core: Core::new(1),
+        core: Core::new(1, key()),
         now: Instant::now(),
     };
     assert_eq!(world.request(2, "web.1", 1, "db"), []);
@@ -101,10 +98,7 @@ fn before_all_is_known_calls_of_unknown_services_wait() {
         .core
         .outlook(world.now, &instance("db.1"), Outlook::Coming);
     world.core.settled(world.now);
-    assert_eq!(
-        responses(&world.core.take_actions()),
-        [(2, 2, Code::NotFound)]
-    );
+    assert_eq!(responses(&world.take()), [(2, 2, Code::NotFound)]);
     assert_eq!(calls(&world.register(1, "db.1", &["get"])).len(), 1);
 }
 
@@ -135,7 +129,7 @@ fn ended_processes_are_dropped_whoever_holds_their_connection() {
     let ended = world.process("db.1", 1, false);
     assert_eq!(published(&ended), [("db.1".to_owned(), false)]);
     assert_eq!(responses(&ended), [(2, 1, Code::Unavailable)]);
-    assert!(ended.contains(&Action::Disconnect(1)));
+    assert!(ended.contains(&Did::Disconnect(1)));
     // A forgotten child connects again with the old token.
     assert_eq!(goaways(&world.register(3, "db.1", &["get"])), 1);
     assert_eq!(
@@ -145,7 +139,7 @@ fn ended_processes_are_dropped_whoever_holds_their_connection() {
     // The successor is welcome, before or after the manager tells of it.
     let next = world.say_as(4, "db.1", 2, register(&["get"]), "");
     assert_eq!(published(&next), [("db.1".to_owned(), true)]);
-    assert_eq!(world.process("db.1", 1, false), [Action::Disconnect(3)]);
+    assert_eq!(world.process("db.1", 1, false), [Did::Disconnect(3)]);
     assert_eq!(world.process("db.1", 2, true), []);
     assert!(world.core.registrations().contains_key("db.1"));
 }
@@ -195,7 +189,7 @@ fn a_silent_connection_gets_no_calls_until_it_speaks() {
     let beaten = world.say(1, "db.1", beat.clone());
     assert!(matches!(
         &beaten[..],
-        [Action::Send {
+        [Did::Send {
             header: Header::Heartbeat {
                 registered: Some(true)
             },
@@ -210,7 +204,7 @@ fn a_silent_connection_gets_no_calls_until_it_speaks() {
     let beaten = world.say(1, "db.1", beat);
     assert!(matches!(
         &beaten[..],
-        [Action::Send {
+        [Did::Send {
             header: Header::Heartbeat {
                 registered: Some(false)
             },
@@ -227,42 +221,42 @@ fn undelivered_calls_go_elsewhere_and_full_queues_are_told() {
     world.register(2, "db.2", &["get"]);
     let sent = world.request(3, "web.1", 1, "db");
     let [
-        Action::Send {
+        Did::Send {
             conn: 1,
             header,
             payload,
-            ..
+            what,
         },
     ] = &sent[..]
     else {
         panic!("{sent:?}")
     };
-    let (header, payload) = (header.clone(), payload.clone());
+    let (frames, what) = ((header.encode().into(), payload.clone().into()), *what);
     world
         .core
-        .undelivered(world.now, 1, header, payload, Undelivered::Gone);
-    let moved = world.core.take_actions();
+        .undelivered(world.now, 1, frames, what, Undelivered::Gone);
+    let moved = world.take();
     assert_eq!(published(&moved), [("db.1".to_owned(), false)]);
     let again = calls(&moved);
     assert_eq!((again[0].0, &again[0].2[..]), (2, &b"question"[..]));
 
     let sent = world.request(3, "web.1", 2, "db");
     let [
-        Action::Send {
-            header, payload, ..
+        Did::Send {
+            header,
+            payload,
+            what,
+            ..
         },
     ] = &sent[..]
     else {
         panic!("{sent:?}")
     };
-    let (header, payload) = (header.clone(), payload.clone());
+    let (frames, what) = ((header.encode().into(), payload.clone().into()), *what);
     world
         .core
-        .undelivered(world.now, 2, header, payload, Undelivered::Full);
-    assert_eq!(
-        responses(&world.core.take_actions()),
-        [(3, 2, Code::ResourceExhausted)]
-    );
+        .undelivered(world.now, 2, frames, what, Undelivered::Full);
+    assert_eq!(responses(&world.take()), [(3, 2, Code::ResourceExhausted)]);
 }
 
 #[test]
@@ -270,11 +264,8 @@ fn events_that_were_missed_are_made_up_for() {
     let mut world = World::new();
     world.register(1, "db.1", &["get"]);
     world.register(2, "web.1", &[]);
-    world.core.retain(world.now, &HashSet::from([2]));
-    assert_eq!(
-        published(&world.core.take_actions()),
-        [("db.1".to_owned(), false)]
-    );
+    world.core.retain(world.now, &IdSet::from_iter([2]));
+    assert_eq!(published(&world.take()), [("db.1".to_owned(), false)]);
     assert!(world.core.registrations().is_empty());
 }
 
@@ -299,10 +290,7 @@ fn absurd_registrations_are_refused() {
     for conn in 10..10 + CONNECTIONS_OF_ONE as u64 {
         assert_eq!(goaways(&world.register(conn, "web.1", &[])), 0);
     }
-    assert_eq!(
-        world.register(1000, "web.1", &[]),
-        [Action::Disconnect(1000)]
-    );
+    assert_eq!(world.register(1000, "web.1", &[]), [Did::Disconnect(1000)]);
 }
 
 #[test]
@@ -312,7 +300,7 @@ fn an_ending_bridge_finishes_and_takes_nothing_new() {
     let id = calls(&world.request(2, "web.1", 1, "db"))[0].1;
     world.request(2, "web.1", 2, "pricing");
     world.core.end();
-    let ending = world.core.take_actions();
+    let ending = world.take();
     assert_eq!(goaways(&ending), 2);
     assert_eq!(responses(&ending), [(2, 2, Code::Unavailable)]);
     assert_eq!(
@@ -332,7 +320,7 @@ fn who_is_not_ready_gets_no_calls_but_those_that_mean_it() {
     let mut world = World::new();
     let say = |world: &mut World, who: &str, outlook: Outlook| {
         world.core.outlook(world.now, &instance(who), outlook);
-        world.core.take_actions()
+        world.take()
     };
     world.register(1, "db.1", &["get"]);
     world.register(2, "db.2", &["get"]);
@@ -353,5 +341,5 @@ fn who_is_not_ready_gets_no_calls_but_those_that_mean_it() {
     say(&mut world, "db.1", Outlook::Unready);
     assert_eq!(world.request(9, "web.1", 5, "db"), []);
     world.core.unjudged(world.now);
-    assert_eq!(calls(&world.core.take_actions()).len(), 1);
+    assert_eq!(calls(&world.take()).len(), 1);
 }

@@ -57,7 +57,9 @@ impl Connection {
             // Every arm is cancel safe: it takes something only when it completes.
             tokio::select! {
                 received = shared.dealer.recv() => match received {
-                    Ok((header, payload)) => self.received(&header, payload).await,
+                    Ok((header, payload)) => {
+                        self.received(header.as_ref(), payload.into_bytes()).await;
+                    }
                     Err(_) => return,
                 },
                 event = self.events.next() => self.event(event).await,
@@ -111,7 +113,7 @@ impl Connection {
         }
     }
 
-    async fn send(&self, header: Header, payload: Bytes) {
+    async fn send(&self, header: Header<'_>, payload: Bytes) {
         if let Err(error) = self.shared.send(&header, payload).await {
             tracing::debug!(%error, kind = header.kind(), "not sent");
         }
@@ -167,16 +169,19 @@ impl Connection {
                     handler.abort();
                 }
             }
-            Header::Goaway { reason } => {
+            Header::Goaway { reason, ends } => {
+                if ends {
+                    self.shared.standing.send_replace(Standing::Away);
+                }
                 // What is under way goes on, and so do this service's own calls.
-                tracing::info!(reason, "no more calls will come on this connection");
+                tracing::info!(reason = reason.as_ref(), "no more calls will come on this connection");
             }
-            Header::Heartbeat { .. } | Header::Register(_) | Header::Resolve { .. } => {}
+            _ => {}
         }
     }
 
     /// Starts the handler of a call, or says why not.
-    async fn request(&mut self, request: header::Request, payload: Bytes) {
+    async fn request(&mut self, request: header::Request<'_>, payload: Bytes) {
         let refused = {
             let methods = self.shared.methods.borrow();
             self.handler(&methods, &request)
@@ -195,8 +200,8 @@ impl Connection {
             .map_or(DEFAULT_BUDGET, Duration::from_millis);
         let deadline = Instant::now() + budget.min(MAX_BUDGET);
         let future = handler(Request {
-            method: request.method,
-            caller: request.caller,
+            method: request.method.into_owned(),
+            caller: request.caller.and_then(|caller| caller.parse().ok()),
             payload,
             deadline,
         });
@@ -224,9 +229,9 @@ impl Connection {
     fn handler(
         &self,
         methods: &Methods,
-        request: &header::Request,
+        request: &header::Request<'_>,
     ) -> Result<super::Handler, Status> {
-        let Some(handler) = methods.handlers.get(&request.method) else {
+        let Some(handler) = methods.handlers.get(request.method.as_ref()) else {
             let message = format!(
                 "{} does not serve {:?}",
                 self.shared.instance, request.method

@@ -254,8 +254,8 @@ impl Shared {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn send(&self, header: &Header, payload: Bytes) -> Result<(), TransportError> {
-        self.dealer.send(header.encode().into(), payload).await
+    async fn send(&self, header: &Header<'_>, payload: Bytes) -> Result<(), TransportError> {
+        self.dealer.send(header.encode(), payload).await
     }
 }
 
@@ -407,10 +407,10 @@ impl Client {
             let budget_ms = Some(budget_ms);
             Header::Request(header::Request {
                 id,
-                service,
-                method,
+                service: service.into(),
+                method: method.into(),
                 budget_ms,
-                caller: None,
+                ..header::Request::default()
             })
         };
         self.exchange(request, payload, budget)
@@ -426,7 +426,7 @@ impl Client {
     pub async fn resolve(&self, service: &str, budget: Duration) -> Result<Vec<Endpoint>, Status> {
         checked(service)?;
         let service = service.to_owned();
-        let request = |id, _| Header::Resolve { id, service };
+        let request = |id, _| Header::Resolve { id, service: service.into() };
         self.exchange(request, Bytes::new(), budget)
             .await
             .map(|(_, endpoints)| endpoints)
@@ -434,7 +434,7 @@ impl Client {
 
     async fn exchange(
         &self,
-        header: impl FnOnce(u64, u64) -> Header,
+        header: impl FnOnce(u64, u64) -> Header<'static>,
         payload: Bytes,
         budget: Duration,
     ) -> Answer {
@@ -473,7 +473,8 @@ impl Client {
     /// answered, at most for the time. Called before a service ends.
     pub async fn drain(&self, within: Duration) {
         let goaway = Header::Goaway {
-            reason: "the service ends".to_owned(),
+            reason: "the service ends".into(),
+            ends: false,
         };
         let drained = async {
             let _ = self.inner.shared.send(&goaway, Bytes::new()).await;
@@ -517,7 +518,7 @@ fn too_large(bytes: usize) -> Status {
 }
 
 /// The response to a call with what its handler came to.
-fn response(id: u64, result: Result<Bytes, Status>) -> (Header, Bytes) {
+fn response(id: u64, result: Result<Bytes, Status>) -> (Header<'static>, Bytes) {
     let result = match result {
         Ok(payload) if payload.len() > MAX_PAYLOAD_BYTES => Err(too_large(payload.len())),
         result => result,

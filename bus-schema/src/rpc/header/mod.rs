@@ -2,6 +2,10 @@
 //! map with named fields. Unknown fields are ignored; a header of an unknown
 //! kind is skipped by its receiver.
 
+mod fast;
+
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use crate::names::{InstanceName, NameError, ServiceName};
@@ -15,10 +19,21 @@ pub const MAX_HEADER_BYTES: usize = 128 * 1024;
 pub const MAX_METHODS: usize = 1024;
 /// Longest name of a method, in bytes.
 pub const MAX_METHOD_BYTES: usize = 200;
+/// Longest [`Request::trace`], in bytes; a longer one is left out.
+pub const MAX_TRACE_BYTES: usize = 256;
+/// Largest [`Request::window`], in bytes; a larger one is cut to it.
+pub const MAX_WINDOW: u32 = 4 * 1024 * 1024;
+/// Largest part of a streamed answer, in bytes.
+pub const MAX_PART_BYTES: usize = 1024 * 1024;
+/// Parts of one streamed answer that may be out and not acknowledged by credit,
+/// however small they are.
+pub const MAX_PARTS: usize = 4096;
 
 /// A header. Which way each goes: C is a service's connection, B the bridge.
+///
+/// The texts of the frequent kinds borrow from the frame that they were decoded from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Header {
+pub enum Header<'a> {
     /// C → B: serve these methods from now on. Sent on every new connection,
     /// and again to change them. A service that only calls need not send it.
     Register(Register),
@@ -31,10 +46,25 @@ pub enum Header {
         registered: Option<bool>,
     },
     /// C → B: call a service. B → C: a call for you.
-    Request(Request),
+    Request(Request<'a>),
     /// C → B: the result of a call that this connection was sent. B → C: the
-    /// result of a call it made. The payload is the result when the code is `ok`.
-    Response(Response),
+    /// result of a call it made. The payload is the result when the code is `ok`;
+    /// of a streamed answer it is the last part, if it is not empty.
+    Response(Response<'a>),
+    /// C → B → C: a part of a streamed answer, only to a request with a window.
+    /// The payload has at most [`MAX_PART_BYTES`].
+    Part {
+        /// The id of the request, as the receiver or sender knows it.
+        id: u64,
+    },
+    /// C → B → C, from the caller to the callee: so many more bytes of a
+    /// streamed answer may be sent.
+    Credit {
+        /// The id of the request.
+        id: u64,
+        /// Length of the parts that were taken.
+        bytes: u32,
+    },
     /// C → B: the caller gave up. B → C: the call's result is no longer wanted.
     Cancel {
         /// The id of the request, as the receiver knows it.
@@ -46,13 +76,15 @@ pub enum Header {
         /// Chosen by the sender, as in a request.
         id: u64,
         /// Which service.
-        service: String,
+        service: Cow<'a, str>,
     },
     /// C → B: send no more calls, the ones under way are still answered.
-    /// B → C: the bridge ends, or this connection is not wanted.
+    /// B → C: finish what you have, no new calls will come on this connection.
     Goaway {
         /// Why, for a person.
-        reason: String,
+        reason: Cow<'a, str>,
+        /// B → C: the bridge ends. New calls are to wait for its successor.
+        ends: bool,
     },
 }
 
@@ -78,23 +110,30 @@ pub struct Registered {
     pub incarnation: u64,
     /// Heartbeats are expected at this interval, in milliseconds.
     pub heartbeat_ms: u64,
+    /// Where the registration named an endpoint: what the tickets of direct
+    /// callers are checked with, see [`super::DirectKey`].
+    pub direct_key: Option<String>,
 }
 
 /// See [`Header::Request`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Request {
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Request<'a> {
     /// Chosen by the sender, unique among its calls under way.
     pub id: u64,
     /// The service called, or one instance of it, see [`Callee`]. The bridge
     /// leaves it out: the receiver knows its own.
-    pub service: String,
+    pub service: Cow<'a, str>,
     /// The method.
-    pub method: String,
+    pub method: Cow<'a, str>,
     /// Time left for the answer, in milliseconds, counted by the receiver's
     /// monotonic clock; `None` is [`super::DEFAULT_BUDGET`].
     pub budget_ms: Option<u64>,
-    /// B → C: who calls, as its token proved.
-    pub caller: Option<InstanceName>,
+    /// B → C: the instance that calls, as its token proved.
+    pub caller: Option<Cow<'a, str>>,
+    /// Tracing context, a W3C `traceparent`; passed on unread.
+    pub trace: Option<Cow<'a, str>>,
+    /// The caller takes a streamed answer and has room for this many bytes of it.
+    pub window: Option<u32>,
 }
 
 /// Who is called: the text of [`Request::service`].
@@ -136,23 +175,23 @@ impl std::str::FromStr for Callee {
 
 /// See [`Header::Response`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Response {
+pub struct Response<'a> {
     /// The id of the request.
     pub id: u64,
     /// What became of it.
     pub code: Code,
     /// For a person, where the code is not `ok`.
-    pub message: String,
+    pub message: Cow<'a, str>,
     /// Answer to [`Header::Resolve`].
     pub endpoints: Vec<Endpoint>,
 }
 
-impl Response {
+impl Response<'_> {
     /// A response without endpoints.
     pub fn new(id: u64, result: Result<(), Status>) -> Self {
         let (code, message) = match result {
-            Ok(()) => (Code::Ok, String::new()),
-            Err(status) => (status.code, status.message),
+            Ok(()) => (Code::Ok, Cow::Borrowed("")),
+            Err(status) => (status.code, Cow::Owned(status.message)),
         };
         Self {
             id,
@@ -166,7 +205,7 @@ impl Response {
     pub fn status(&self) -> Result<(), Status> {
         match self.code {
             Code::Ok => Ok(()),
-            code => Err(Status::new(code, self.message.clone())),
+            code => Err(Status::new(code, self.message.as_ref())),
         }
     }
 }
@@ -178,6 +217,9 @@ pub struct Endpoint {
     pub instance: InstanceName,
     /// For instance `tcp://127.0.0.1:9001`; its form is between the services.
     pub endpoint: String,
+    /// What proves the asker to it, see [`super::DirectKey`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ticket: Option<String>,
 }
 
 /// Why a header is not understood.
@@ -218,8 +260,14 @@ struct Wire<'a> {
     method: Option<&'a str>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     budget_ms: Option<u64>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    caller: Option<&'a str>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    trace: Option<&'a str>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    caller: Option<InstanceName>,
+    window: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    bytes: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     code: Option<Code>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
@@ -241,14 +289,18 @@ struct Wire<'a> {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     registered: Option<bool>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    direct_key: Option<&'a str>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     reason: Option<&'a str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ends: Option<bool>,
 }
 
 fn some(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
 }
 
-impl Header {
+impl<'a> Header<'a> {
     /// The name of its kind on the wire.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -257,6 +309,8 @@ impl Header {
             Self::Heartbeat { .. } => "heartbeat",
             Self::Request(_) => "request",
             Self::Response(_) => "response",
+            Self::Part { .. } => "part",
+            Self::Credit { .. } => "credit",
             Self::Cancel { .. } => "cancel",
             Self::Resolve { .. } => "resolve",
             Self::Goaway { .. } => "goaway",
@@ -265,6 +319,19 @@ impl Header {
 
     /// The frame.
     pub fn encode(&self) -> Vec<u8> {
+        let mut frame = Vec::new();
+        self.encode_into(&mut frame);
+        frame
+    }
+
+    /// Appends the frame.
+    pub fn encode_into(&self, frame: &mut Vec<u8>) {
+        if !fast::encode(self, frame) {
+            frame.extend_from_slice(&self.encode_any());
+        }
+    }
+
+    fn encode_any(&self) -> Vec<u8> {
         let wire = Wire {
             kind: self.kind(),
             ..Wire::default()
@@ -281,6 +348,7 @@ impl Header {
                 version: Some(registered.version),
                 incarnation: Some(registered.incarnation),
                 heartbeat_ms: Some(registered.heartbeat_ms),
+                direct_key: registered.direct_key.as_deref(),
                 ..wire
             },
             Self::Heartbeat { registered } => Wire {
@@ -292,7 +360,9 @@ impl Header {
                 service: some(&request.service),
                 method: Some(&request.method),
                 budget_ms: request.budget_ms,
-                caller: request.caller.clone(),
+                caller: request.caller.as_deref(),
+                trace: request.trace.as_deref(),
+                window: request.window,
                 ..wire
             },
             Self::Response(response) => Wire {
@@ -302,8 +372,13 @@ impl Header {
                 endpoints: response.endpoints.clone(),
                 ..wire
             },
-            Self::Cancel { id } => Wire {
+            Self::Cancel { id } | Self::Part { id } => Wire {
                 id: Some(*id),
+                ..wire
+            },
+            Self::Credit { id, bytes } => Wire {
+                id: Some(*id),
+                bytes: Some(*bytes),
                 ..wire
             },
             Self::Resolve { id, service } => Wire {
@@ -311,8 +386,9 @@ impl Header {
                 service: Some(service),
                 ..wire
             },
-            Self::Goaway { reason } => Wire {
+            Self::Goaway { reason, ends } => Wire {
                 reason: some(reason),
+                ends: ends.then_some(true),
                 ..wire
             },
         };
@@ -324,12 +400,20 @@ impl Header {
     ///
     /// # Errors
     /// See [`HeaderError`]. A frame with an unknown kind is to be skipped.
-    pub fn decode(frame: &[u8]) -> Result<Self, HeaderError> {
+    pub fn decode(frame: &'a [u8]) -> Result<Self, HeaderError> {
         if frame.len() > MAX_HEADER_BYTES {
             return Err(HeaderError::TooLong { bytes: frame.len() });
         }
-        let wire: Wire<'_> = rmp_serde::from_slice(frame)?;
-        let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
+        match fast::decode(frame) {
+            Some(header) => Ok(header),
+            None => Self::decode_any(frame),
+        }
+    }
+
+    /// Any kind, with a reason where it is not one.
+    fn decode_any(frame: &'a [u8]) -> Result<Self, HeaderError> {
+        let wire: Wire<'a> = rmp_serde::from_slice(frame)?;
+        let text = |text: Option<&'a str>| Cow::Borrowed(text.unwrap_or_default());
         Ok(match wire.kind {
             "register" => Self::Register(Register {
                 version: wire.version.unwrap_or(VERSION),
@@ -346,6 +430,7 @@ impl Header {
                 version: wire.version.unwrap_or(VERSION),
                 incarnation: need("registered", "incarnation", wire.incarnation)?,
                 heartbeat_ms: need("registered", "heartbeat_ms", wire.heartbeat_ms)?,
+                direct_key: wire.direct_key.map(str::to_owned),
             }),
             "heartbeat" => Self::Heartbeat {
                 registered: wire.registered,
@@ -353,9 +438,11 @@ impl Header {
             "request" => Self::Request(Request {
                 id: need("request", "id", wire.id)?,
                 service: text(wire.service),
-                method: need("request", "method", wire.method)?.to_owned(),
+                method: need("request", "method", wire.method)?.into(),
                 budget_ms: wire.budget_ms,
-                caller: wire.caller,
+                caller: wire.caller.map(Cow::Borrowed),
+                trace: wire.trace.map(Cow::Borrowed),
+                window: wire.window,
             }),
             "response" => Self::Response(Response {
                 id: need("response", "id", wire.id)?,
@@ -363,15 +450,23 @@ impl Header {
                 message: text(wire.message),
                 endpoints: wire.endpoints,
             }),
+            "part" => Self::Part {
+                id: need("part", "id", wire.id)?,
+            },
+            "credit" => Self::Credit {
+                id: need("credit", "id", wire.id)?,
+                bytes: need("credit", "bytes", wire.bytes)?,
+            },
             "cancel" => Self::Cancel {
                 id: need("cancel", "id", wire.id)?,
             },
             "resolve" => Self::Resolve {
                 id: need("resolve", "id", wire.id)?,
-                service: need("resolve", "service", wire.service)?.to_owned(),
+                service: need("resolve", "service", wire.service)?.into(),
             },
             "goaway" => Self::Goaway {
                 reason: text(wire.reason),
+                ends: wire.ends.unwrap_or_default(),
             },
             other => {
                 return Err(HeaderError::UnknownKind(other.chars().take(40).collect()));

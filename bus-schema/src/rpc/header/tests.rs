@@ -9,7 +9,7 @@ fn instance(name: &str) -> InstanceName {
     name.parse().unwrap()
 }
 
-fn all() -> Vec<(Header, &'static str)> {
+fn all() -> Vec<(Header<'static>, &'static str)> {
     vec![
         (
             Header::Register(Register {
@@ -32,8 +32,37 @@ fn all() -> Vec<(Header, &'static str)> {
                 version: 1,
                 incarnation: 4,
                 heartbeat_ms: 5000,
+                direct_key: None,
             }),
             r#"{"kind":"registered","version":1,"incarnation":4,"heartbeat_ms":5000}"#,
+        ),
+        (
+            Header::Registered(Registered {
+                version: 1,
+                incarnation: 4,
+                heartbeat_ms: 5000,
+                direct_key: Some("00ff".into()),
+            }),
+            r#"{"kind":"registered","version":1,"incarnation":4,"heartbeat_ms":5000,"direct_key":"00ff"}"#,
+        ),
+        (Header::Part { id: 9 }, r#"{"kind":"part","id":9}"#),
+        (
+            Header::Credit {
+                id: 9,
+                bytes: 65_536,
+            },
+            r#"{"kind":"credit","id":9,"bytes":65536}"#,
+        ),
+        (
+            Header::Request(Request {
+                id: 9,
+                service: "pricing".into(),
+                method: "list".into(),
+                trace: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
+                window: Some(262_144),
+                ..Request::default()
+            }),
+            r#"{"kind":"request","id":9,"service":"pricing","method":"list","trace":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01","window":262144}"#,
         ),
         (
             Header::Heartbeat { registered: None },
@@ -51,17 +80,18 @@ fn all() -> Vec<(Header, &'static str)> {
                 service: "pricing".into(),
                 method: "quote".into(),
                 budget_ms: Some(2000),
-                caller: None,
+                ..Request::default()
             }),
             r#"{"kind":"request","id":7,"service":"pricing","method":"quote","budget_ms":2000}"#,
         ),
         (
             Header::Request(Request {
                 id: 4_294_967_297,
-                service: String::new(),
+                service: "".into(),
                 method: "quote".into(),
                 budget_ms: Some(1999),
-                caller: Some(instance("web.1")),
+                caller: Some("web.1".into()),
+                ..Request::default()
             }),
             r#"{"kind":"request","id":4294967297,"method":"quote","budget_ms":1999,"caller":"web.1"}"#,
         ),
@@ -81,10 +111,22 @@ fn all() -> Vec<(Header, &'static str)> {
                 endpoints: vec![Endpoint {
                     instance: instance("pricing.2"),
                     endpoint: "unix:/x".into(),
+                    ticket: None,
                 }],
                 ..Response::new(8, Ok(()))
             }),
             r#"{"kind":"response","id":8,"code":"ok","endpoints":[{"instance":"pricing.2","endpoint":"unix:/x"}]}"#,
+        ),
+        (
+            Header::Response(Response {
+                endpoints: vec![Endpoint {
+                    instance: instance("pricing.2"),
+                    endpoint: "ipc:///x".into(),
+                    ticket: Some("1700000000.ab".into()),
+                }],
+                ..Response::new(8, Ok(()))
+            }),
+            r#"{"kind":"response","id":8,"code":"ok","endpoints":[{"instance":"pricing.2","endpoint":"ipc:///x","ticket":"1700000000.ab"}]}"#,
         ),
         (Header::Cancel { id: 7 }, r#"{"kind":"cancel","id":7}"#),
         (
@@ -97,8 +139,16 @@ fn all() -> Vec<(Header, &'static str)> {
         (
             Header::Goaway {
                 reason: "the bridge ends".into(),
+                ends: true,
             },
-            r#"{"kind":"goaway","reason":"the bridge ends"}"#,
+            r#"{"kind":"goaway","reason":"the bridge ends","ends":true}"#,
+        ),
+        (
+            Header::Goaway {
+                reason: "db.1 is being stopped".into(),
+                ends: false,
+            },
+            r#"{"kind":"goaway","reason":"db.1 is being stopped"}"#,
         ),
     ]
 }
@@ -125,7 +175,7 @@ fn golden_bytes() {
         service: "pricing".into(),
         method: "quote".into(),
         budget_ms: Some(2000),
-        caller: None,
+        ..Request::default()
     });
     let bytes = b"\x85\xa4kind\xa7request\xa2id\x07\xa7service\xa7pricing\xa6method\xa5quote\xa9budget_ms\xcd\x07\xd0";
     assert_eq!(request.encode(), bytes);
@@ -147,6 +197,10 @@ fn what_is_missing_or_malformed_is_named() {
     assert_eq!(
         error(r#"{"kind":"request","method":"x"}"#),
         "a request without id"
+    );
+    assert_eq!(
+        error(r#"{"kind":"credit","id":1}"#),
+        "a credit without bytes"
     );
     assert_eq!(
         error(r#"{"kind":"response","id":1}"#),
@@ -173,7 +227,7 @@ proptest! {
     }
 
     #[test]
-    fn damaged_headers_never_panic(which in 0..13_usize, at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+    fn damaged_headers_never_panic(which in 0..19_usize, at in any::<prop::sample::Index>(), byte in any::<u8>()) {
         let mut frame = all()[which].0.encode();
         let at = at.index(frame.len());
         frame[at] = byte;
