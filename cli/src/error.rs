@@ -329,6 +329,16 @@ mod tests {
     }
 
     #[test]
+    fn directories_that_cannot_be_told_are_a_matter_of_usage() {
+        let unknown = DirsError::Unknown {
+            what: "run",
+            upper: "RUN",
+            variable: "XDG_RUNTIME_DIR",
+        };
+        assert_eq!(Error::from(unknown).exit(), Exit::Usage);
+    }
+
+    #[test]
     fn codes_of_the_design() {
         for (code, exit) in [
             (Code::NotFound, 3),

@@ -65,6 +65,10 @@ async fn record(dirs: &Dirs, instance: &InstanceName) -> Option<InstanceRecord> 
     match (attached, disk) {
         (Some(Attached { status, .. }), disk) => {
             let (pid, started_at) = (status.started.pid, status.started.started_at);
+            // The record may still be the one of the spawn before.
+            let disk = disk.filter(|disk| disk.generation == status.generation);
+            let spec = disk.as_ref().and_then(|disk| disk.spec().ok());
+            let restarts = spec.map_or(0, |spec| spec.restarts);
             Some(InstanceRecord {
                 instance: instance.clone(),
                 generation: status.generation,
@@ -77,7 +81,7 @@ async fn record(dirs: &Dirs, instance: &InstanceName) -> Option<InstanceRecord> 
                 grant: disk.and_then(|disk| disk.grant),
                 adopted: false,
                 lost_log_lines: status.loss.log_lines,
-                restarts: 0,
+                restarts,
             })
         }
         (None, Some(disk)) => Some(from_disk(disk)),

@@ -1,6 +1,6 @@
 //! `blackhole call`: a call through the bridge, by the operator.
 
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::path::Path;
 
 use blackhole_bus_schema::names::{Component, Generation, InstanceName, ServiceName};
@@ -57,7 +57,14 @@ pub(super) async fn run(context: &Context, args: &args::Call) -> Result<(), Erro
         .await
         .map_err(|status| Error::Called { operation, status })?;
     match context.format {
-        Format::Table => out::print(&answer),
+        Format::Table => {
+            out::print(&answer)?;
+            // The bytes as they are for a program; a line of its own for a person's prompt.
+            match std::io::stdout().is_terminal() && !answer.ends_with(b"\n") {
+                true => out::println(""),
+                false => Ok(()),
+            }
+        }
         Format::Json | Format::Yaml => {
             let text = std::str::from_utf8(&answer).ok();
             let document = Answer {

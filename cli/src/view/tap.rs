@@ -133,10 +133,44 @@ pub fn line(style: Style, tapped: &Tapped<'_>) -> String {
     )
 }
 
-/// A MessagePack value as JSON. Bytes that are text become text, others a map
-/// with their hexadecimal digits, so that nothing is changed on the way.
+/// Whether a message is an answer to a ping: the echo by which every client
+/// proves its path, by the dozen. A reply does not say what it answers.
+pub fn answers_ping(envelope: &Envelope) -> bool {
+    let field = |value: &rmpv::Value, name: &str| {
+        let fields = value.as_map()?;
+        let found = fields.iter().find(|(key, _)| key.as_str() == Some(name))?;
+        Some(found.1.clone())
+    };
+    envelope.kind == "reply"
+        && field(&envelope.body, "result").is_some_and(|result| {
+            ["component", "pid", "incarnation", "started_at"]
+                .iter()
+                .all(|name| field(&result, name).is_some())
+        })
+}
+
+/// An id (UUIDv7, RFC 9562) as text, where the bytes are one.
+fn uuid(bytes: &[u8]) -> Option<String> {
+    let seventh = bytes.get(6)? >> 4 == 7 && bytes.get(8)? >> 6 == 2 && bytes.len() == 16;
+    let text = hex(bytes);
+    let part = |from: usize, to: usize| text.get(from..to).unwrap_or_default();
+    seventh.then(|| {
+        format!(
+            "{}-{}-{}-{}-{}",
+            part(0, 8),
+            part(8, 12),
+            part(12, 16),
+            part(16, 20),
+            part(20, 32)
+        )
+    })
+}
+
+/// A MessagePack value as JSON. Ids and bytes that are text become text, other
+/// bytes a map with their hexadecimal digits, so that nothing is changed on the way.
 fn json(value: &rmpv::Value) -> Value {
     match value {
+        rmpv::Value::Binary(bytes) if uuid(bytes).is_some() => uuid(bytes).into(),
         rmpv::Value::Binary(bytes) | rmpv::Value::Ext(_, bytes) => match std::str::from_utf8(bytes)
         {
             Ok(text) => text.into(),
@@ -212,6 +246,24 @@ mod tests {
         assert_eq!(item["body"]["text"], "a\u{1b}[2J\n");
         assert_eq!((&item["missed"], &item["seq"]), (&2.into(), &9.into()));
         assert_eq!(item["error"], Value::Null);
+    }
+
+    #[test]
+    fn ids_are_readable_and_answers_to_pings_are_known() {
+        let bytes = 0x0189_0a5d_ac96_774b_bcce_b302_099a_8057_u128.to_be_bytes();
+        let to = rmpv::Value::Binary(bytes.to_vec());
+        assert_eq!(json(&to), "01890a5d-ac96-774b-bcce-b302099a8057");
+        let info = ["component", "pid", "incarnation", "started_at"]
+            .map(|name| (rmpv::Value::from(name), rmpv::Value::from(1)));
+        let mut reply = envelope(rmpv::Value::Map(vec![(
+            "result".into(),
+            rmpv::Value::Map(info.to_vec()),
+        )]));
+        assert!(!answers_ping(&reply), "no reply");
+        reply.kind = "reply".into();
+        assert!(answers_ping(&reply));
+        reply.body = rmpv::Value::Map(vec![("result".into(), rmpv::Value::Nil)]);
+        assert!(!answers_ping(&reply));
     }
 
     #[test]

@@ -1,0 +1,360 @@
+//! The bus as the command line shows it: pings, taps, counters, calls, figures.
+
+#![allow(clippy::panic)]
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::Stdio;
+
+use blackhole_tests::deployment::DAEMONS;
+use blackhole_tests::{Deployment, wait_for};
+use serde_json::Value;
+
+const ECHO: &str = r#"
+services:
+  echo:
+    description: says it again
+    command: [blackhole-example, echo]
+    replicas: 2
+    health: {readiness: {notify: true}}
+"#;
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().unwrap_or_default()
+}
+
+/// One, some and all missing are three different outcomes.
+#[test]
+fn pings_measure_the_way_and_name_the_missing() {
+    let deployment = Deployment::new(ECHO);
+    let alone = deployment.daemon("bridge");
+    wait_for("the bridge to answer", || {
+        let output = deployment.cli(&["bus", "ping", "bridge", "-n", "3", "-o", "json"]);
+        match output.code {
+            Some(0) => Ok(output.json()),
+            _ => Err(format!("{output:#?}")),
+        }
+    });
+    let some = deployment
+        .cli(&["bus", "ping", "-n", "2", "-o", "json"])
+        .exits_with(1)
+        .json();
+    let rows = some["pings"].as_array().expect("rows");
+    assert_eq!(rows.len(), 4, "{some}");
+    for row in rows {
+        let answered = u64::from(text(row, "component") == "bridge") * 2;
+        assert_eq!(row["answered"], answered, "{row}");
+        let (min, median, max) = (
+            row["min_us"].as_u64(),
+            row["median_us"].as_u64(),
+            row["max_us"].as_u64(),
+        );
+        assert_eq!(min.is_some(), answered > 0, "{row}");
+        assert!(min <= median && median <= max, "{row}");
+    }
+    deployment.cli(&["bus", "ping", "supervisor"]).exits_with(4);
+    let shown = deployment.cli(&["bus", "ping"]).exits_with(1);
+    assert!(shown.stdout.contains("no answer"), "{shown:#?}");
+    drop(alone);
+}
+
+/// A start as the tap shows it: the command, its answer, and the events, with
+/// the chain of causes between them.
+#[test]
+fn a_tap_shows_commands_answers_and_events() {
+    let deployment = Deployment::new(ECHO);
+    deployment.up();
+    let mut tap = deployment
+        .command(&deployment.binaries().join("blackhole"))
+        .args(["bus", "tap", "-o", "json", "cmd.", "rep.", "evt.process."])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the tap runs");
+    let mut lines = BufReader::new(tap.stdout.take().expect("a pipe")).lines();
+    // Its sockets connect in their own time: something is sent until it hears of it.
+    let mut next = || -> Value {
+        let line = lines.next().expect("a line").expect("text");
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))
+    };
+    let signalled = &deployment;
+    std::thread::scope(|scope| {
+        // Dropped at the end, however it comes: then the other thread ends, too.
+        let (_sender, stop) = std::sync::mpsc::channel::<()>();
+        scope.spawn(move || {
+            // A command each round; the wait is for the end, not for time.
+            loop {
+                signalled.cli(&["signal", "CONT", "echo.1"]).ok();
+                let pause = std::time::Duration::from_millis(50);
+                if stop.recv_timeout(pause) != Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                    return;
+                }
+            }
+        });
+        let command = loop {
+            let message = next();
+            assert_eq!(message["error"], Value::Null, "{message}");
+            assert_ne!(message["kind"], "component.ping", "{message}");
+            if message["kind"] == "process.signal" {
+                break message;
+            }
+        };
+        assert_eq!(text(&command, "topic"), "cmd.process-manager.");
+        assert_eq!(text(&command, "socket"), "process-manager");
+        assert!(text(&command, "component").starts_with("cli-"), "{command}");
+        assert_eq!(command["body"]["instance"], "echo.1");
+        let answer = loop {
+            let message = next();
+            if message["cause"] == command["id"] && message["kind"] == "reply" {
+                break message;
+            }
+        };
+        assert_eq!(answer["body"]["to"], command["id"], "{answer}");
+    });
+
+    deployment.cli(&["kill", "echo.1"]).ok();
+    let event = loop {
+        let message = next();
+        if message["kind"] == "process.changed" {
+            break message;
+        }
+    };
+    assert_eq!(text(&event, "topic"), "evt.process.echo.1.");
+    assert!(event["seq"].as_u64() > Some(0), "{event}");
+    assert_eq!(event["missed"], 0);
+
+    // Whoever reads has enough: that is no failure.
+    drop(lines);
+    deployment.cli(&["kill", "echo.2"]).ok();
+    let status = tap.wait().expect("its status");
+    let mut said = String::new();
+    let _ = tap
+        .stderr
+        .take()
+        .map(|mut err| err.read_to_string(&mut said));
+    assert_eq!(status.code(), Some(0), "{said}");
+    deployment.down();
+}
+
+#[test]
+fn streams_end_when_they_are_told_to() {
+    let deployment = Deployment::new(ECHO);
+    // Nobody is there: that is said, not waited for.
+    deployment.cli(&["bus", "tap"]).exits_with(4);
+    deployment.cli(&["events"]).exits_with(4);
+    deployment.cli(&["metrics"]).exits_with(4);
+    deployment.cli(&["call", "echo", "echo"]).exits_with(4);
+    deployment.up();
+    let three = deployment
+        .cli(&["bus", "tap", "-n", "3", "-o", "json", "evt.component."])
+        .ok();
+    assert_eq!(three.stdout.lines().count(), 3, "{three:#?}");
+    deployment
+        .cli(&["bus", "tap", "--timeout", "300ms", "evt.nothing."])
+        .ok();
+    deployment
+        .cli(&[
+            "bus",
+            "tap",
+            "--timeout",
+            "300ms",
+            "-n",
+            "1",
+            "evt.nothing.",
+        ])
+        .exits_with(5);
+    deployment.cli(&["events", "--timeout", "300ms"]).ok();
+    deployment
+        .cli(&["events", "--timeout", "300ms", "-n", "1000"])
+        .exits_with(5);
+    let unknown = deployment.cli(&["events", "ecko"]).exits_with(3);
+    assert!(unknown.stderr.contains("echo"), "{unknown:#?}");
+    deployment.down();
+}
+
+/// A daemon is ended and its next life answers; services do not notice, and
+/// the others count what happened.
+#[test]
+fn a_restarted_component_is_another_incarnation_and_services_stay() {
+    let deployment = Deployment::new(ECHO);
+    deployment.up();
+    let before = deployment.status();
+    for component in ["process-manager", "supervisor"] {
+        let output = deployment
+            .cli(&["component", "restart", component, "-o", "json"])
+            .ok()
+            .json();
+        let now = &output["components"][0];
+        assert_eq!(now["incarnation"], 2, "{output}");
+        assert_ne!(
+            now["pid"].as_u64(),
+            before.component_pid(component).map(u64::from)
+        );
+    }
+    let after = deployment.wait_until("the services to be known again", |status| {
+        status.is_in("echo.1", "ready") && status.is_in("echo.2", "ready")
+    });
+    assert_eq!(after.running(), before.running());
+    let listed = deployment
+        .cli(&["component", "list", "-o", "json"])
+        .ok()
+        .json();
+    let rows = listed["components"].as_array().expect("rows");
+    assert_eq!(rows.len(), DAEMONS.len());
+    for row in rows {
+        let counters = &row["counters"];
+        assert!(
+            counters["published.component"].as_u64() > Some(0),
+            "presence is counted: {row}"
+        );
+        assert!(counters["commands.pings"].as_u64() > Some(0), "{row}");
+        assert!(row["notes"].is_array(), "{row}");
+    }
+    // The bridge lived on and follows both: it lost and found them again.
+    let bridge = rows.iter().find(|row| text(row, "instance") == "bridge");
+    let reconnects = bridge.and_then(|row| row["counters"]["link.reconnects"].as_u64());
+    assert!(reconnects >= Some(2), "{bridge:#?}");
+    // `status` keeps its six fields.
+    let status = deployment.cli(&["status", "-o", "json"]).ok().json();
+    assert_eq!(
+        status["components"][0].as_object().map(|row| row.len()),
+        Some(6)
+    );
+
+    deployment
+        .cli(&["component", "restart", "nobody"])
+        .exits_with(2);
+    deployment.down();
+    deployment
+        .cli(&["component", "restart", "bridge"])
+        .exits_with(4);
+}
+
+/// Without a keeper nobody would start it again: that is refused, and it lives.
+#[test]
+fn a_component_that_nobody_would_start_again_is_not_ended() {
+    let deployment = Deployment::new(ECHO);
+    let mut bridge = deployment.daemon("bridge");
+    bridge.wait_for_line(&["started"]);
+    let refused = deployment
+        .cli(&["component", "restart", "bridge"])
+        .exits_with(6);
+    assert!(refused.stderr.contains("blackhole up"), "{refused:#?}");
+    deployment.cli(&["bus", "ping", "bridge"]).ok();
+}
+
+#[test]
+fn an_operator_calls_a_service_and_sees_what_calls_took() {
+    let deployment = Deployment::new(ECHO);
+    deployment.up();
+    let said = deployment.cli(&["call", "echo", "echo", "hello"]).ok();
+    assert!(said.stdout.ends_with(" said hello"), "{said:#?}");
+    assert!(said.stdout.starts_with("cli."), "{said:#?}");
+
+    let file = deployment.path().join("payload");
+    std::fs::write(&file, "from a file").expect("a file");
+    let at = format!("@{}", file.display());
+    let said = deployment
+        .cli(&["call", "echo", "echo", &at, "-o", "json"])
+        .ok()
+        .json();
+    assert!(text(&said, "text").ends_with("said from a file"), "{said}");
+
+    deployment.cli(&["call", "nobody", "echo"]).exits_with(3);
+    deployment.cli(&["call", "Echo", "echo"]).exits_with(2);
+    let wrong = deployment.cli(&["call", "echo", "sing"]).exits_with(1);
+    assert!(wrong.stderr.contains("sing"), "{wrong:#?}");
+
+    let figures = wait_for("the calls to be counted", || {
+        let output = deployment.cli(&["metrics"]).ok();
+        let counted = output.stdout.lines().any(|line| {
+            line.starts_with("blackhole_rpc_call_duration_seconds_count{caller=\"cli\"")
+                && line.contains("service=\"echo\",method=\"echo\"")
+                && line.ends_with(" 2")
+        });
+        match counted {
+            true => Ok(output.stdout),
+            false => Err(output.stdout),
+        }
+    });
+    for begin in [
+        "blackhole_component_up{component=\"bridge\"} 1",
+        "blackhole_instance_ready{service=\"echo\",instance=\"echo.2\"} 1",
+        "blackhole_instance_state{service=\"echo\",instance=\"echo.1\",blackhole_instance_state=\"RUNNING\"} 1",
+        "blackhole_component_events_total{component=\"supervisor\",name=\"published.supervision\"}",
+        "# EOF",
+    ] {
+        assert!(
+            figures.lines().any(|line| line.starts_with(begin)),
+            "{begin} is not in\n{figures}"
+        );
+    }
+    deployment.down();
+}
+
+/// What has no probes is ready as soon as it runs; when it dies at once, the
+/// start was none.
+#[test]
+fn a_start_that_fails_at_once_is_a_failure() {
+    let deployment = Deployment::new(
+        r#"
+services:
+  dies: {command: [sh, -c, "exit 3"], autostart: false}
+  once: {command: [sh, -c, "exit 0"], autostart: false, oneshot: true}
+  stays: {command: [blackhole-example, idle], autostart: false}
+"#,
+    );
+    deployment.up();
+    let failed = deployment.cli(&["start", "dies"]).exits_with(1);
+    assert!(failed.stderr.contains("dies.1"), "{failed:#?}");
+    // Still wanted, so a reset starts it anew, with the same end.
+    deployment.cli(&["reset", "dies"]).exits_with(1);
+    deployment.cli(&["stop", "dies"]).ok();
+    deployment.cli(&["start", "once"]).ok();
+    deployment.cli(&["start", "stays"]).ok();
+    deployment.down();
+}
+
+/// `up -d` tells when an instance finds no place, also where that could not be
+/// told from the configuration.
+#[test]
+fn an_instance_without_a_place_fails_the_start() {
+    let many = "runtime: {orchestrator: {max_processes: 2}}\nservices:\n  \
+                crowd: {command: [blackhole-example, idle], replicas: 3}\n";
+    let deployment = Deployment::new(many);
+    let wrong = deployment.cli(&["config", "validate"]).exits_with(2);
+    assert!(wrong.stderr.contains("max_processes is 2"), "{wrong:#?}");
+    deployment.cli(&["up", "-d"]).exits_with(2);
+
+    let three = "runtime: {orchestrator: {max_processes: 2}}\nservices:\n".to_owned()
+        + &["a", "b", "c"]
+            .map(|name| {
+                format!(
+                    "  {name}: {{command: [blackhole-example, idle], restart: {{policy: on-failure}}}}\n"
+                )
+            })
+            .concat();
+    let deployment = Deployment::new(&three);
+    let output = deployment.cli(&["up", "-d"]).exits_with(1);
+    assert!(output.stderr.contains("max_processes is 2"), "{output:#?}");
+    deployment.down();
+}
+
+#[test]
+fn a_starter_configuration_runs_and_descriptions_are_kept() {
+    let deployment = Deployment::new(ECHO);
+    let shown = deployment.cli(&["config", "show"]).ok();
+    assert!(shown.stdout.contains("says it again"), "{shown:#?}");
+    let path = deployment.path().join("new.yaml");
+    let name = path.display().to_string();
+    deployment.cli(&["config", "init", &name]).ok();
+    deployment.cli(&["config", "init", &name]).exits_with(6);
+    let printed = deployment.cli(&["config", "init", "-"]).ok();
+    assert_eq!(
+        std::fs::read_to_string(&path).expect("the file"),
+        printed.stdout
+    );
+    let deployment = deployment.with_config(path);
+    deployment.up();
+    assert!(deployment.status().is("hello.1", "RUNNING"));
+    deployment.down();
+}
