@@ -263,7 +263,7 @@ pub enum BusCmd {
     /// Show the messages of all daemons, decoded, as they come
     ///
     /// Events and answers are what the daemons publish. Commands are what they say
-    /// they received, whoever sent them; pings are left out. Log lines travel only
+    /// they received, whoever sent them. Pings and their answers are left out. Log lines travel only
     /// while somebody follows them. An event whose number is not the next one of its
     /// topic is shown with the number of those missing.
     Tap {
