@@ -30,6 +30,7 @@ import zmq
 import zmq.utils.monitor
 
 MAX_MESSAGE = 16 * 1024 * 1024
+HEARTBEAT_MS = 5000  # ZMTP's, three of which may go unanswered
 
 
 class Failed(Exception):
@@ -47,8 +48,8 @@ def open_socket(kind, endpoint, username=None, password=None):
     sock.set(zmq.MAXMSGSIZE, MAX_MESSAGE)
     sock.set(zmq.RECONNECT_IVL, 10)
     sock.set(zmq.RECONNECT_IVL_MAX, 200)
-    sock.set(zmq.HEARTBEAT_IVL, 5000)
-    sock.set(zmq.HEARTBEAT_TIMEOUT, 15000)
+    sock.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+    sock.set(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
     if username is not None:
         sock.set(zmq.PLAIN_USERNAME, username.encode())
         sock.set(zmq.PLAIN_PASSWORD, password.encode())
@@ -249,6 +250,9 @@ class Service:
     """A service's connection to the bridge: serves methods and calls those of others. One
     thread owns the socket; methods run in `workers` threads."""
 
+    # libzmq up to 4.3.5 misspells PLAIN's ERROR command, so that the right one is a surprise to it.
+    REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+
     def __init__(self, endpoint=None, instance=None, token=None, workers=8):
         """As the service that this process was started as, unless told otherwise."""
         self.instance = instance or os.environ["BLACKHOLE_INSTANCE"]
@@ -260,7 +264,7 @@ class Service:
         )
         self.sock.set(zmq.SNDTIMEO, 1000)
         self.monitor = self.sock.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | self.REFUSED
         )
         self.methods = {}
         self.workers = workers
@@ -396,7 +400,7 @@ class Service:
                     self._register()
                 else:
                     self._lost()
-                if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                if event & self.REFUSED:
                     self.refused = True
                     self.registered.set()
             if self.sock in ready:
@@ -430,7 +434,8 @@ class Service:
         self._put({"kind": "register", "version": 1, "methods": methods, "capacity": self.workers})
 
     def _lost(self):
-        self.registered.clear()
+        if not self.refused:
+            self.registered.clear()
         for call in list(self.working.values()):
             call.change(cancelled=True)  # nobody waits for these answers any more
         for id in list(self.pending):
