@@ -178,14 +178,15 @@ fn envelopes_that_are_none() {
 /// publisher's memory is bounded, and who reads ends with the owner's state.
 #[test]
 fn subscribers_that_stop_reading() {
-    const EVENTS: usize = 5_000;
-    const METHODS: usize = 1_000;
-    // An event has some 4 KiB. Each of the two stopped ones has a queue of
-    // 16,384 messages at the most, so all 3,000 may wait, in one copy or two.
-    const BOUND: u64 = SLACK + 4 * (EVENTS * METHODS * 16) as u64;
+    const EVENTS: usize = 1_500;
+    const METHODS: usize = 250;
+    // Some 48 KiB each, 72 MB in all. For each of the two stopped ones the
+    // library keeps what it has encoded, 2 MiB, and one message beyond.
+    const BOUND: u64 = SLACK + 2 * (2 * MIB + 128 * 1024);
     let mut victim = victim();
     let pair = Pair::start(&victim);
     let deployment = victim.deployment();
+    let name = |number: usize, method: usize| format!("{number}.{method}.{}", "x".repeat(180));
 
     let monitor = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "a_monitor", "--ignored"])
@@ -213,14 +214,14 @@ fn subscribers_that_stop_reading() {
 
     let reader = std::thread::spawn({
         let dirs = deployment.dirs();
-        let last = format!("m{}.0", EVENTS - 1);
+        let last = name(EVENTS - 1, 0);
         move || follow(&dirs, &last)
     });
     let memory = victim.begin_to_measure();
     let mut web = victim.raw("web.1");
     for number in 0..EVENTS {
         let methods: Vec<Vec<u8>> = (0..METHODS)
-            .map(|method| pack::text(&format!("m{number}.{method}")))
+            .map(|method| pack::text(&name(number, method)))
             .collect();
         let register = pack::map(&[
             ("kind", pack::text("register")),
