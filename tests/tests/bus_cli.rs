@@ -358,3 +358,60 @@ fn a_starter_configuration_runs_and_descriptions_are_kept() {
     assert!(deployment.status().is("hello.1", "RUNNING"));
     deployment.down();
 }
+
+/// The bus over TCP is there for whoever has the password, and no configuration
+/// opens it to other hosts.
+#[test]
+fn tcp_is_of_the_loopback_and_its_password_of_the_operator() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let open =
+        ECHO.to_owned() + "runtime:\n  orchestrator:\n    listen: {bridge: '0.0.0.0:7430'}\n";
+    let deployment = Deployment::new(&open);
+    let wrong = deployment.cli(&["config", "validate"]).exits_with(2);
+    assert!(wrong.stderr.contains(":10:22:"), "{wrong:#?}");
+
+    // Others may take a free port before the daemon does: then another one is tried.
+    let deployment = wait_for("a bridge with a port", || {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").map_err(|error| error.to_string())?;
+        let address = free.local_addr().map_err(|error| error.to_string())?;
+        drop(free);
+        let text =
+            format!("{ECHO}runtime: {{orchestrator: {{listen: {{bridge: '{address}'}}}}}}\n");
+        let deployment = Deployment::new(&text);
+        let mut bridge = deployment.daemon("bridge");
+        bridge.wait_for_line(&["started"]);
+        let listed = deployment
+            .cli(&["component", "list", "-o", "json"])
+            .ok()
+            .json();
+        let rows = listed["components"].as_array().cloned().unwrap_or_default();
+        let row = rows.iter().find(|row| text_is(row, "instance", "bridge"));
+        match row.is_some_and(|row| row["notes"].to_string().contains("TCP")) {
+            true => Err(listed.to_string()),
+            false => Ok((deployment, bridge, address)),
+        }
+    });
+    let (deployment, _bridge, address) = deployment;
+    let key = deployment.path().join("state/bus.key");
+    let mode = std::fs::metadata(&key)
+        .expect("the key")
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+    for port in [address.port(), address.port() + 1] {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+        let mut signature = [0; 10];
+        stream.read_exact(&mut signature).expect("a greeting");
+        // The signature of a greeting, ZMTP 3.1 (RFC 37).
+        assert_eq!(
+            (signature[0], signature[9] & 1),
+            (0xff, 1),
+            "{signature:x?}"
+        );
+    }
+}
+
+fn text_is(value: &Value, key: &str, wanted: &str) -> bool {
+    text(value, key) == wanted
+}
