@@ -50,7 +50,8 @@ pub enum Phase {
     Ready,
     /// Runs, and was ready before, but is not now.
     NotReady,
-    /// Stop sent.
+    /// Stop sent; or its calls are being finished before that: then
+    /// [`InstanceStatus::detail`] begins with `draining`.
     Stopping,
     /// Failed; the next start is due.
     BackingOff {
@@ -173,7 +174,10 @@ pub struct StopServices {
     pub transient: bool,
 }
 
-/// Stop and start services; what depends on them hard is restarted after them.
+/// Stop and start services; what depends on them hard is restarted after them. A
+/// service of several replicas is restarted one replica after the other, and what
+/// depends on it goes on; the first that does not become ready ends it, with the
+/// others untouched.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestartServices {
     /// Which.

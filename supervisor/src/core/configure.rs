@@ -39,6 +39,7 @@ impl Core {
                 .or_insert_with(|| Service::new(setup, None));
             self.insert(instance);
         }
+        self.resume_rolls();
         match config {
             Some(config) => self.configure(config, now),
             None => self.rewire(),

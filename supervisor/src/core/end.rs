@@ -50,6 +50,7 @@ impl Core {
         instance.ended = generation;
         instance.fate = Fate::Unknown;
         instance.stopping = None;
+        instance.drain = None;
         instance.refused = None;
         instance.retry.clear();
         if let End::NotStarted(failure) = &end {
@@ -70,6 +71,10 @@ impl Core {
             instance.restarts.due = None;
             instance.why = Some(format!("stopped: {what}"));
         } else if let Some(config) = config {
+            let replaced = generation > instance.roll && generation > instance.ready_seen;
+            if instance.roll > Generation::default() && replaced {
+                instance.roll_broken = Some(what.clone());
+            }
             judge(instance, config, &end, &what, now, &mut self.random);
         }
         self.retry_refused();

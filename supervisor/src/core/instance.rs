@@ -11,6 +11,7 @@ use blackhole_bus_schema::reply::Status;
 use blackhole_bus_schema::supervision::{Desired, InstanceStatus, Phase};
 use uuid::Uuid;
 
+use super::drain::Drain;
 use super::health::Probing;
 use super::io::Now;
 use super::restart::Restarts;
@@ -130,8 +131,14 @@ pub(super) struct Instance {
     pub(super) start_failed: bool,
     /// The process-manager refused to start it.
     pub(super) refused: Option<Status>,
-    /// An operator wants spawns up to this one to end and others to follow.
+    /// Spawns up to this one are to end and others to follow.
     pub(super) bounce: Generation,
+    /// Spawns up to this one wait for their turn in a rolling restart.
+    pub(super) roll: Generation,
+    /// A replacement failed before it was ready: for the rolling restart.
+    pub(super) roll_broken: Option<String>,
+    /// Its calls are, or were, being finished before it is stopped.
+    pub(super) drain: Option<Drain>,
     pub(super) record: Option<InstanceRecord>,
     pub(super) source: Source,
     pub(super) fate: Fate,
@@ -201,7 +208,10 @@ impl Instance {
             last_error: row.last_error.clone(),
             start_failed: false,
             refused: None,
-            bounce: Generation::default(),
+            bounce: row.bounce,
+            roll: row.roll,
+            roll_broken: None,
+            drain: None,
             record: None,
             source: Source::Stream,
             fate: Fate::Unknown,
@@ -232,6 +242,8 @@ impl Instance {
             generation: self.generation,
             ended: self.ended,
             asked: self.asked,
+            bounce: self.bounce,
+            roll: self.roll,
             ready: self.ready_seen,
             attempts: self.restarts.attempts,
             step: self.restarts.step,
@@ -265,13 +277,23 @@ impl Instance {
         self.life() == Life::None
     }
 
-    /// Whether an operator's restart still waits for its process to end.
-    pub(super) fn bouncing(&self) -> bool {
+    /// The spawn that lives, or may.
+    pub(super) fn current(&self) -> Option<Generation> {
         match self.life() {
-            Life::Live(_, generation) => generation <= self.bounce,
-            Life::Sent(_) => self.generation <= self.bounce,
-            Life::None => false,
+            Life::Live(_, generation) => Some(generation),
+            Life::Sent(_) => Some(self.generation),
+            Life::None => None,
         }
+    }
+
+    /// Whether a restart still waits for its process to end.
+    pub(super) fn bouncing(&self) -> bool {
+        self.current().is_some_and(|current| current <= self.bounce)
+    }
+
+    /// Whether a rolling restart has not come to it yet, or is just replacing it.
+    pub(super) fn rolling(&self) -> bool {
+        self.current().is_some_and(|current| current <= self.roll)
     }
 
     /// Whether its process runs (it is not being started or stopped).
@@ -292,6 +314,8 @@ impl Instance {
             _ => None,
         });
         let said = running.and_then(|record| record.notify.status.clone());
+        let draining = (self.draining() && self.phase == Phase::Stopping)
+            .then(|| "draining: finishes its calls before it is stopped".to_owned());
         InstanceStatus {
             service: self.name.service().clone(),
             instance: self.name.clone(),
@@ -303,8 +327,8 @@ impl Instance {
             started_at,
             restarts: self.restarts.total,
             health: running.map_or(Health::Unknown, |_| self.probing.health(probes)),
-            detail: running
-                .and_then(|_| self.probing.detail().map(str::to_owned))
+            detail: draining
+                .or_else(|| running.and_then(|_| self.probing.detail().map(str::to_owned)))
                 .or(said),
             circuit: self.restarts.circuit,
             last_exit: self.last_exit.clone(),

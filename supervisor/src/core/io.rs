@@ -6,7 +6,8 @@ use blackhole_bus_schema::config::Config;
 use blackhole_bus_schema::health::ProbeResult;
 use blackhole_bus_schema::limits::{LimitGrant, Limits};
 use blackhole_bus_schema::names::{Generation, InstanceName};
-use blackhole_bus_schema::process::{InstanceRecord, ProcessNotified, SpawnSpec};
+use blackhole_bus_schema::process::{InstanceRecord, ProcessNotified, SpawnSpec, StopSpec};
+use blackhole_bus_schema::registry::{Drained, Registration, RegistryChanged};
 use blackhole_bus_schema::reply::Status;
 use blackhole_bus_schema::supervision::{InstanceStatus, Outcome, Target};
 use uuid::Uuid;
@@ -144,6 +145,23 @@ pub enum Input {
         /// What came of it.
         result: Result<(), RequestFailure>,
     },
+    /// The path to the bridge is proven; a snapshot follows.
+    BridgeUp,
+    /// The bridge is silent: nothing waits for it.
+    BridgeDown,
+    /// Who answers calls, after [`Input::BridgeUp`] and after each healed loss.
+    RegistrySnapshot(Vec<Registration>),
+    /// A registration changed.
+    RegistryChanged(Box<RegistryChanged>),
+    /// Result of [`Action::Drain`].
+    DrainReply {
+        /// Which instance.
+        instance: InstanceName,
+        /// Which spawn of it.
+        generation: Generation,
+        /// What came of it.
+        result: Result<Drained, RequestFailure>,
+    },
     /// The time of [`super::Core::next_deadline`] has come.
     Tick,
 }
@@ -176,6 +194,16 @@ pub enum Action {
     },
     /// Have the process-manager start it.
     Spawn(Box<SpawnSpec>),
+    /// Have the bridge send an instance no more calls, and tell when those under
+    /// way are answered.
+    Drain {
+        /// Which.
+        instance: InstanceName,
+        /// Which spawn of it.
+        generation: Generation,
+        /// Longest wait, in milliseconds.
+        within_ms: u64,
+    },
     /// Have the process-manager stop it.
     Stop {
         /// Which.
@@ -184,6 +212,9 @@ pub enum Action {
         generation: Generation,
         /// Because its health checks failed.
         unhealthy: bool,
+        /// How, where that differs from what it was started with: its calls took
+        /// part of the grace already.
+        stop: Option<StopSpec>,
         /// Time it may take in order, in milliseconds: for the request's budget.
         grace_ms: u64,
     },

@@ -314,6 +314,12 @@ impl Core {
                 instance.retry.later(now.mono);
                 match failure {
                     RequestFailure::Refused(status) => {
+                        if status.code == Code::FailedPrecondition {
+                            // It was stopped before it came, or a later one is known there:
+                            // asked again it would be refused for ever. It is over, and the
+                            // next try is another one.
+                            instance.ended = instance.ended.max(generation);
+                        }
                         instance.why = Some(format!("refused: {}", status.message));
                         instance.last_error = Some(status.message.clone());
                         instance.refused = Some(status);

@@ -6,7 +6,8 @@
 //!                │                             Persist … before the send it belongs to
 //!                ├ takes the input in          Prepare, Release   → resource-controller
 //!                ├ marks instances dirty       Spawn, Stop, Forget → process-manager
-//!                ├ steps each dirty one        Publish            → everybody
+//!                ├ steps each dirty one        Drain              → bridge
+//!                ├ advances rolling restarts   Publish            → everybody
 //!                └ looks after tickets         Answer             → an operator
 //!   next_deadline() ──► when to send Input::Tick at the latest
 //! ```
@@ -24,11 +25,14 @@
 //! | `restart.rs`, `storm.rs` | waits, circuit, host-wide brake |
 //! | `health.rs` | probe results |
 //! | `controller.rs` | limits and admission |
-//! | `ops.rs`, `tickets.rs` | an operator's commands and when they are answered |
+//! | `drain.rs` | calls that are finished before a stop |
+//! | `roll.rs` | rolling restarts |
+//! | `ops.rs`, `repeat.rs`, `tickets.rs` | an operator's commands, their repetitions, and when they are answered |
 
 mod configure;
 mod controller;
 mod deps;
+mod drain;
 mod end;
 mod health;
 mod instance;
@@ -37,7 +41,9 @@ mod manager;
 mod ops;
 mod perform;
 mod random;
+mod repeat;
 mod restart;
+mod roll;
 mod saved;
 mod step;
 mod storm;
@@ -59,7 +65,9 @@ pub use random::Random;
 pub use saved::{Change, Restored, SavedInstance, SavedService};
 
 use deps::{Service, Setup};
+use drain::Bridge;
 use instance::Instance;
+use roll::Rolls;
 use storm::Storm;
 use tickets::Pending;
 
@@ -91,6 +99,10 @@ pub struct Core {
     members: BTreeMap<ServiceName, BTreeSet<InstanceName>>,
     manager: Manager,
     controller: Controller,
+    bridge: Bridge,
+    rolls: Rolls,
+    /// Commands that have taken effect, by their ids, which rise with time.
+    commands: BTreeSet<Uuid>,
     storm: Storm,
     random: Random,
     tickets: BTreeMap<Ticket, Pending>,
@@ -117,6 +129,9 @@ impl Core {
                 up: false,
                 grace_until: now.mono.saturating_add(CONTROLLER_GRACE),
             },
+            bridge: Bridge::default(),
+            rolls: Rolls::default(),
+            commands: restored.commands.iter().copied().collect(),
             storm: Storm::new(1, Duration::ZERO),
             random,
             tickets: BTreeMap::new(),
@@ -143,8 +158,14 @@ impl Core {
             }
             self.dirty.insert(name);
         }
-        while let Some(name) = self.dirty.pop_first() {
-            self.step(now, &name);
+        loop {
+            while let Some(name) = self.dirty.pop_first() {
+                self.step(now, &name);
+            }
+            self.advance_rolls(now);
+            if self.dirty.is_empty() {
+                break;
+            }
         }
         self.look_after_tickets(now);
         std::mem::take(&mut self.actions)
@@ -185,6 +206,15 @@ impl Core {
             Input::ControllerDown => self.controller_down(now),
             Input::PrepareReply { instance, result } => self.prepare_reply(&instance, result),
             Input::ReleaseReply { instance, result } => self.release_reply(now, &instance, result),
+            Input::BridgeUp => self.bridge_up(),
+            Input::BridgeDown => self.bridge_down(),
+            Input::RegistrySnapshot(all) => self.registry_snapshot(all),
+            Input::RegistryChanged(changed) => self.registry_changed(*changed),
+            Input::DrainReply {
+                instance,
+                generation,
+                result,
+            } => self.drain_reply(&instance, generation, &result),
             Input::Tick => {}
         }
     }
@@ -193,7 +223,11 @@ impl Core {
     pub fn next_deadline(&self) -> Option<Duration> {
         let timer = self.timers.first().map(|(at, _)| *at);
         let ticket = self.tickets.values().map(|pending| pending.deadline).min();
-        timer.into_iter().chain(ticket).min()
+        timer
+            .into_iter()
+            .chain(ticket)
+            .chain(self.rolls.deadline())
+            .min()
     }
 
     /// The status of every instance, in the order of their names, as last published.
@@ -219,6 +253,7 @@ impl Core {
         if !self.controller.up {
             notes.push("waits for resource-controller: new limits are not enforced".to_owned());
         }
+        notes.extend(self.rolls.notes());
         let left = |foreign: bool| {
             let names: Vec<&str> = self
                 .services

@@ -8,7 +8,9 @@
 //!   A one-shot that was through is not any more, failures are forgotten and an
 //!   open circuit is closed: whatever starts it next is an operator's word too.
 //! - `restart` stops and starts the services, and around them what requires
-//!   them and runs. A one-shot runs again.
+//!   them and runs. A one-shot runs again. A service of several replicas that
+//!   requires nothing that ends with it is restarted one replica after the other
+//!   (`roll.rs`): it is there all the time, and what requires it goes on.
 //! - `reset` closes circuits, forgets failures, and starts what should run.
 //!
 //! A wish is written to the disk before anything is done about it. "All" are
@@ -41,12 +43,7 @@ impl Core {
             let text = format!("{MOST_TICKETS} commands wait for their answers already");
             Err(Status::new(Code::ResourceExhausted, text))
         } else {
-            match command {
-                Operator::Start(target) => self.start(&target),
-                Operator::Stop { target, transient } => self.stop_services(&target, transient),
-                Operator::Restart(target) => self.restart(&target),
-                Operator::Reset(target) => self.reset(&target),
-            }
+            self.begin(&command)
         };
         match begun {
             Ok(goal) => {
@@ -57,6 +54,83 @@ impl Core {
                 result: Err(status),
             }),
         }
+    }
+
+    /// Does what a command asks for, once, and tells what it waits for.
+    fn begin(&mut self, command: &Operator) -> Result<Goal, Status> {
+        if self.is_repeated(command) {
+            return self.goal_of(command);
+        }
+        let goal = match command {
+            Operator::Start(target) => self.start(target),
+            Operator::Stop { target, transient } => self.stop_services(target, *transient),
+            Operator::Restart(target) => self.restart(target),
+            Operator::Reset(target) => self.reset(target),
+        }?;
+        self.remember(command);
+        Ok(goal)
+    }
+
+    /// What a command waits for that has taken effect in an earlier life.
+    fn goal_of(&self, command: &Operator) -> Result<Goal, Status> {
+        match command {
+            Operator::Stop { target, .. } => {
+                let targets = self.resolve(target, false)?;
+                Ok(self.gone(targets))
+            }
+            Operator::Start(target) => {
+                let targets = self.resolve(target, true)?;
+                Ok(self.up(&targets, Vec::new()))
+            }
+            Operator::Reset(target) => {
+                let targets = self.resolve(target, false)?;
+                Ok(self.up(&self.runnable(targets), Vec::new()))
+            }
+            Operator::Restart(target) => {
+                let targets = self.resolve(target, true)?;
+                let around = self.with_dependents(&targets);
+                let bouncing = around
+                    .iter()
+                    .flat_map(|service| self.instances_of(service))
+                    .filter(|instance| {
+                        instance.bouncing() && !targets.contains(instance.name.service())
+                    })
+                    .map(|instance| instance.name.clone());
+                Ok(self.up(&targets, bouncing.collect()))
+            }
+        }
+    }
+
+    /// These services and these instances are there.
+    fn up(&self, targets: &[ServiceName], more: Vec<InstanceName>) -> Goal {
+        let mut instances = self.names_of(targets);
+        instances.extend(more);
+        let number = |name: &ServiceName| Some((name.clone(), self.rolls.number(name)?));
+        Goal::Up {
+            instances,
+            about: self.with_requirements(targets),
+            rolls: targets.iter().filter_map(number).collect(),
+        }
+    }
+
+    /// Nothing of these services and of what requires them is left.
+    fn gone(&self, targets: Vec<ServiceName>) -> Goal {
+        let instances = self
+            .with_dependents(&targets)
+            .iter()
+            .flat_map(|name| self.members.get(name))
+            .flatten()
+            .cloned()
+            .collect();
+        Goal::Gone { instances, targets }
+    }
+
+    fn runnable(&self, services: Vec<ServiceName>) -> Vec<ServiceName> {
+        let runnable = |name: &ServiceName| {
+            let service = self.services.get(name);
+            service.is_some_and(|service| service.wanted && service.config().is_some())
+        };
+        services.into_iter().filter(runnable).collect()
     }
 
     fn start(&mut self, target: &Target) -> Result<Goal, Status> {
@@ -80,13 +154,14 @@ impl Core {
         Ok(Goal::Up {
             instances: self.names_of(&targets),
             about,
+            rolls: Vec::new(),
         })
     }
 
     fn stop_services(&mut self, target: &Target, transient: bool) -> Result<Goal, Status> {
         let targets = self.resolve(target, false)?;
-        let about = self.with_dependents(&targets);
         for name in &targets {
+            self.rolls.forget(name);
             if let Some(service) = self.services.get_mut(name) {
                 if transient {
                     service.paused = true;
@@ -105,15 +180,7 @@ impl Core {
             });
         }
         self.rewire();
-        let instances = about
-            .iter()
-            .flat_map(|name| self.members.get(name))
-            .flatten()
-            .cloned();
-        Ok(Goal::Gone {
-            instances: instances.collect(),
-            targets,
-        })
+        Ok(self.gone(targets))
     }
 
     fn restart(&mut self, target: &Target) -> Result<Goal, Status> {
@@ -122,46 +189,59 @@ impl Core {
         self.check_startable(&required)?;
         self.want(&required);
         self.rewire();
-        let mut instances = self.names_of(&targets);
-        let dependents = self.with_dependents(&targets);
-        for service in &dependents {
+        let single: Vec<_> = targets
+            .iter()
+            .filter(|name| !self.can_roll(name))
+            .cloned()
+            .collect();
+        // What requires something that goes down whole goes down with it.
+        let whole = self.with_dependents(&single);
+        let mut more = Vec::new();
+        for service in &whole {
+            self.cancel_roll(service);
             let explicit = targets.contains(service);
-            let wanted = self
-                .services
-                .get(service)
-                .is_some_and(|service| service.wanted);
-            let mut bounced = Vec::new();
-            self.each(service, |instance| {
-                if !instance.is_gone() && wanted {
-                    let alive = instance.record.as_ref().map(|record| record.generation);
-                    instance.bounce = instance.generation.max(alive.unwrap_or_default());
-                    let words = if explicit {
-                        "restarted by an operator"
-                    } else {
-                        "restarted with what it requires"
-                    };
-                    instance.why = Some(words.to_owned());
-                    bounced.push(instance.name.clone());
-                }
-                // A migration of a store that begins anew.
-                if !explicit && instance.completed && wanted {
-                    instance.completed = false;
-                    instance.why = Some("runs again with what it requires".to_owned());
-                    bounced.push(instance.name.clone());
-                }
-                if explicit {
-                    instance.completed = false;
-                    instance.spent = false;
-                    instance.restarts.reset();
-                    forget_failures(instance);
-                }
-            });
+            let bounced = self.bounce(service, explicit);
             if !explicit {
-                instances.extend(bounced);
+                more.extend(bounced);
             }
         }
-        let about = required.into_iter().chain(dependents).collect();
-        Ok(Goal::Up { instances, about })
+        for service in targets.iter().filter(|name| !whole.contains(*name)) {
+            self.each(service, begin_anew);
+            self.begin_roll(service);
+        }
+        self.touch_all();
+        Ok(self.up(&targets, more))
+    }
+
+    /// Restarts what runs of a service, all at once. Tells whom that concerns.
+    fn bounce(&mut self, service: &ServiceName, explicit: bool) -> Vec<InstanceName> {
+        let wanted = self
+            .services
+            .get(service)
+            .is_some_and(|service| service.wanted);
+        let mut bounced = Vec::new();
+        self.each(service, |instance| {
+            if let (Some(current), true) = (instance.current(), wanted) {
+                instance.bounce = instance.generation.max(current);
+                let words = if explicit {
+                    "restarted by an operator"
+                } else {
+                    "restarted with what it requires"
+                };
+                instance.why = Some(words.to_owned());
+                bounced.push(instance.name.clone());
+            }
+            // A migration of a store that begins anew.
+            if !explicit && instance.completed && wanted {
+                instance.completed = false;
+                instance.why = Some("runs again with what it requires".to_owned());
+                bounced.push(instance.name.clone());
+            }
+            if explicit {
+                begin_anew(instance);
+            }
+        });
+        bounced
     }
 
     fn reset(&mut self, target: &Target) -> Result<Goal, Status> {
@@ -175,18 +255,7 @@ impl Core {
             });
         }
         self.rewire();
-        let wanted: Vec<ServiceName> = targets
-            .into_iter()
-            .filter(|name| {
-                self.services
-                    .get(name)
-                    .is_some_and(|s| s.wanted && s.config().is_some())
-            })
-            .collect();
-        Ok(Goal::Up {
-            instances: self.names_of(&wanted),
-            about: self.with_requirements(&wanted),
-        })
+        Ok(self.up(&self.runnable(targets), Vec::new()))
     }
 
     /// The services meant, or who is not known.
@@ -321,6 +390,14 @@ pub(super) fn circuit_open(instance: &Instance) -> Status {
         "the circuit of {name} is open{last}: find out why it fails, then `blackhole reset {service}`"
     );
     Status::new(Code::FailedPrecondition, text)
+}
+
+/// It runs again, whatever it has been through.
+fn begin_anew(instance: &mut Instance) {
+    instance.completed = false;
+    instance.spent = false;
+    instance.restarts.reset();
+    forget_failures(instance);
 }
 
 /// What would keep it from being started at once.

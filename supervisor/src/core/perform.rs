@@ -3,7 +3,7 @@
 use blackhole_bus_schema::config::ServiceConfig;
 use blackhole_bus_schema::limits::LimitGrant;
 use blackhole_bus_schema::names::{Generation, InstanceName};
-use blackhole_bus_schema::process::SpawnSpec;
+use blackhole_bus_schema::process::{SpawnSpec, StopSpec};
 use blackhole_bus_schema::supervision::{InstanceStatus, Phase};
 
 use super::Core;
@@ -61,10 +61,11 @@ impl Core {
                 instance.asked = instance.asked.max(generation);
                 self.save(name, false);
             }
+            Step::Drain(generation) => self.drain(now, name, generation),
             Step::Stop {
                 generation,
                 unhealthy,
-            } => self.stop(name, generation, unhealthy),
+            } => self.stop(now, name, generation, unhealthy),
             Step::Release => {
                 instance.grant = Grant::Unasked;
                 instance.registered = false;
@@ -124,7 +125,7 @@ impl Core {
         self.actions.push(Action::Spawn(Box::new(spec)));
     }
 
-    fn stop(&mut self, name: &InstanceName, generation: Generation, unhealthy: bool) {
+    fn stop(&mut self, now: Now, name: &InstanceName, generation: Generation, unhealthy: bool) {
         let Some(instance) = self.instances.get_mut(name) else {
             return;
         };
@@ -141,11 +142,18 @@ impl Core {
         // One that is in no configuration any more brought its own with its
         // spawn, unknown here: allow for a long one.
         let grace_ms = config.map_or(UNKNOWN_GRACE_MS, |config| config.stop.grace_ms);
+        // What its calls took is part of the grace.
+        let took = instance.drained_for(now, generation);
+        let stop = took.zip(config).map(|(took, config)| StopSpec {
+            grace_ms: config.stop.grace_ms.saturating_sub(took),
+            ..config.stop.clone()
+        });
         self.save(name, false);
         self.actions.push(Action::Stop {
             instance: name.clone(),
             generation,
             unhealthy,
+            stop,
             grace_ms,
         });
     }

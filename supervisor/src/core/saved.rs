@@ -3,6 +3,7 @@
 use blackhole_bus_schema::names::{Generation, InstanceName, ServiceName};
 use blackhole_bus_schema::process::ExitRecord;
 use blackhole_bus_schema::supervision::{Circuit, Desired};
+use uuid::Uuid;
 
 /// What is remembered of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +28,11 @@ pub struct SavedInstance {
     pub ended: Generation,
     /// The ends of all spawns up to this one were asked for here and are no failures.
     pub asked: Generation,
+    /// Spawns up to this one are to end and others to follow: a restart is under way.
+    pub bounce: Generation,
+    /// Spawns up to this one are to be replaced in their turn by the rolling
+    /// restart under way; 0 without one.
+    pub roll: Generation,
     /// The latest spawn that was seen ready.
     pub ready: Generation,
     /// Restarts in a row.
@@ -59,6 +65,8 @@ impl SavedInstance {
             generation: Generation::default(),
             ended: Generation::default(),
             asked: Generation::default(),
+            bounce: Generation::default(),
+            roll: Generation::default(),
             ready: Generation::default(),
             attempts: 0,
             step: 0,
@@ -86,6 +94,11 @@ pub enum Change {
     RemoveService(ServiceName),
     /// An instance is forgotten.
     RemoveInstance(InstanceName),
+    /// A command of an operator has taken effect; repeated under this id, also
+    /// to the next supervisor, it does so no more.
+    Command(Uuid),
+    /// So many commands have come since that nobody repeats this one.
+    RemoveCommand(Uuid),
 }
 
 /// All that an earlier run left.
@@ -95,6 +108,8 @@ pub struct Restored {
     pub services: Vec<SavedService>,
     /// Instances.
     pub instances: Vec<SavedInstance>,
+    /// Commands that have taken effect.
+    pub commands: Vec<Uuid>,
     /// The host was restarted since: what was completed before is to be done again.
     pub rebooted: bool,
 }
@@ -113,6 +128,11 @@ impl Restored {
             }
             Change::RemoveService(name) => self.services.retain(|old| old.name != name),
             Change::RemoveInstance(name) => self.instances.retain(|old| old.instance != name),
+            Change::Command(id) => {
+                self.commands.retain(|old| *old != id);
+                self.commands.push(id);
+            }
+            Change::RemoveCommand(id) => self.commands.retain(|old| *old != id),
         }
     }
 }

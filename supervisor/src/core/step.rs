@@ -33,6 +33,8 @@ pub(super) enum Step {
     },
     /// Note that its end is asked for, whatever ends it.
     Ask(Generation),
+    /// Have its calls finished, before it is stopped.
+    Drain(Generation),
     /// Stop it.
     Stop {
         /// Which spawn.
@@ -227,6 +229,9 @@ impl Core {
         }
         if let Some(at) = instance.retry.pending(now.mono) {
             return Step::Rest(Phase::Stopping, Some(at));
+        }
+        if !unhealthy && let Some(step) = self.decide_drain(now, instance, generation) {
+            return step;
         }
         Step::Stop {
             generation,

@@ -31,8 +31,10 @@ pub(super) enum Goal {
     /// These are ready or through.
     Up {
         instances: Vec<InstanceName>,
-        /// A failure of one of these (they or what they require) ends it.
+        /// A failure of one of those, or of these that they require, ends it.
         about: BTreeSet<ServiceName>,
+        /// The end of one of these rolling restarts before its time, too.
+        rolls: Vec<(ServiceName, u64)>,
     },
     /// Nothing of these is left.
     Gone {
@@ -63,7 +65,15 @@ impl Core {
     /// The answer, when there is one.
     fn result(&self, goal: &Goal) -> Option<Result<Outcome, Status>> {
         match goal {
-            Goal::Up { instances, about } => {
+            Goal::Up {
+                instances,
+                about,
+                rolls,
+            } => {
+                let failure = |(name, number): &(_, _)| self.rolls.failure(name, *number);
+                if let Some(status) = rolls.iter().find_map(failure) {
+                    return Some(Err(status.clone()));
+                }
                 if instances.iter().all(|name| self.is_up(name)) {
                     return Some(Ok(self.outcome(instances)));
                 }
@@ -95,7 +105,8 @@ impl Core {
                 instance.spent && instance.phase == Phase::Idle && instance.is_gone();
             let serves = !config.is_some_and(|config| config.oneshot)
                 && instance.phase == Phase::Ready
-                && !instance.bouncing();
+                && !instance.bouncing()
+                && !instance.rolling();
             instance.completed || ended_in_order || serves
         })
     }
@@ -124,13 +135,15 @@ impl Core {
                 return Some(Status::new(Code::Aborted, text));
             }
         }
-        let instances = about.iter().flat_map(|service| self.instances_of(service));
-        instances
+        let about = about.iter().flat_map(|service| self.instances_of(service));
+        let own = instances.iter().filter_map(|name| self.instances.get(name));
+        about
+            .chain(own)
             .filter(|instance| !instance.surplus && !instance.is_running())
             .find_map(|instance| self.obstacle(instance))
     }
 
-    fn obstacle(&self, instance: &Instance) -> Option<Status> {
+    pub(super) fn obstacle(&self, instance: &Instance) -> Option<Status> {
         let name = &instance.name;
         match &instance.phase {
             Phase::CircuitOpen => Some(circuit_open(instance)),
@@ -173,8 +186,13 @@ impl Core {
                 Goal::Up { .. } => !self.is_up(name),
                 Goal::Gone { .. } => !self.is_gone(name),
             })
-            .filter_map(|name| self.status(name))
-            .map(|status| format!("{}: {}", status.instance, describe(&status)))
+            .filter_map(|name| Some((self.instances.get(name)?, self.status(name)?)))
+            .map(
+                |(instance, status)| match instance.rolling() && !instance.bouncing() {
+                    true => format!("{}: waits for its turn", status.instance),
+                    false => format!("{}: {}", status.instance, describe(&status)),
+                },
+            )
             .collect();
         let more = match open.len().saturating_sub(MOST_NAMED) {
             0 => String::new(),

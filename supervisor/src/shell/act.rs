@@ -5,6 +5,7 @@ use std::time::Duration;
 use blackhole_bus_schema::bus::{Link, RequestError};
 use blackhole_bus_schema::message::Command;
 use blackhole_bus_schema::process::{Forget, Spawn, Stop};
+use blackhole_bus_schema::registry::Drain;
 use blackhole_bus_schema::reply::Code;
 use blackhole_bus_schema::resource::{Prepare, Release};
 use blackhole_bus_schema::supervision::SupervisionChanged;
@@ -18,6 +19,8 @@ use crate::core::{Action, Input, RequestFailure};
 const BUDGET: Duration = Duration::from_secs(15);
 /// A spawn waits for a shim and for exec.
 const SPAWN_BUDGET: Duration = Duration::from_secs(30);
+/// Added to a drain for the way to the bridge and back.
+const DRAIN_SLACK: Duration = Duration::from_secs(5);
 /// Added to the grace of a service for its kill and the way back.
 const STOP_SLACK: Duration = Duration::from_secs(20);
 
@@ -62,16 +65,36 @@ impl Shell {
                     }
                 });
             }
+            Action::Drain {
+                instance,
+                generation,
+                within_ms,
+            } => {
+                let command = Drain {
+                    instance: instance.clone(),
+                    generation,
+                    within_ms,
+                };
+                let budget = Duration::from_millis(within_ms).saturating_add(DRAIN_SLACK);
+                self.ask(&self.bridge, command, budget, cause, move |result| {
+                    Input::DrainReply {
+                        instance,
+                        generation,
+                        result,
+                    }
+                });
+            }
             Action::Stop {
                 instance,
                 generation,
                 unhealthy,
+                stop,
                 grace_ms,
             } => {
                 let command = Stop {
                     instance: instance.clone(),
                     generation,
-                    stop: None,
+                    stop,
                     unhealthy,
                 };
                 let budget = Duration::from_millis(grace_ms).saturating_add(STOP_SLACK);

@@ -1,9 +1,10 @@
-//! What the two links bring, as inputs.
+//! What the three links bring, as inputs.
 
 use blackhole_bus_schema::bus::{self, LinkEvent, Received};
 use blackhole_bus_schema::health::ProbeResult;
 use blackhole_bus_schema::message::Message;
 use blackhole_bus_schema::process::{InstanceRecord, ProcessChanged, ProcessNotified};
+use blackhole_bus_schema::registry::{Registration, RegistryChanged};
 
 use super::{Shell, chain};
 use crate::core::Input;
@@ -72,6 +73,45 @@ impl Shell {
                 self.handle(Input::ControllerDown, None).await;
             }
             LinkEvent::Snapshot { .. } | LinkEvent::Event(_) | LinkEvent::Lagged { .. } => {}
+        }
+    }
+
+    pub(super) async fn bridge_event(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Up(info) => {
+                tracing::info!(
+                    incarnation = info.incarnation,
+                    pid = info.pid,
+                    "bridge is there"
+                );
+                self.handle(Input::BridgeUp, None).await;
+            }
+            LinkEvent::Down => {
+                tracing::warn!("bridge is away: calls are not finished before stops");
+                self.handle(Input::BridgeDown, None).await;
+            }
+            LinkEvent::Snapshot { items, .. } => {
+                let all: Result<Vec<Registration>, _> = items.into_iter().map(bus::item).collect();
+                match all {
+                    Ok(all) => self.handle(Input::RegistrySnapshot(all), None).await,
+                    Err(error) => {
+                        tracing::error!(%error, "the bridge's registrations are not understood: are both of one version?");
+                    }
+                }
+            }
+            LinkEvent::Event(received) if received.kind() == RegistryChanged::KIND => {
+                match received.parse() {
+                    Ok(changed) => {
+                        let changed = Input::RegistryChanged(Box::new(changed));
+                        self.handle(changed, Some(received.envelope.id)).await;
+                    }
+                    Err(error) => {
+                        tracing::error!(error = chain(&error), topic = %received.topic, "not understood");
+                    }
+                }
+            }
+            // A snapshot follows.
+            LinkEvent::Event(_) | LinkEvent::Lagged { .. } => {}
         }
     }
 }

@@ -18,6 +18,7 @@ use blackhole_bus_schema::bus::{BusError, Interest, Link};
 use blackhole_bus_schema::daemon::Daemon;
 use blackhole_bus_schema::names::{ClientName, Component};
 use blackhole_bus_schema::process::ListProcesses;
+use blackhole_bus_schema::registry::ListRegistry;
 use blackhole_bus_schema::topic;
 use tokio::sync::mpsc;
 use uuid::Uuid;
@@ -51,6 +52,7 @@ struct Shell {
     clock: Clock,
     manager: Link,
     controller: Link,
+    bridge: Link,
     replies: mpsc::Sender<(Input, Option<Uuid>)>,
     tickets: HashMap<Ticket, Asked>,
     last_ticket: u64,
@@ -74,7 +76,10 @@ pub async fn serve(daemon: Daemon) -> Result<(), SupervisorError> {
     let (manager, mut manager_events) = Link::open(&daemon.dirs, me.clone(), to, interest).await?;
     let to = Component::ResourceController;
     let (controller, mut controller_events) =
-        Link::open(&daemon.dirs, me, to, Interest::none()).await?;
+        Link::open(&daemon.dirs, me.clone(), to, Interest::none()).await?;
+    let interest = Interest::none().stream::<ListRegistry>(topic::REGISTRY);
+    let (bridge, mut bridge_events) =
+        Link::open(&daemon.dirs, me, Component::Bridge, interest).await?;
     match (&daemon.config_path, &daemon.config) {
         (Some(path), Some(config)) => {
             tracing::info!(config = %path.display(), services = config.services.len(), "configured");
@@ -95,6 +100,7 @@ pub async fn serve(daemon: Daemon) -> Result<(), SupervisorError> {
         clock,
         manager,
         controller,
+        bridge,
         replies,
         tickets: HashMap::new(),
         last_ticket: 0,
@@ -112,6 +118,7 @@ pub async fn serve(daemon: Daemon) -> Result<(), SupervisorError> {
             Some((input, cause)) = replied.recv() => shell.handle(input, cause).await,
             Some(event) = manager_events.recv() => shell.manager_event(event).await,
             Some(event) = controller_events.recv() => shell.controller_event(event).await,
+            Some(event) = bridge_events.recv() => shell.bridge_event(event).await,
             Some(incoming) = shell.daemon.commands.recv() => shell.command(incoming).await,
             () = clock.until(deadline) => shell.handle(Input::Tick, None).await,
             // Any other arm tries too, with whatever it has to write.

@@ -28,7 +28,7 @@ use crate::core::{Change, Restored};
 use rows::{apply, key, read};
 
 /// Version of the tables, in `PRAGMA user_version`.
-const SCHEMA: i64 = 1;
+const SCHEMA: i64 = 2;
 
 const TABLES: &str = "
     CREATE TABLE service (
@@ -51,10 +51,22 @@ const TABLES: &str = "
         spent INTEGER NOT NULL,
         completed INTEGER NOT NULL,
         last_exit TEXT,
-        last_error TEXT
+        last_error TEXT,
+        bounce INTEGER NOT NULL DEFAULT 0,
+        roll INTEGER NOT NULL DEFAULT 0
     ) STRICT;
+    CREATE TABLE command (id TEXT PRIMARY KEY) STRICT;
     CREATE TABLE host (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-    PRAGMA user_version = 1;
+    PRAGMA user_version = 2;
+";
+
+/// From the tables of version 1: restarts under way and commands that have taken
+/// effect are remembered since.
+const FROM_1: &str = "
+    ALTER TABLE instance ADD COLUMN bounce INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE instance ADD COLUMN roll INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE command (id TEXT PRIMARY KEY) STRICT;
+    PRAGMA user_version = 2;
 ";
 
 /// Why the database cannot be used.
@@ -163,6 +175,9 @@ impl Store {
             0 => connection
                 .execute_batch(&format!("BEGIN; {TABLES} COMMIT;"))
                 .map_err(error("create"))?,
+            1 => connection
+                .execute_batch(&format!("BEGIN; {FROM_1} COMMIT;"))
+                .map_err(error("bring to this version's tables"))?,
             SCHEMA => {}
             found => {
                 return Err(StoreError::Newer {

@@ -3,6 +3,7 @@
 use blackhole_bus_schema::names::Generation;
 use blackhole_bus_schema::supervision::{Circuit, Desired};
 use rusqlite::{Connection, OptionalExtension, Row, params};
+use uuid::Uuid;
 
 use crate::core::{Change, Restored, SavedInstance, SavedService};
 
@@ -13,6 +14,7 @@ pub(super) fn key(change: &Change) -> String {
         Change::RemoveService(name) => format!("service {name}"),
         Change::Instance(row) => format!("instance {}", row.instance),
         Change::RemoveInstance(name) => format!("instance {name}"),
+        Change::Command(id) | Change::RemoveCommand(id) => format!("command {id}"),
     }
 }
 
@@ -38,7 +40,8 @@ pub(super) fn apply(connection: &Connection, change: &Change) -> rusqlite::Resul
             connection
                 .prepare_cached(
                     "INSERT OR REPLACE INTO instance
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15,
+                             ?16, ?17)",
                 )?
                 .execute(params![
                     row.instance.to_string(),
@@ -58,12 +61,24 @@ pub(super) fn apply(connection: &Connection, change: &Change) -> rusqlite::Resul
                         .as_ref()
                         .and_then(|exit| serde_json::to_string(exit).ok()),
                     row.last_error,
+                    row.bounce.0.cast_signed(),
+                    row.roll.0.cast_signed(),
                 ])?;
         }
         Change::RemoveInstance(name) => {
             connection
                 .prepare_cached("DELETE FROM instance WHERE name = ?1")?
                 .execute([name.to_string()])?;
+        }
+        Change::Command(id) => {
+            connection
+                .prepare_cached("INSERT OR REPLACE INTO command VALUES (?1)")?
+                .execute([id.to_string()])?;
+        }
+        Change::RemoveCommand(id) => {
+            connection
+                .prepare_cached("DELETE FROM command WHERE id = ?1")?
+                .execute([id.to_string()])?;
         }
     }
     Ok(())
@@ -76,9 +91,15 @@ pub(super) fn read(connection: &Connection) -> rusqlite::Result<Restored> {
     let services = services.query_map([], |row| Ok(service(row)))?;
     let mut instances = connection.prepare("SELECT * FROM instance ORDER BY name")?;
     let instances = instances.query_map([], |row| Ok(instance(row)))?;
+    let mut commands = connection.prepare("SELECT id FROM command ORDER BY id")?;
+    let commands = commands.query_map([], |row| {
+        let id: String = row.get(0)?;
+        Ok(id.parse::<Uuid>().map_err(text))
+    })?;
     let mut restored = Restored {
         services: rows(services)?,
         instances: rows(instances)?,
+        commands: rows(commands)?,
         rebooted: false,
     };
     let now = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
@@ -154,6 +175,8 @@ fn instance(row: &Row<'_>) -> Result<SavedInstance, String> {
         generation: generation("generation")?,
         ended: generation("ended")?,
         asked: generation("asked")?,
+        bounce: generation("bounce")?,
+        roll: generation("roll")?,
         ready: generation("ready")?,
         attempts: row.get("attempts").map_err(text)?,
         step: row.get("step").map_err(text)?,

@@ -24,6 +24,8 @@ fn changes() -> Vec<Change> {
     let mut instance = SavedInstance::new("web.1".parse().unwrap());
     instance.generation = Generation(4);
     instance.ended = Generation(3);
+    instance.bounce = Generation(4);
+    instance.roll = Generation(3);
     instance.attempts = 2;
     instance.restarts = 9;
     instance.circuit = Circuit::Open;
@@ -39,6 +41,9 @@ fn changes() -> Vec<Change> {
         }),
         Change::Instance(Box::new(instance)),
         Change::Instance(Box::new(SavedInstance::new("web.2".parse().unwrap()))),
+        Change::Command(uuid::Uuid::from_u128(3)),
+        Change::Command(uuid::Uuid::from_u128(4)),
+        Change::RemoveCommand(uuid::Uuid::from_u128(3)),
     ]
 }
 
@@ -49,7 +54,7 @@ fn what_was_written_is_read_back() {
     let (mut store, restored) = Store::open(&path).unwrap();
     assert_eq!(restored, Restored::default());
     let mut expected = Restored::default();
-    for (durable, change) in [false, true, false].into_iter().zip(changes()) {
+    for (durable, change) in [false, true].into_iter().cycle().zip(changes()) {
         expected.apply(change.clone());
         store.write(vec![change], durable).unwrap();
     }
@@ -191,4 +196,38 @@ fn rows_that_make_no_sense_are_left_out() {
     let (_, restored) = Store::open(&path).unwrap();
     assert_eq!(restored.instances.len(), 1);
     assert_eq!(restored.services.len(), 1);
+}
+
+/// Version 1 knew neither of restarts under way nor of commands.
+#[test]
+fn the_tables_of_an_earlier_version_are_taken_over() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("db");
+    let connection = Connection::open(&path).unwrap();
+    connection
+        .execute_batch(
+            "CREATE TABLE service (name TEXT PRIMARY KEY, wish TEXT, requires TEXT NOT NULL) STRICT;
+             CREATE TABLE instance (
+                name TEXT PRIMARY KEY, generation INTEGER NOT NULL, ended INTEGER NOT NULL,
+                asked INTEGER NOT NULL, ready INTEGER NOT NULL, attempts INTEGER NOT NULL,
+                step INTEGER NOT NULL, restarts INTEGER NOT NULL, circuit TEXT NOT NULL,
+                opened_at INTEGER, restart_at INTEGER, spent INTEGER NOT NULL,
+                completed INTEGER NOT NULL, last_exit TEXT, last_error TEXT) STRICT;
+             CREATE TABLE host (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+             INSERT INTO instance VALUES
+                ('web.1', 9, 8, 0, 9, 1, 1, 1, 'closed', NULL, NULL, 0, 0, NULL, NULL);
+             PRAGMA user_version = 1;",
+        )
+        .unwrap();
+    drop(connection);
+    let (mut store, restored) = Store::open(&path).unwrap();
+    assert_eq!(restored.instances[0].generation, Generation(9));
+    assert_eq!(restored.instances[0].bounce, Generation(0));
+    let mut expected = restored;
+    for change in changes() {
+        expected.apply(change.clone());
+        store.write(vec![change], false).unwrap();
+    }
+    drop(store);
+    assert_eq!(Store::open(&path).unwrap().1, expected);
 }

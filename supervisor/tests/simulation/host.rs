@@ -149,6 +149,10 @@ pub(crate) struct Manager {
     pub(crate) seq: u64,
     /// Requests by id: `None` while one is being worked on.
     pub(crate) replies: BTreeMap<u64, Option<super::world::Reply>>,
+    /// Highest generation of an instance that was stopped before it came.
+    pub(crate) stopped: BTreeMap<InstanceName, Generation>,
+    /// Stops that wait for a spawn to lead to a process.
+    pub(crate) stops: BTreeMap<InstanceName, (u64, bool)>,
     /// Spawns that were told to be ready.
     pub(crate) told_ready: BTreeMap<InstanceName, Generation>,
 }
@@ -165,6 +169,8 @@ impl Manager {
             records,
             seq: 0,
             replies: BTreeMap::new(),
+            stopped: BTreeMap::new(),
+            stops: BTreeMap::new(),
             told_ready: BTreeMap::new(),
         }
     }

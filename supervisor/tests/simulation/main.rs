@@ -1,5 +1,5 @@
 //! Whole deployments in virtual time: the core, with a process-manager, a
-//! resource-controller and a network that loses, doubles, delays and reorders,
+//! resource-controller, a bridge and a network that loses, doubles, delays and reorders,
 //! while the supervisor (between any two of its actions), the process-manager
 //! and the resource-controller die and return and operators command.
 //!
@@ -11,7 +11,10 @@
 //! 4. every command is answered exactly once;
 //! 5. no start beyond the restart policy;
 //! 6. what nobody killed is never started twice, whatever dies around it;
-//! 7. once the faults stop, what is wanted is reached and the status is true.
+//! 7. once the faults stop, what is wanted is reached and the status is true;
+//! 8. never more than one replica of a service is down because of a rolling restart;
+//! 9. a drain delays a stop by half of the grace at most, and is asked for once;
+//! 10. a command that is repeated to the next supervisor takes effect once (by 6).
 //!
 //! `PROPTEST_CASES=30000 cargo test -p blackhole-supervisor --test simulation`
 //! looks longer (`cargo nextest` ends a test after five minutes); `SIM_TRACE=1`
@@ -19,6 +22,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // Helpers of tests fail by panicking, too.
 
+mod bridge;
 mod host;
 mod manager;
 mod network;

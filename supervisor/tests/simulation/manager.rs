@@ -101,6 +101,9 @@ impl World {
             }
             return;
         }
+        if let Request::Drain { within, .. } = request {
+            return self.drain_arrives(id, within);
+        }
         let Some(manager) = &mut self.manager else {
             return;
         };
@@ -136,8 +139,18 @@ impl World {
                     .records
                     .get(&spec.instance)
                     .map(|record| record.generation);
-                if known.is_some_and(|known| known >= spec.generation) {
-                    let status = Status::new(Code::FailedPrecondition, "not newer");
+                if known == Some(spec.generation) {
+                    let record = Box::new(manager.records[&spec.instance].clone());
+                    if record.state == (ProcessState::Spawn {}) {
+                        // Answered with the first one: asked again it is looked at again.
+                        manager.replies.remove(&id);
+                        return self.at(self.now + 5, Event::Arrives(id));
+                    }
+                    return self.answer(id, Reply::Record(record));
+                }
+                let stopped = manager.stopped.get(&spec.instance).copied();
+                if known.max(stopped) >= Some(spec.generation) {
+                    let status = Status::new(Code::FailedPrecondition, "older, or stopped");
                     return self.answer(id, Reply::Refused(status));
                 }
                 // Only what a dead supervisor left on the way may be met alive:
@@ -151,7 +164,7 @@ impl World {
                 self.publish(record);
                 let takes = self.below(30);
                 self.at(
-                    self.now + takes,
+                    (self.now + takes).max(self.hang_until),
                     Event::Spawned {
                         incarnation,
                         id,
@@ -167,7 +180,7 @@ impl World {
             } => {
                 self.stop(incarnation, id, &instance, generation, unhealthy);
             }
-            Request::Prepare(_) | Request::Release(_) => {}
+            Request::Prepare(_) | Request::Release(_) | Request::Drain { .. } => {}
         }
     }
 
@@ -178,6 +191,15 @@ impl World {
             .is_none_or(|manager| manager.incarnation != incarnation)
         {
             return;
+        }
+        if self.now < self.hang_until {
+            let event = Event::Spawned {
+                incarnation,
+                id,
+                orphan,
+                spec: Box::new(spec.clone()),
+            };
+            return self.at(self.hang_until, event);
         }
         let index: usize = spec.instance.service().as_str()[1..].parse().unwrap();
         let nature = self.plan.members[index].nature;
@@ -196,6 +218,8 @@ impl World {
                     .or_default();
                 ready.push(spec.generation);
             }
+            let registers = self.now + 1 + self.below(500);
+            self.at(registers, Event::Registers(spec.instance.clone()));
             let life = match nature {
                 Nature::Crashing | Nature::BadJob => Some(ExitResult::ExitCode),
                 Nature::Job => Some(ExitResult::Success),
@@ -217,6 +241,13 @@ impl World {
         };
         self.publish(record.clone());
         self.answer(id, Reply::Record(Box::new(record)));
+        let waits = self
+            .manager
+            .as_mut()
+            .and_then(|m| m.stops.remove(&spec.instance));
+        if let Some((id, unhealthy)) = waits {
+            self.stop(incarnation, id, &spec.instance, spec.generation, unhealthy);
+        }
     }
 
     pub(crate) fn stop(
@@ -227,12 +258,17 @@ impl World {
         generation: Generation,
         unhealthy: bool,
     ) {
-        let Some(record) = self
-            .manager
+        let Some(manager) = &mut self.manager else {
+            return;
+        };
+        let known = manager.records.get(instance).cloned();
+        if known
             .as_ref()
-            .and_then(|m| m.records.get(instance))
-            .cloned()
-        else {
+            .is_none_or(|known| known.generation < generation)
+        {
+            manager.stopped.insert(instance.clone(), generation);
+        }
+        let Some(record) = known else {
             return self.answer(
                 id,
                 Reply::Refused(Status::new(Code::NotFound, "no such instance")),
@@ -244,12 +280,9 @@ impl World {
         }
         let Some(process) = self.host.processes.get_mut(instance) else {
             if record.state.is_live() {
-                // Being started: the stop waits for it.
-                let event = Event::Arrives(id);
-                if let Some(manager) = &mut self.manager {
-                    manager.replies.remove(&id);
-                }
-                return self.at(self.now + 5, event);
+                // Being started: the stop waits for it, whoever waits for the answer.
+                manager.stops.insert(instance.clone(), (id, unhealthy));
+                return;
             }
             return self.answer(id, Reply::Record(Box::new(record)));
         };
@@ -324,5 +357,6 @@ impl World {
         if let Some(record) = self.host.end(instance, result, unix) {
             self.publish(record);
         }
+        self.unregister(instance);
     }
 }

@@ -5,6 +5,7 @@
 
 use blackhole_bus_schema::limits::LimitGrant;
 use blackhole_bus_schema::process::InstanceRecord;
+use blackhole_bus_schema::registry::Drained;
 use blackhole_supervisor::core::{Input, RequestFailure};
 
 use super::plan::FAULTS_END_MS;
@@ -136,6 +137,18 @@ impl World {
                     result: reply.map(|_| ()),
                 });
             }
+            Request::Drain {
+                instance,
+                generation,
+                ..
+            } => {
+                let result = reply.map(|_| Drained::default());
+                self.tell(Input::DrainReply {
+                    instance,
+                    generation,
+                    result,
+                });
+            }
             Request::List if self.link.syncing != Some(id) => {}
             Request::List => {
                 self.link.syncing = None;
@@ -161,6 +174,7 @@ impl World {
         self.at(self.now + 500, Event::Listens { life });
         if self.link.up && self.now > self.link.heard + 3000 {
             self.link.up = false;
+            self.links += 1;
             self.tell(Input::ManagerDown);
         }
     }
@@ -190,6 +204,7 @@ impl World {
                 seq: kept,
                 ..Link::default()
             };
+            self.links += 1;
             self.tell(Input::ManagerUp);
             self.resync();
         } else if seq > self.link.seq {

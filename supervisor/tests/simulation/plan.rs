@@ -47,6 +47,10 @@ pub(crate) enum Fault {
     ControllerDies(u64),
     /// Nothing passes between supervisor and process-manager for so many milliseconds.
     Partition(u64),
+    /// The bridge dies and returns.
+    BridgeDies(u64),
+    /// The fork server takes no spawn for so many milliseconds.
+    Hang(u64),
     /// Somebody kills a process of this service.
     Kill(usize),
     /// An operator's command: which, of which service.
@@ -67,6 +71,8 @@ pub(crate) struct Plan {
 
 /// Faults happen before this time; from then on the network is good.
 pub(crate) const FAULTS_END_MS: u64 = 60_000;
+/// Of each service, in milliseconds.
+pub(crate) const GRACE_MS: u64 = 2000;
 pub(crate) const MAX_ATTEMPTS: u32 = 3;
 
 pub(crate) fn name(index: usize) -> ServiceName {
@@ -99,8 +105,10 @@ fn fault() -> impl Strategy<Value = Fault> {
         (0usize..12, 50u64..8000).prop_map(|(after, back)| Fault::SupervisorDies(after, back)),
         (100u64..8000).prop_map(Fault::ControllerDies),
         (100u64..9000).prop_map(Fault::Partition),
+        (100u64..8000).prop_map(Fault::BridgeDies),
+        (1000u64..20_000).prop_map(Fault::Hang),
         (0usize..6).prop_map(Fault::Kill),
-        (0u8..5, 0usize..6).prop_map(|(which, service)| Fault::Command(which, service)),
+        (0u8..6, 0usize..6).prop_map(|(which, service)| Fault::Command(which, service)),
     ]
 }
 
@@ -164,6 +172,27 @@ impl Plan {
         needs
     }
 
+    /// Service `index` and all that require it.
+    pub(crate) fn with_dependents(&self, index: usize) -> Vec<usize> {
+        let mut found = vec![index];
+        for later in index + 1..self.members.len() {
+            let needs = self.needs(later);
+            if found
+                .iter()
+                .any(|on| needs.get(on).is_some_and(|on| on.required))
+            {
+                found.push(later);
+            }
+        }
+        found
+    }
+
+    /// Whether a restart takes its replicas one after the other.
+    pub(crate) fn rolls(&self, index: usize) -> bool {
+        let member = &self.members[index];
+        member.replicas > 1 && !matches!(member.nature, Nature::Job | Nature::BadJob)
+    }
+
     fn service(&self, index: usize) -> ServiceConfig {
         let member = &self.members[index];
         let job = matches!(member.nature, Nature::Job | Nature::BadJob);
@@ -209,7 +238,7 @@ impl Plan {
             oom_score_adj: 0,
             stop: StopSpec {
                 signal: 15,
-                grace_ms: 2000,
+                grace_ms: GRACE_MS,
             },
             success_codes: vec![0],
             depends_on: self

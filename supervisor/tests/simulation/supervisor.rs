@@ -1,11 +1,16 @@
 //! The supervisor under test: its lives, its actions, and what is checked of them.
 
-use blackhole_bus_schema::config::Condition::{Completed, Ready, Started};
-use blackhole_bus_schema::names::InstanceName;
-use blackhole_bus_schema::process::SpawnSpec;
-use blackhole_supervisor::core::{Action, Core, Input, Random};
+use std::time::Duration;
 
-use super::world::{Event, Link, Request, World};
+use blackhole_bus_schema::config::Condition::{Completed, Ready, Started};
+use blackhole_bus_schema::names::{Generation, InstanceName};
+use blackhole_bus_schema::process::SpawnSpec;
+use blackhole_bus_schema::supervision::Phase;
+use blackhole_supervisor::core::{Action, Core, Input, Random, Ticket};
+use uuid::Uuid;
+
+use super::plan::GRACE_MS;
+use super::world::{Asked, Event, Link, Request, World};
 
 impl World {
     pub(crate) fn supervisor_returns(&mut self) {
@@ -19,17 +24,31 @@ impl World {
             self.clock(),
         ));
         self.tell(Input::Tick);
+        self.believed.clear();
+        self.committed = self
+            .disk
+            .instances
+            .iter()
+            .map(|row| (row.instance.clone(), row.bounce))
+            .collect();
         if self.controller {
             self.tell(Input::ControllerUp);
         }
+        if self.bridge {
+            self.tell_of_bridge();
+        }
         self.at(self.now + 500, Event::Listens { life: self.life });
+        // Clients notice and ask again, under the same id.
+        for (_, asked) in std::mem::take(&mut self.open) {
+            if self.core.is_some() {
+                self.ask(asked);
+            }
+        }
     }
 
     pub(crate) fn supervisor_dies(&mut self, back: u64) {
         self.core = None;
         self.die_after = None;
-        // Whoever waits for an answer notices and asks again; not modelled.
-        self.open.clear();
         // What it sent may still arrive, but nobody waits for the answers.
         for call in self.calls.values_mut() {
             call.open = false;
@@ -37,14 +56,31 @@ impl World {
         self.at(self.now + back, Event::SupervisorReturns);
     }
 
+    /// An operator's command, for the first time or again.
+    pub(crate) fn ask(&mut self, asked: Asked) {
+        self.tickets += 1;
+        let ticket = Ticket(self.tickets);
+        self.open.insert(ticket, asked.clone());
+        let input = Input::Command {
+            ticket,
+            deadline: self.clock().mono + Duration::from_secs(20),
+            command: asked.command,
+        };
+        self.tell_caused(input, Some(asked.id));
+    }
+
     pub(crate) fn tell(&mut self, input: Input) {
+        self.tell_caused(input, None);
+    }
+
+    fn tell_caused(&mut self, input: Input, cause: Option<Uuid>) {
         let now = self.clock();
         let Some(core) = &mut self.core else {
             return;
         };
         let trace = self.trace && !matches!(input, Input::Tick);
         let told = trace.then(|| format!("{input:?}"));
-        let actions = core.handle(now, input, None);
+        let actions = core.handle(now, input, cause);
         if let Some(told) = told {
             eprintln!("{:>7}   tell {told}\n        -> {actions:?}", self.now);
         }
@@ -78,9 +114,12 @@ impl World {
                 generation,
                 unhealthy,
                 grace_ms,
+                ..
             } => {
                 if !unhealthy {
                     self.check_dependents(&instance);
+                    self.check_replicas(&instance, generation);
+                    self.check_drain(&instance, generation);
                 }
                 self.call(
                     Request::Stop {
@@ -94,7 +133,31 @@ impl World {
             Action::Forget { instance } => {
                 self.call(Request::Forget(instance), 5000);
             }
-            Action::Publish { .. } => {}
+            Action::Drain {
+                instance,
+                generation,
+                within_ms,
+            } => {
+                self.check_dependents(&instance);
+                self.check_replicas(&instance, generation);
+                let begun = (self.now, self.links, self.life);
+                let before = self.drains.insert((instance.clone(), generation), begun);
+                assert!(
+                    before.is_none_or(|(_, _, life)| life != self.life),
+                    "{instance} is drained twice"
+                );
+                self.call(
+                    Request::Drain {
+                        instance,
+                        generation,
+                        within: within_ms,
+                    },
+                    within_ms + 5000,
+                );
+            }
+            Action::Publish { status, .. } => {
+                self.believed.insert(status.instance.clone(), status.phase);
+            }
             Action::Answer { ticket, result } => {
                 let command = self.open.remove(&ticket);
                 assert!(
@@ -106,9 +169,52 @@ impl World {
         }
     }
 
+    /// A drain delays a stop by half of the grace at most.
+    fn check_drain(&mut self, instance: &InstanceName, generation: Generation) {
+        let Some((at, links, life)) = self.drains.get(&(instance.clone(), generation)) else {
+            return;
+        };
+        if *links == self.links && *life == self.life {
+            let first = self.drained.insert((instance.clone(), generation));
+            let took = self.now - at;
+            assert!(
+                !first || took <= GRACE_MS / 2 + 1,
+                "drained for {took} ms: {instance}"
+            );
+        }
+    }
+
+    /// Of a service that was only ever restarted one replica after the other, a
+    /// replica that serves is taken away only while all others do.
+    fn check_replicas(&mut self, instance: &InstanceName, generation: Generation) {
+        let service = instance.service();
+        let first = self.begun.insert((instance.clone(), generation));
+        let decided_before = self.committed.get(instance) >= Some(&generation);
+        if !first || decided_before || self.whole.contains(service) {
+            return;
+        }
+        let served = self.believed.get(instance) == Some(&Phase::Ready);
+        for (other, phase) in &self.believed {
+            if other.service() == service && other != instance {
+                assert!(
+                    *phase == Phase::Ready || !served,
+                    "{instance} is taken away while {other} is {phase:?}"
+                );
+                assert!(
+                    *phase != Phase::Stopping || self.committed.contains_key(other),
+                    "{instance} is taken away with {other}"
+                );
+            }
+        }
+    }
+
     /// Nothing is stopped for an operator while what requires it is known to live.
+    /// Not so for a replica: its service is still there.
     fn check_dependents(&self, instance: &InstanceName) {
         let Some(core) = &self.core else { return };
+        if self.config.services[instance.service()].replicas > 1 {
+            return;
+        }
         for status in core.statuses() {
             let on = &self.config.services[&status.service].depends_on;
             let required = on.get(instance.service()).is_some_and(|on| on.required);

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use blackhole_bus_schema::config::Config;
 use blackhole_bus_schema::health::ProbeResult;
-use blackhole_bus_schema::names::{Generation, InstanceName};
+use blackhole_bus_schema::names::{Generation, InstanceName, ServiceName};
 use blackhole_bus_schema::process::{ExitResult, InstanceRecord, SpawnSpec};
 use blackhole_bus_schema::reply::Status;
-use blackhole_bus_schema::supervision::Target;
+use blackhole_bus_schema::supervision::{Phase, Target};
 use blackhole_supervisor::core::{Core, Input, Now, Operator, Random, Restored, Ticket};
+use uuid::Uuid;
 
 use super::host::{Host, Manager};
 use super::plan::{Fault, Plan, name};
@@ -30,6 +31,11 @@ pub(crate) enum Request {
     },
     Forget(InstanceName),
     List,
+    Drain {
+        instance: InstanceName,
+        generation: Generation,
+        within: u64,
+    },
     Prepare(InstanceName),
     Release(InstanceName),
 }
@@ -91,6 +97,10 @@ pub(crate) enum Event {
         life: u64,
     },
     Fault(Fault),
+    /// A process registers with the bridge.
+    Registers(InstanceName),
+    BridgeMissed,
+    BridgeReturns,
     ManagerReturns,
     SupervisorReturns,
     ControllerReturns,
@@ -102,6 +112,13 @@ pub(crate) struct Call {
     pub(crate) deadline: u64,
     /// Its sender lives and waits for the answer.
     pub(crate) open: bool,
+}
+
+/// A command of an operator that has not been answered.
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    pub(crate) id: Uuid,
+    pub(crate) command: Operator,
 }
 
 /// The supervisor's link to the manager.
@@ -139,11 +156,29 @@ pub(crate) struct World {
     /// The supervisor dies after so many more actions.
     pub(crate) die_after: Option<(usize, u64)>,
     pub(crate) tickets: u64,
-    pub(crate) open: BTreeMap<Ticket, Operator>,
+    pub(crate) open: BTreeMap<Ticket, Asked>,
     pub(crate) answered: u64,
     /// Commands that may have started an instance anew.
     pub(crate) commands: u32,
     pub(crate) kills: BTreeSet<InstanceName>,
+    pub(crate) bridge: bool,
+    pub(crate) registered: BTreeMap<InstanceName, Generation>,
+    /// Spawns wait for the fork server until then.
+    pub(crate) hang_until: u64,
+    /// How often the link to the manager came and went.
+    pub(crate) links: u64,
+    /// Drains: when, over which link, in which life of the supervisor.
+    pub(crate) drains: BTreeMap<(InstanceName, Generation), (u64, u64, u64)>,
+    /// Those that a stop has followed.
+    pub(crate) drained: BTreeSet<(InstanceName, Generation)>,
+    /// Spawns whose end has been begun.
+    pub(crate) begun: BTreeSet<(InstanceName, Generation)>,
+    /// Services of which a command took all replicas at once.
+    pub(crate) whole: BTreeSet<ServiceName>,
+    /// What the supervisor last said of each instance.
+    pub(crate) believed: BTreeMap<InstanceName, Phase>,
+    /// Up to which spawn an earlier life of it had decided to stop.
+    pub(crate) committed: BTreeMap<InstanceName, Generation>,
 }
 
 impl World {
@@ -173,6 +208,16 @@ impl World {
             answered: 0,
             commands: 0,
             kills: BTreeSet::new(),
+            bridge: true,
+            registered: BTreeMap::new(),
+            hang_until: 0,
+            links: 0,
+            drains: BTreeMap::new(),
+            drained: BTreeSet::new(),
+            begun: BTreeSet::new(),
+            whole: BTreeSet::new(),
+            believed: BTreeMap::new(),
+            committed: BTreeMap::new(),
         };
         for (at, fault) in &plan.faults {
             world.at(*at, Event::Fault(fault.clone()));
@@ -270,6 +315,9 @@ impl World {
             } => self.ends(&instance, pid, result),
             Event::Listens { life } => self.listens(life),
             Event::Fault(fault) => self.fault(fault),
+            Event::Registers(instance) => self.registers(&instance),
+            Event::BridgeMissed => self.tell(Input::BridgeDown),
+            Event::BridgeReturns => self.bridge_returns(),
             Event::ManagerReturns => self.manager_returns(),
             Event::SupervisorReturns => self.supervisor_returns(),
             Event::ControllerReturns => {
@@ -299,6 +347,8 @@ impl World {
                     self.at(self.now + back, Event::ControllerReturns);
                 }
             }
+            Fault::BridgeDies(back) => self.bridge_dies(back),
+            Fault::Hang(time) => self.hang_until = self.hang_until.max(self.now + time),
             Fault::Partition(time) => self.partition_until = self.now + time,
             Fault::Kill(index) => {
                 let service = name(index % self.plan.members.len());
@@ -312,31 +362,32 @@ impl World {
                     self.ends(&instance, pid, ExitResult::Signal);
                 }
             }
-            Fault::Command(which, index) => {
-                let target = Target::Services(vec![name(index % self.plan.members.len())]);
-                let command = match which {
-                    0 | 1 => Operator::Start(target),
-                    2 => Operator::Stop {
-                        target,
-                        transient: false,
-                    },
-                    3 => Operator::Restart(target),
-                    _ => Operator::Reset(target),
-                };
-                if self.core.is_some() {
-                    self.commands += 1;
-                    self.tickets += 1;
-                    let ticket = Ticket(self.tickets);
-                    self.open.insert(ticket, command.clone());
-                    let deadline = self.clock().mono + Duration::from_secs(20);
-                    self.tell(Input::Command {
-                        ticket,
-                        deadline,
-                        command,
-                    });
-                }
-            }
+            Fault::Command(which, index) => self.operator(which, index % self.plan.members.len()),
         }
+    }
+
+    fn operator(&mut self, which: u8, index: usize) {
+        let target = Target::Services(vec![name(index)]);
+        let command = match which {
+            0 | 1 => Operator::Start(target),
+            2 => Operator::Stop {
+                target,
+                transient: false,
+            },
+            3 | 4 => Operator::Restart(target),
+            _ => Operator::Reset(target),
+        };
+        if self.core.is_none() {
+            return;
+        }
+        let rolls = self.plan.rolls(index) && matches!(command, Operator::Restart(_));
+        if matches!(command, Operator::Stop { .. } | Operator::Restart(_)) && !rolls {
+            let whole = self.plan.with_dependents(index);
+            self.whole.extend(whole.into_iter().map(name));
+        }
+        self.commands += 1;
+        let id = Uuid::from_u128(u128::from(self.commands));
+        self.ask(Asked { id, command });
     }
 
     pub(crate) fn unanswered(&self) -> usize {

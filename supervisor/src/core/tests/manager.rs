@@ -452,3 +452,41 @@ fn a_configuration_may_change_while_it_runs() {
     bench.ends("d.1", ExitResult::Signal);
     assert!(bench.take().contains(&"spawn d.1 #4".to_owned()));
 }
+
+/// Around a fork server that hangs and a manager that dies over it: the stop is
+/// heard, the answer is not, and the manager refuses that spawn from then on.
+#[test]
+fn a_spawn_that_was_stopped_before_it_came_is_followed_by_another() {
+    let mut bench = Bench::new(&[("a", service())]);
+    assert_eq!(bench.take(), ["spawn a.1 #1"]);
+    let unknown = || RequestFailure::Unknown("no answer".into());
+    let refused = || {
+        let text = "generation 1 was stopped already, 1 comes too late";
+        RequestFailure::Refused(Status::new(Code::FailedPrecondition, text))
+    };
+    let answer = |bench: &mut Bench, generation, failure| {
+        bench.input(Input::SpawnReply {
+            instance: "a.1".parse().unwrap(),
+            generation: Generation(generation),
+            result: Err(failure),
+        });
+    };
+    answer(&mut bench, 1, unknown());
+    bench.command(stop(&["a"]));
+    bench.pass(secs(2));
+    assert_eq!(bench.take(), ["stop a.1 #1"]);
+    bench.input(Input::StopReply {
+        instance: "a.1".parse().unwrap(),
+        generation: Generation(1),
+        result: Err(unknown()),
+    });
+    let started = bench.command(start(&["a"]));
+    bench.pass(secs(5));
+    assert_eq!(bench.take(), ["spawn a.1 #1"], "its fate is not known");
+    answer(&mut bench, 1, refused());
+    bench.pass(secs(3));
+    assert_eq!(bench.take(), ["spawn a.1 #2"]);
+    bench.runs("a.1");
+    assert!(bench.status("a.1").last_error.is_none());
+    assert_eq!(bench.refused(started).0, Code::FailedPrecondition);
+}

@@ -1,10 +1,13 @@
 //! The core, driven by hand through the situations that have a rule of their own.
 
 mod deps;
+mod drain;
 mod limits;
 mod manager;
 mod ops;
+mod repeat;
 mod restart;
+mod roll;
 mod start;
 
 use std::collections::BTreeMap;
@@ -21,6 +24,7 @@ use blackhole_bus_schema::process::{
     ExitRecord, ExitResult, ExitStatus, Failure, InstanceRecord, LogSpec, NotifyState,
     ProcessState, SpawnFailure, SpawnSpec, SpawnStep, StopSpec,
 };
+use blackhole_bus_schema::registry::{Drained, Registration, RegistryChanged};
 use blackhole_bus_schema::reply::{Code, Status};
 use blackhole_bus_schema::supervision::{InstanceStatus, Outcome, Phase, Target};
 
@@ -262,6 +266,11 @@ impl Bench {
                     generation,
                     ..
                 } => format!("unhealthy {instance} #{generation}"),
+                Action::Drain {
+                    instance,
+                    generation,
+                    ..
+                } => format!("drain {instance} #{generation}"),
                 Action::Forget { instance } => format!("forget {instance}"),
                 Action::Release { instance } => {
                     self.input(Input::ReleaseReply {
@@ -363,6 +372,36 @@ impl Bench {
 
     fn ready(&mut self, name: &str) {
         self.probe(name, ProbeKind::Readiness, None, 1);
+    }
+
+    /// It answers calls.
+    fn registered(&mut self, name: &str) {
+        let (instance, generation) = (name.parse().unwrap(), Generation(self.generation(name)));
+        let registration = Registration {
+            instance,
+            generation,
+            methods: Vec::new(),
+            endpoint: None,
+            outstanding: 1,
+            draining: false,
+        };
+        let changed = RegistryChanged {
+            instance: name.parse().unwrap(),
+            registration: Some(registration),
+        };
+        self.input(Input::RegistryChanged(Box::new(changed)));
+    }
+
+    /// A drain that was sent is answered.
+    fn drained(&mut self, name: &str, generation: u64) {
+        self.input(Input::DrainReply {
+            instance: name.parse().unwrap(),
+            generation: Generation(generation),
+            result: Ok(Drained {
+                registered: true,
+                outstanding: 0,
+            }),
+        });
     }
 
     fn command(&mut self, command: Operator) -> Ticket {

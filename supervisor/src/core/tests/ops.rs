@@ -407,3 +407,25 @@ fn what_a_service_says_is_told_as_that() {
     bench.tell(record);
     assert_eq!(bench.said.last().unwrap(), "a.1 ready: says: 42 users");
 }
+
+/// A migration is run again; that something which requires it has failed for
+/// good is no failure of the migration.
+#[test]
+fn a_restart_of_a_one_shot_is_not_failed_by_a_dependent_that_is_down() {
+    let mut app = needs(service(), &[("migrate", Condition::Completed)]);
+    app.restart_policy.max_attempts = 0;
+    let mut bench = Bench::new(&[("migrate", oneshot()), ("app", app)]);
+    bench.take();
+    bench.runs("migrate.1");
+    bench.ends("migrate.1", ExitResult::Success);
+    bench.take();
+    bench.runs("app.1");
+    bench.ends("app.1", ExitResult::ExitCode);
+    assert_eq!(bench.phase("app.1"), "circuit open");
+    let restarted = bench.command(Operator::Restart(target(&["migrate"])));
+    assert_eq!(bench.take(), ["spawn migrate.1 #2"]);
+    assert!(bench.answer(restarted).is_none());
+    bench.runs("migrate.1");
+    bench.ends("migrate.1", ExitResult::Success);
+    assert!(bench.answer(restarted).unwrap().is_ok());
+}
