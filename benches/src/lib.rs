@@ -6,6 +6,10 @@
 
 #![allow(clippy::panic)]
 
+pub mod bare;
+pub mod peers;
+pub mod subjects;
+
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
@@ -17,10 +21,12 @@ use blackhole_bus_schema::dirs::Dirs;
 /// When it is not there: a benchmark without its subject has nothing to say.
 pub fn program(name: &str) -> PathBuf {
     let own = std::env::current_exe().unwrap_or_default();
-    // target/<profile>/deps/<benchmark>
-    let path = own
-        .parent()
-        .and_then(|deps| deps.parent())
+    // target/<profile>/deps/<benchmark>, or target/<profile>/<program>
+    let profile = own.parent().map(|folder| match folder.ends_with("deps") {
+        true => folder.parent().unwrap_or(folder),
+        false => folder,
+    });
+    let path = profile
         .map(|profile| profile.join(name))
         .unwrap_or_default();
     if !path.is_file() {
@@ -54,6 +60,11 @@ impl Daemon {
             Ok(child) => Self { child },
             Err(error) => panic!("{name}: {error}"),
         }
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 }
 
