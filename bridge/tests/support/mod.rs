@@ -19,6 +19,8 @@ pub(crate) struct Bridge {
     pub(crate) dirs: Dirs,
     child: Option<Child>,
     config: Option<std::path::PathBuf>,
+    /// A port of the loopback that was free, see `start_with`.
+    pub(crate) port: u16,
     temp: tempfile::TempDir,
 }
 
@@ -33,15 +35,28 @@ impl Bridge {
             dirs,
             child: None,
             config: None,
+            port: 0,
             temp,
         }
     }
 
     /// With a configuration that names these services.
     pub(crate) fn start(services: &[&str]) -> Self {
+        Self::start_with(services, "")
+    }
+
+    /// With something of `runtime.orchestrator` too; `PORT` in it is a free port.
+    pub(crate) fn start_with(services: &[&str], orchestrator: &str) -> Self {
         let mut bridge = Self::absent();
         let path = bridge.temp.path().join("blackhole.yaml");
-        let mut text = String::from("services:\n");
+        let mut text = String::new();
+        if !orchestrator.is_empty() {
+            let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            bridge.port = free.local_addr().unwrap().port();
+            let settings = orchestrator.replace("PORT", &bridge.port.to_string());
+            text.push_str(&format!("runtime: {{orchestrator: {{{settings}}}}}\n"));
+        }
+        text.push_str("services:\n");
         for service in services {
             text.push_str(&format!("  {service}: {{command: [/bin/true]}}\n"));
         }
@@ -123,6 +138,12 @@ impl Bridge {
             panic!("{instance}: {error}\n{}", self.log());
         }
         client
+    }
+
+    /// Drops a client and what hangs on it, without a word to anybody.
+    pub(crate) fn forget<T>(&self, hanging: T, client: Client) {
+        drop(client);
+        drop(hanging);
     }
 
     /// The bridge's registry as the bus tells it.

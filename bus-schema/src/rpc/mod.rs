@@ -23,9 +23,13 @@
 mod client;
 pub mod header;
 mod token;
+pub mod trace;
 
 pub use crate::reply::{Code, Status};
-pub use client::{Client, ClientError, ConnectOptions, Handler, Methods, Request};
+pub use client::{
+    Answers, CallBuilder, Client, ClientError, ConnectOptions, DEFAULT_WINDOW, Direct, Handler,
+    Methods, Parts, Request, StreamHandler,
+};
 pub use token::{
     Credentials, DirectKey, Key, KeyError, TICKET_VALID, TokenError, environment, token,
 };

@@ -275,6 +275,26 @@ impl Router {
     where
         F: Fn(&str, &str) -> Option<Bytes> + Send + Sync + 'static,
     {
+        let router = Self::unbound(authenticate)?;
+        router
+            .socket
+            .bind(format!("ipc://{}", path.display()).as_str())
+            .await
+            .map_err(open_error("bind", path))?;
+        // Services run as other users; the token is what admits them.
+        std::fs::set_permissions(path, PermissionsExt::from_mode(0o666))
+            .map_err(|source| open_error("open to all users", path)(Error::Io(source)))?;
+        Ok(router)
+    }
+
+    /// A socket that listens nowhere yet, see [`Router::also_bind`].
+    ///
+    /// # Errors
+    /// When the library refuses it.
+    pub fn unbound<F>(authenticate: F) -> Result<Self, TransportError>
+    where
+        F: Fn(&str, &str) -> Option<Bytes> + Send + Sync + 'static,
+    {
         let authenticator = Authenticator::new_with_result(move |peer| {
             let (Some(username), Some(password)) = (&peer.username, &peer.password) else {
                 return AuthenticationResult::deny();
@@ -291,14 +311,7 @@ impl Router {
             ..options()
         };
         let socket = Socket::new(SocketType::Router, options);
-        socket
-            .bind(format!("ipc://{}", path.display()).as_str())
-            .await
-            .map_err(open_error("bind", path))?;
-        // Services run as other users; the token is what admits them.
-        std::fs::set_permissions(path, PermissionsExt::from_mode(0o666))
-            .map_err(|source| open_error("open to all users", path)(Error::Io(source)))?;
-        let socket = IdentitySocket::try_from(socket).map_err(open_error("bind", path))?;
+        let socket = IdentitySocket::try_from(socket).map_err(open_error("make", "a ROUTER"))?;
         Ok(Self {
             socket,
             queued: Arc::default(),
@@ -532,6 +545,23 @@ impl Dealer {
             .send(message)
             .await
             .map_err(|_| TransportError::Closed)
+    }
+
+    /// Queues a message if there is room for it now; gives the payload back if not.
+    ///
+    /// # Errors
+    /// The payload, when the queue is full or the socket is closed.
+    pub fn try_send(
+        &self,
+        header: impl Into<Frame>,
+        payload: impl Into<Frame>,
+    ) -> Result<(), Bytes> {
+        let message = Message::multipart_payloads([header.into().0, payload.into().0]);
+        match self.socket.try_send(message) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full(message)) => Err(frames(message).1.into_bytes()),
+            Err(_) => Err(Bytes::new()),
+        }
     }
 
     /// The next message's two frames. Cancel safe.

@@ -9,16 +9,9 @@ use blackhole_bus_schema::rpc::{Client, Code, Methods, Status};
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::time::Instant;
 
 use crate::notify;
 use crate::signals::Stop;
-
-/// First wait before a call is repeated; doubled up to [`PAUSE_MAX`].
-const PAUSE_MIN: Duration = Duration::from_millis(20);
-
-/// Longest wait before a call is repeated.
-const PAUSE_MAX: Duration = Duration::from_millis(500);
 
 /// How long a service waits for a bridge before it ends and leaves the rest to
 /// its restart policy.
@@ -63,26 +56,13 @@ impl Caller {
         question: &Q,
         budget: Duration,
     ) -> Result<A, Status> {
-        let payload = encode(question)?;
-        let deadline = Instant::now() + budget;
-        let mut pause = PAUSE_MIN;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self
-                .client
-                .call(service, method, payload.clone(), left)
-                .await
-            {
-                Ok(answer) => return decode(&answer),
-                Err(status)
-                    if status.code == Code::Unavailable && Instant::now() + pause < deadline =>
-                {
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(PAUSE_MAX);
-                }
-                Err(status) => return Err(status),
-            }
-        }
+        let call = self
+            .client
+            .request(service, method)
+            .payload(encode(question)?)
+            .budget(budget)
+            .idempotent();
+        decode(&call.send().await?)
     }
 }
 

@@ -1,29 +1,33 @@
 //! The task that owns a client's connection: registers, receives, runs handlers.
 
-use std::collections::HashMap;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
-use tokio::sync::{mpsc, watch};
-use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::MissedTickBehavior;
 
+use super::super::HEARTBEAT;
 use super::super::header::{self, Header, HeaderError, Register};
-use super::super::{Code, DEFAULT_BUDGET, HEARTBEAT, MAX_BUDGET, Status};
-use super::{Methods, Request, Shared, Standing, response};
-use crate::transport::rpc::{DealerEvent, DealerWatch};
+use super::direct::Socket;
+use super::methods::Methods;
+use super::work::{Back, Work};
+use super::{Shared, Standing};
+use crate::transport::rpc::{DealerEvent, DealerWatch, Frame};
+
+/// Messages taken before anything else has a turn.
+const BURST: usize = 64;
+/// There is one connection to the bridge at a time.
+const BRIDGE: u64 = 0;
 
 pub(super) struct Connection {
     shared: Arc<Shared>,
     events: DealerWatch,
-    cancelled: mpsc::Receiver<u64>,
-    /// Handlers at work; at most the capacity of the methods.
-    handlers: JoinSet<u64>,
-    by_call: HashMap<u64, AbortHandle>,
+    ending: mpsc::Receiver<oneshot::Sender<()>>,
+    back: Back,
+    work: Work,
     methods: watch::Receiver<Methods>,
+    /// The service's own socket, while its methods are served directly.
+    socket: Option<Socket>,
     /// Whether a path to a bridge is there, registered or not.
     connected: bool,
     /// Registrations sent on this connection that have not been confirmed.
@@ -34,15 +38,17 @@ impl Connection {
     pub(super) fn new(
         shared: Arc<Shared>,
         events: DealerWatch,
-        cancelled: mpsc::Receiver<u64>,
+        ending: mpsc::Receiver<oneshot::Sender<()>>,
     ) -> Self {
+        let [working, _] = &shared.working;
         Self {
+            back: Back::Bridge(shared.calls.dealer.clone()),
+            work: Work::new(shared.instance.clone(), working.clone()),
             methods: shared.methods.subscribe(),
             shared,
             events,
-            cancelled,
-            handlers: JoinSet::new(),
-            by_call: HashMap::new(),
+            ending,
+            socket: None,
             connected: false,
             unconfirmed: 0,
         }
@@ -51,39 +57,51 @@ impl Connection {
     /// Runs until the client is dropped.
     pub(super) async fn run(mut self) {
         let shared = self.shared.clone();
+        let dealer = &shared.calls.dealer;
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             // Every arm is cancel safe: it takes something only when it completes.
             tokio::select! {
-                received = shared.dealer.recv() => match received {
-                    Ok((header, payload)) => {
-                        self.received(header.as_ref(), payload.into_bytes()).await;
+                received = dealer.recv() => {
+                    let Ok((header, payload)) = received else { return };
+                    self.received(header, payload).await;
+                    for _ in 1..BURST {
+                        let Some((header, payload)) = dealer.try_recv() else { break };
+                        self.received(header, payload).await;
                     }
-                    Err(_) => return,
-                },
+                }
                 event = self.events.next() => self.event(event).await,
-                Some(id) = self.cancelled.recv() => {
-                    self.send(Header::Cancel { id }, Bytes::new()).await;
+                Some(told) = self.ending.recv() => {
+                    self.farewell("the service ends").await;
+                    let _ = told.send(());
                 }
                 changed = self.methods.changed() => {
                     if changed.is_ok() && self.connected {
                         self.register().await;
                     }
                 }
-                Some(finished) = self.handlers.join_next() => {
-                    if let Ok(id) = finished {
-                        self.by_call.remove(&id);
-                    }
-                    self.count();
-                }
+                () = self.work.finished() => {}
                 _ = heartbeat.tick() => {
                     if self.connected {
-                        self.send(Header::Heartbeat { registered: None }, Bytes::new()).await;
+                        self.send(&Header::Heartbeat { registered: None }).await;
                     }
                 }
             }
         }
+    }
+
+    /// Tells the bridge and direct callers that no more calls are wanted.
+    async fn farewell(&mut self, reason: &str) {
+        if let Some(socket) = &self.socket {
+            socket.go_away(reason);
+        }
+        let reason = reason.into();
+        self.send(&Header::Goaway {
+            reason,
+            ends: false,
+        })
+        .await;
     }
 
     async fn event(&mut self, event: DealerEvent) {
@@ -96,15 +114,10 @@ impl Connection {
                 self.connected = false;
                 self.unconfirmed = 0;
                 self.shared.standing.send_replace(Standing::Away);
-                self.shared.working.send_replace(0);
-                // Nobody waits for these answers any more: their calls failed with the connection.
-                self.handlers.abort_all();
-                self.by_call.clear();
-                let lost = Status::new(Code::Unavailable, "the connection to the bridge was lost");
-                let pending: Vec<_> = self.shared.pending().drain().collect();
-                for (_, call) in pending {
-                    let _ = call.send(Err(lost.clone()));
-                }
+                // Nobody waits for these answers any more: their calls failed with the
+                // connection. Direct callers have theirs.
+                self.work.lost_all();
+                self.shared.calls.fail_all();
             }
             DealerEvent::Refused(reason) => {
                 tracing::error!(instance = %self.shared.instance, reason, "the bridge refused this service's token");
@@ -113,28 +126,55 @@ impl Connection {
         }
     }
 
-    async fn send(&self, header: Header<'_>, payload: Bytes) {
-        if let Err(error) = self.shared.send(&header, payload).await {
+    async fn send(&self, header: &Header<'_>) {
+        if let Err(error) = self.back.send(header, Bytes::new()).await {
             tracing::debug!(%error, kind = header.kind(), "not sent");
         }
     }
 
     async fn register(&mut self) {
-        let register = {
-            let methods = self.methods.borrow_and_update();
-            Register {
-                version: header::VERSION,
-                methods: methods.handlers.keys().cloned().collect(),
-                capacity: methods.capacity,
-                endpoint: methods.endpoint.clone(),
-            }
+        let methods = self.methods.borrow_and_update().clone();
+        self.socket = match (methods.direct, self.socket.take()) {
+            (false, _) => None,
+            (true, Some(socket)) => Some(socket),
+            (true, None) => self.open_socket().await,
+        };
+        let own = self.socket.as_ref().map(|socket| socket.endpoint.clone());
+        let register = Register {
+            version: header::VERSION,
+            methods: methods
+                .handlers
+                .keys()
+                .map(|method| method.to_string())
+                .collect(),
+            capacity: methods.capacity,
+            endpoint: own.or(methods.endpoint),
         };
         self.unconfirmed += 1;
-        self.send(Header::Register(register), Bytes::new()).await;
+        self.send(&Header::Register(register)).await;
     }
 
-    async fn received(&mut self, frame: &[u8], payload: Bytes) {
-        let header = match Header::decode(frame) {
+    async fn open_socket(&self) -> Option<Socket> {
+        let Shared {
+            address,
+            instance,
+            methods,
+            working: [_, working],
+            ..
+        } = &*self.shared;
+        let socket = Socket::bind(address, instance.clone(), methods.clone(), working.clone());
+        match socket.await {
+            Ok(socket) => Some(socket),
+            Err(error) => {
+                let error = chain(&error);
+                tracing::warn!(%instance, error, "no socket for direct calls: only the bridge carries them");
+                None
+            }
+        }
+    }
+
+    async fn received(&mut self, frame: Frame, payload: Frame) {
+        let header = match Header::decode(frame.as_ref()) {
             Ok(header) => header,
             // From a newer bridge: not for this version.
             Err(HeaderError::UnknownKind(_)) => return,
@@ -143,8 +183,23 @@ impl Connection {
                 return;
             }
         };
+        let Some((header, payload)) = self.shared.calls.received(header, payload) else {
+            return;
+        };
         match header {
-            Header::Registered(_) => {
+            Header::Request(request) => {
+                let methods = &self.shared.methods;
+                let payload = payload.into_bytes();
+                self.work
+                    .request(methods, BRIDGE, &self.back, request, payload)
+                    .await;
+            }
+            Header::Cancel { id } => self.work.cancel(BRIDGE, id),
+            Header::Credit { id, bytes } => self.work.credit(BRIDGE, id, bytes),
+            Header::Registered(registered) => {
+                if let (Some(socket), Some(key)) = (&self.socket, &registered.direct_key) {
+                    socket.admit(key);
+                }
                 self.unconfirmed = self.unconfirmed.saturating_sub(1);
                 // Not yet when other methods are on their way, or about to be.
                 if self.unconfirmed == 0 && !self.methods.has_changed().unwrap_or(true) {
@@ -156,103 +211,32 @@ impl Connection {
             Header::Heartbeat {
                 registered: Some(false),
             } => self.register().await,
-            Header::Request(request) => self.request(request, payload).await,
-            Header::Response(response) => {
-                let call = self.shared.pending().remove(&response.id);
-                if let Some(call) = call {
-                    let status = response.status();
-                    let _ = call.send(status.map(|()| (payload, response.endpoints)));
-                }
-            }
-            Header::Cancel { id } => {
-                if let Some(handler) = self.by_call.remove(&id) {
-                    handler.abort();
-                }
-            }
             Header::Goaway { reason, ends } => {
+                // What is under way goes on, and so do this service's own calls, unless
+                // the bridge itself ends: then they wait for its successor.
+                tracing::info!(
+                    reason = reason.as_ref(),
+                    "no more calls will come on this connection"
+                );
                 if ends {
                     self.shared.standing.send_replace(Standing::Away);
+                } else if let Some(socket) = &self.socket {
+                    socket.go_away(&reason);
                 }
-                // What is under way goes on, and so do this service's own calls.
-                tracing::info!(reason = reason.as_ref(), "no more calls will come on this connection");
             }
             _ => {}
         }
     }
+}
 
-    /// Starts the handler of a call, or says why not.
-    async fn request(&mut self, request: header::Request<'_>, payload: Bytes) {
-        let refused = {
-            let methods = self.shared.methods.borrow();
-            self.handler(&methods, &request)
-        };
-        let handler = match refused {
-            Ok(handler) => handler,
-            Err(status) => {
-                let (header, payload) = response(request.id, Err(status));
-                self.send(header, payload).await;
-                return;
-            }
-        };
-        let id = request.id;
-        let budget = request
-            .budget_ms
-            .map_or(DEFAULT_BUDGET, Duration::from_millis);
-        let deadline = Instant::now() + budget.min(MAX_BUDGET);
-        let future = handler(Request {
-            method: request.method.into_owned(),
-            caller: request.caller.and_then(|caller| caller.parse().ok()),
-            payload,
-            deadline,
-        });
-        let shared = self.shared.clone();
-        let handler = self.handlers.spawn(async move {
-            let guarded = AssertUnwindSafe(future).catch_unwind();
-            let result = match tokio::time::timeout_at(deadline, guarded).await {
-                Ok(Ok(result)) => result,
-                Ok(Err(_)) => Err(Status::new(Code::Internal, "the method panicked")),
-                Err(_) => Err(Status::new(
-                    Code::DeadlineExceeded,
-                    "the method took too long",
-                )),
-            };
-            let (header, payload) = response(id, result);
-            if let Err(error) = shared.send(&header, payload).await {
-                tracing::debug!(%error, "a response was not sent");
-            }
-            id
-        });
-        self.by_call.insert(id, handler);
-        self.count();
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
     }
-
-    fn handler(
-        &self,
-        methods: &Methods,
-        request: &header::Request<'_>,
-    ) -> Result<super::Handler, Status> {
-        let Some(handler) = methods.handlers.get(request.method.as_ref()) else {
-            let message = format!(
-                "{} does not serve {:?}",
-                self.shared.instance, request.method
-            );
-            return Err(Status::new(Code::Unimplemented, message));
-        };
-        if self.handlers.len() >= methods.limit() {
-            let message = format!(
-                "{} works on {} calls",
-                self.shared.instance,
-                methods.limit()
-            );
-            return Err(Status::new(Code::ResourceExhausted, message));
-        }
-        Ok(handler.clone())
-    }
-
-    fn count(&self) {
-        let working = self.handlers.len();
-        self.shared
-            .working
-            .send_if_modified(|count| std::mem::replace(count, working) != working);
-    }
+    text
 }

@@ -13,27 +13,37 @@
 //! # }
 //! ```
 
+mod calls;
 mod connection;
+mod direct;
+mod methods;
+mod request;
+mod work;
 
-use std::collections::{BTreeMap, HashMap};
-use std::future::Future;
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::header::{self, Callee, Endpoint, Header, MAX_HEADER_BYTES, MAX_METHOD_BYTES, Response};
-use super::{Code, DEFAULT_CAPACITY, Key, MAX_BUDGET, MAX_CALLS, MAX_CAPACITY, Status};
+use super::header::{Callee, Endpoint, Header, MAX_HEADER_BYTES, Response};
+use super::{Code, Key, MAX_BUDGET, Status};
 use crate::dirs::Dirs;
 use crate::names::{Generation, InstanceName, NameError};
 use crate::transport::rpc::Dealer;
 use crate::transport::{MAX_MESSAGE_BYTES, TransportError};
+
+use calls::Calls;
+pub use calls::{Answers, DEFAULT_WINDOW};
+pub use direct::Direct;
+use direct::Pool;
+pub use methods::{Handler, Methods, Parts, Request, StreamHandler};
+pub use request::CallBuilder;
+use request::{Way, check, plain};
 
 /// Largest payload of a call or an answer, in bytes.
 pub(super) const MAX_PAYLOAD_BYTES: usize = MAX_MESSAGE_BYTES - MAX_HEADER_BYTES;
@@ -68,7 +78,7 @@ pub enum ClientError {
 /// Where and as whom to connect.
 #[derive(Clone)]
 pub struct ConnectOptions {
-    /// The bridge's socket.
+    /// The bridge's socket, or `tcp://` and an address where it listens on one.
     pub socket: PathBuf,
     /// Who this is.
     pub instance: InstanceName,
@@ -103,6 +113,18 @@ impl ConnectOptions {
         })
     }
 
+    /// The address as ZeroMQ writes it.
+    fn address(&self) -> String {
+        match self
+            .socket
+            .to_str()
+            .filter(|text| text.starts_with("tcp://"))
+        {
+            Some(address) => address.to_owned(),
+            None => format!("ipc://{}", self.socket.display()),
+        }
+    }
+
     /// Reads `BLACKHOLE_RPC`, `BLACKHOLE_INSTANCE` and `BLACKHOLE_TOKEN`.
     ///
     /// # Errors
@@ -115,12 +137,15 @@ impl ConnectOptions {
         let endpoint = read("BLACKHOLE_RPC")?;
         let socket = match endpoint.strip_prefix("ipc://") {
             Some(path) => PathBuf::from(path),
-            None if endpoint.starts_with('/') => PathBuf::from(&endpoint),
+            // The address of the bridge on a TCP port is kept as it is.
+            None if endpoint.starts_with('/') || endpoint.starts_with("tcp://") => {
+                PathBuf::from(&endpoint)
+            }
             None => {
                 return Err(ClientError::BadVariable {
                     variable: "BLACKHOLE_RPC",
                     value: endpoint,
-                    expected: "ipc:// and a path",
+                    expected: "ipc:// and a path, or tcp:// and an address",
                 });
             }
         };
@@ -135,79 +160,6 @@ impl ConnectOptions {
             instance,
             token: read("BLACKHOLE_TOKEN")?,
         })
-    }
-}
-
-/// A call that this service was sent.
-#[derive(Debug, Clone)]
-pub struct Request {
-    /// Which method.
-    pub method: String,
-    /// Who calls, proven by its token.
-    pub caller: Option<InstanceName>,
-    /// Opaque to all but the two services.
-    pub payload: Bytes,
-    /// When the caller stops waiting; the handler is dropped then.
-    pub deadline: Instant,
-}
-
-/// What runs for a call. It is dropped at an await when the caller gives up,
-/// its budget is spent, or the connection is lost.
-pub type Handler = Arc<
-    dyn Fn(Request) -> Pin<Box<dyn Future<Output = Result<Bytes, Status>> + Send>> + Send + Sync,
->;
-
-/// The methods that a service serves.
-#[derive(Clone, Default)]
-pub struct Methods {
-    handlers: BTreeMap<String, Handler>,
-    capacity: Option<u32>,
-    endpoint: Option<String>,
-}
-
-impl std::fmt::Debug for Methods {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_set().entries(self.handlers.keys()).finish()
-    }
-}
-
-impl Methods {
-    /// None.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Adds a method; one of the same name is replaced. Handlers run
-    /// concurrently, on the runtime that the client was made on.
-    #[must_use]
-    pub fn on<F, Fut>(mut self, method: impl Into<String>, handler: F) -> Self
-    where
-        F: Fn(Request) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<Bytes, Status>> + Send + 'static,
-    {
-        let handler: Handler = Arc::new(move |request| Box::pin(handler(request)));
-        self.handlers.insert(method.into(), handler);
-        self
-    }
-
-    /// Calls worked on at one time, 1 to [`MAX_CAPACITY`]; [`DEFAULT_CAPACITY`]
-    /// without it. The bridge refuses further ones with `ResourceExhausted`
-    /// when no other instance has room.
-    #[must_use]
-    pub fn capacity(mut self, calls: u32) -> Self {
-        self.capacity = Some(calls.clamp(1, MAX_CAPACITY));
-        self
-    }
-
-    /// An endpoint of the service's own, told to those who resolve it.
-    #[must_use]
-    pub fn endpoint(mut self, endpoint: impl Into<String>) -> Self {
-        self.endpoint = Some(endpoint.into());
-        self
-    }
-
-    fn limit(&self) -> usize {
-        self.capacity.unwrap_or(DEFAULT_CAPACITY) as usize
     }
 }
 
@@ -233,30 +185,16 @@ impl Standing {
     }
 }
 
-type Answer = Result<(Bytes, Vec<Endpoint>), Status>;
-
 /// What the client's handles and its connection task share.
 struct Shared {
-    dealer: Dealer,
+    /// The calls made by way of the bridge.
+    calls: Arc<Calls>,
     instance: InstanceName,
+    address: String,
     standing: watch::Sender<Standing>,
     methods: watch::Sender<Methods>,
-    /// Calls under way by id; bounded by `permits`.
-    pending: Mutex<HashMap<u64, oneshot::Sender<Answer>>>,
-    permits: Semaphore,
-    next_id: AtomicU64,
-    /// Handlers at work, for `drain`.
-    working: watch::Sender<usize>,
-}
-
-impl Shared {
-    fn pending(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Answer>>> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn send(&self, header: &Header<'_>, payload: Bytes) -> Result<(), TransportError> {
-        self.dealer.send(header.encode(), payload).await
-    }
+    /// Handlers at work for the bridge and for direct callers, for `drain`.
+    working: [watch::Sender<usize>; 2],
 }
 
 /// A connection to the bridge. Clones share it; it ends with the last one. It
@@ -268,9 +206,10 @@ pub struct Client {
 
 struct Inner {
     shared: Arc<Shared>,
-    /// Ids of calls that were given up. When full the notice is dropped: the
-    /// bridge ends the call by its budget.
-    cancels: mpsc::Sender<u64>,
+    /// The connections of direct calls, by service.
+    pools: Mutex<HashMap<String, Arc<Pool>>>,
+    /// Says to direct callers that this service ends.
+    ending: mpsc::Sender<oneshot::Sender<()>>,
     task: AbortHandle,
 }
 
@@ -304,26 +243,26 @@ impl Client {
     /// # Errors
     /// When the socket cannot be opened; that the bridge is away is no error.
     pub async fn connect(options: ConnectOptions) -> Result<Self, ClientError> {
-        let dealer = Dealer::new(&options.instance.to_string(), &options.token);
+        let dealer = Arc::new(Dealer::new(&options.instance.to_string(), &options.token));
         let events = dealer.watch();
-        dealer.connect(&options.socket).await?;
+        let address = options.address();
+        dealer.connect_to(&address).await?;
         let shared = Arc::new(Shared {
-            dealer,
+            calls: Arc::new(Calls::new(dealer, "the bridge".to_owned())),
             instance: options.instance,
+            address,
             standing: watch::Sender::new(Standing::Away),
             methods: watch::Sender::default(),
-            pending: Mutex::default(),
-            permits: Semaphore::new(MAX_CALLS),
-            next_id: AtomicU64::new(1),
-            working: watch::Sender::new(0),
+            working: Default::default(),
         });
-        let (cancels, cancelled) = mpsc::channel(MAX_CALLS);
-        let task = connection::Connection::new(shared.clone(), events, cancelled);
+        let (ending, ends) = mpsc::channel(1);
+        let task = connection::Connection::new(shared.clone(), events, ends);
         let task = tokio::spawn(task.run()).abort_handle();
         Ok(Self {
             inner: Arc::new(Inner {
                 shared,
-                cancels,
+                pools: Mutex::default(),
+                ending,
                 task,
             }),
         })
@@ -360,6 +299,9 @@ impl Client {
 
     /// Waits for the registration.
     async fn standing(&self, deadline: Instant) -> Result<(), Status> {
+        if *self.inner.shared.standing.borrow() == Standing::Registered {
+            return Ok(());
+        }
         let mut standing = self.inner.shared.standing.subscribe();
         let settled = standing.wait_for(|standing| *standing != Standing::Away);
         let settled = tokio::time::timeout_at(deadline, settled).await;
@@ -394,28 +336,40 @@ impl Client {
         budget: Duration,
     ) -> Result<Bytes, Status> {
         let payload = payload.into();
-        checked(service)?;
-        if method.is_empty() || method.len() > MAX_METHOD_BYTES {
-            let message = format!("a method's name has 1 to {MAX_METHOD_BYTES} bytes");
-            return Err(Status::new(Code::InvalidArgument, message));
-        }
-        if payload.len() > MAX_PAYLOAD_BYTES {
-            return Err(too_large(payload.len()));
-        }
-        let (service, method) = (service.to_owned(), method.to_owned());
-        let request = |id, budget_ms| {
-            let budget_ms = Some(budget_ms);
-            Header::Request(header::Request {
-                id,
-                service: service.into(),
-                method: method.into(),
-                budget_ms,
-                ..header::Request::default()
-            })
-        };
-        self.exchange(request, payload, budget)
+        let deadline = check(Some(service), method, &payload, budget)?;
+        self.standing(deadline).await?;
+        let header = |id, left| plain(service, method, id, left);
+        let calls = &self.inner.shared.calls;
+        calls
+            .exchange(deadline, budget, header, payload)
             .await
             .map(|(payload, _)| payload)
+    }
+
+    /// [`Client::call`] for an answer in parts, taken one by one: the callee is
+    /// held back while they are not taken. It may be any method; one that does
+    /// not answer in parts gives one.
+    ///
+    /// # Errors
+    /// As [`Client::call`], before the first part; later ones come as a part.
+    pub async fn stream(
+        &self,
+        service: &str,
+        method: &str,
+        payload: impl Into<Bytes>,
+        budget: Duration,
+    ) -> Result<Answers, Status> {
+        let call = self.request(service, method);
+        call.payload(payload).budget(budget).stream().await
+    }
+
+    /// A call to be put together: with repetitions, a window, a tracing context.
+    pub fn request(&self, service: &str, method: &str) -> CallBuilder {
+        let way = Way::Bridge {
+            client: self.clone(),
+            service: service.to_owned(),
+        };
+        CallBuilder::new(way, method)
     }
 
     /// The endpoints of their own that the instances of a service offer for
@@ -425,83 +379,37 @@ impl Client {
     /// As [`Client::call`].
     pub async fn resolve(&self, service: &str, budget: Duration) -> Result<Vec<Endpoint>, Status> {
         checked(service)?;
-        let service = service.to_owned();
-        let request = |id, _| Header::Resolve { id, service: service.into() };
-        self.exchange(request, Bytes::new(), budget)
+        let deadline = Instant::now() + budget.min(MAX_BUDGET);
+        self.standing(deadline).await?;
+        let service = service.into();
+        let header = |id, _| Header::Resolve { id, service };
+        let calls = &self.inner.shared.calls;
+        calls
+            .exchange(deadline, budget, header, Bytes::new())
             .await
             .map(|(_, endpoints)| endpoints)
     }
 
-    async fn exchange(
-        &self,
-        header: impl FnOnce(u64, u64) -> Header<'static>,
-        payload: Bytes,
-        budget: Duration,
-    ) -> Answer {
-        let deadline = Instant::now() + budget.min(MAX_BUDGET);
-        let shared = &self.inner.shared;
-        let _permit = shared.permits.try_acquire().map_err(|_| {
-            let message = format!("{MAX_CALLS} calls of this client are under way");
-            Status::new(Code::ResourceExhausted, message)
-        })?;
-        self.standing(deadline).await?;
-        let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
-        let (sender, answer) = oneshot::channel();
-        shared.pending().insert(id, sender);
-        // Dropped with this future, it takes the entry back and tells the bridge.
-        let _call = Call {
-            inner: &self.inner,
-            id,
-        };
-        let left = deadline.saturating_duration_since(Instant::now());
-        let left = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
-        let exchanged = async {
-            let sent = shared.send(&header(id, left), payload).await;
-            sent.map_err(|error| Status::new(Code::Unavailable, error.to_string()))?;
-            let lost = || Status::new(Code::Unavailable, "the connection to the bridge was lost");
-            answer.await.unwrap_or_else(|_| Err(lost()))
-        };
-        tokio::time::timeout_at(deadline, exchanged)
-            .await
-            .unwrap_or_else(|_| {
-                let message = format!("no answer within {} ms", budget.as_millis());
-                Err(Status::new(Code::DeadlineExceeded, message))
-            })
-    }
-
-    /// Asks the bridge for no more calls and waits until those under way are
-    /// answered, at most for the time. Called before a service ends.
+    /// Asks the bridge and direct callers for no more calls and waits until those
+    /// under way are answered, at most for the time. Called before a service ends.
     pub async fn drain(&self, within: Duration) {
-        let goaway = Header::Goaway {
-            reason: "the service ends".into(),
-            ends: false,
-        };
+        let shared = &self.inner.shared;
         let drained = async {
-            let _ = self.inner.shared.send(&goaway, Bytes::new()).await;
-            let _ = self
-                .inner
-                .shared
-                .working
-                .subscribe()
-                .wait_for(|working| *working == 0)
-                .await;
+            // The connection's task says so, in its turn.
+            let (told, wait) = oneshot::channel();
+            let _ = self.inner.ending.send(told).await;
+            let _ = wait.await;
+            // Whatever the bridge had sent before it heard that is here when it answers this.
+            if *shared.standing.borrow() == Standing::Registered {
+                let own = shared.instance.service().as_str();
+                let _ = self.resolve(own, within).await;
+            }
+            for working in &shared.working {
+                let none = |working: &usize| *working == 0;
+                let _ = working.subscribe().wait_for(none).await;
+            }
         };
         let _ = tokio::time::timeout(within, drained).await;
-    }
-}
-
-/// A call under way.
-struct Call<'a> {
-    inner: &'a Inner,
-    id: u64,
-}
-
-impl Drop for Call<'_> {
-    fn drop(&mut self) {
-        // Still there: it was not answered.
-        if self.inner.shared.pending().remove(&self.id).is_some() {
-            let _ = self.inner.cancels.try_send(self.id);
-        }
     }
 }
 

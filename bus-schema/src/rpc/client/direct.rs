@@ -1,0 +1,507 @@
+//! Direct calls: without the bridge on the way.
+//!
+//! The callee binds a ROUTER of its own, registers its address with the bridge,
+//! and is told a key. A caller resolves the service by the bridge and gets
+//! addresses and tickets; a ticket is checked by the callee alone. So a direct
+//! connection, once made, needs no bridge, and outlives its restarts.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::super::header::{Endpoint, Header};
+use super::super::{Code, DirectKey, HEARTBEAT, Status, direct_dir};
+use super::Client;
+use super::calls::{Answers, Calls};
+use super::methods::Methods;
+use super::request::{CallBuilder, Way, check, jittered, plain};
+use super::work::{Back, Work};
+use crate::names::InstanceName;
+use crate::transport::TransportError;
+use crate::transport::rpc::{Dealer, DealerEvent, DealerWatch, Frame, FromPeer, PeerEvent, Router};
+
+/// First wait before a service that is not there is looked for again.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+/// Longest such wait.
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+/// Messages taken before anything else has a turn.
+const BURST: usize = 64;
+
+// ---------------------------------------------------------------- the callee
+
+/// What a service's direct socket shares with its connection to the bridge.
+pub(super) struct Socket {
+    pub(super) endpoint: String,
+    key: Arc<RwLock<Option<DirectKey>>>,
+    /// Removed with the socket.
+    path: Option<PathBuf>,
+    farewell: mpsc::Sender<String>,
+    task: AbortHandle,
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.task.abort();
+        if let Some(path) = &self.path {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+impl Socket {
+    /// Binds a socket near the bridge's: beside its ipc socket, or on a port of
+    /// the loopback. Nobody is admitted before the key is known.
+    pub(super) async fn bind(
+        address: &str,
+        instance: InstanceName,
+        methods: watch::Sender<Methods>,
+        working: watch::Sender<usize>,
+    ) -> Result<Self, TransportError> {
+        let key: Arc<RwLock<Option<DirectKey>>> = Arc::default();
+        let checked = key.clone();
+        let authenticate = move |username: &str, ticket: &str| {
+            let key = checked.read().unwrap_or_else(PoisonError::into_inner);
+            let caller = key.as_ref()?.check(username, ticket).ok()?;
+            Some(Bytes::from(caller.to_string()))
+        };
+        let (router, endpoint, path) = match address.strip_prefix("ipc://") {
+            Some(bridge) => {
+                // Short, as a unix socket's path must be; and random in its last digits.
+                let name = uuid::Uuid::now_v7().simple().to_string();
+                let path = direct_dir(bridge.as_ref()).join(&name[16..]);
+                let router = Router::bind(&path, authenticate).await?;
+                (router, format!("ipc://{}", path.display()), Some(path))
+            }
+            None => {
+                let router = Router::unbound(authenticate)?;
+                let endpoint = router.also_bind(([127, 0, 0, 1], 0).into()).await?;
+                (router, endpoint, None)
+            }
+        };
+        let (farewell, told) = mpsc::channel(4);
+        let server = Server {
+            peers: router.watch(),
+            router: Arc::new(router),
+            ledgers: HashMap::new(),
+            work: Work::new(instance, working),
+            methods,
+            told,
+        };
+        let task = tokio::spawn(server.run()).abort_handle();
+        Ok(Self {
+            endpoint,
+            key,
+            path,
+            farewell,
+            task,
+        })
+    }
+
+    /// The bridge has told with what tickets are checked.
+    pub(super) fn admit(&self, key: &str) {
+        let mut current = self.key.write().unwrap_or_else(PoisonError::into_inner);
+        *current = DirectKey::from_hex(key);
+    }
+
+    /// Tells all callers to go elsewhere with what is new.
+    pub(super) fn go_away(&self, reason: &str) {
+        let _ = self.farewell.try_send(reason.to_owned());
+    }
+}
+
+/// The task of a direct socket.
+struct Server {
+    router: Arc<Router>,
+    peers: crate::transport::rpc::PeerWatch,
+    /// The callers that are connected.
+    ledgers: HashMap<u64, Back>,
+    work: Work,
+    methods: watch::Sender<Methods>,
+    told: mpsc::Receiver<String>,
+}
+
+impl Server {
+    async fn run(mut self) {
+        let router = self.router.clone();
+        loop {
+            // Every arm is cancel safe: it takes something only when it completes.
+            tokio::select! {
+                message = router.recv() => match message {
+                    Ok(message) => {
+                        self.message(message).await;
+                        for _ in 1..BURST {
+                            match router.try_recv() {
+                                Some(message) => self.message(message).await,
+                                None => break,
+                            }
+                        }
+                    }
+                    Err(_) => return,
+                },
+                () = self.work.finished() => {}
+                event = self.peers.next() => match event {
+                    PeerEvent::Gone(connection) => {
+                        self.ledgers.remove(&connection);
+                        self.work.lost(connection);
+                    }
+                    PeerEvent::Refused(reason) => tracing::debug!(reason, "a direct caller was refused"),
+                    PeerEvent::Missed => {
+                        let there = router.connections().await;
+                        let lost: Vec<u64> = self.ledgers.keys().copied().filter(|c| !there.contains(c)).collect();
+                        for connection in lost {
+                            self.ledgers.remove(&connection);
+                            self.work.lost(connection);
+                        }
+                    }
+                },
+                Some(reason) = self.told.recv() => {
+                    let goaway = Header::Goaway { reason: reason.into(), ends: false };
+                    for back in self.ledgers.values() {
+                        let _ = back.send(&goaway, Bytes::new()).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn message(&mut self, message: FromPeer) {
+        let FromPeer {
+            peer,
+            header,
+            payload,
+        } = message;
+        let connection = peer.connection;
+        let router = &self.router;
+        let back = self
+            .ledgers
+            .entry(connection)
+            .or_insert_with(|| Back::Direct {
+                router: router.clone(),
+                route: peer.route.clone(),
+                ledger: router.ledger(),
+            });
+        match Header::decode(header.as_ref()) {
+            Ok(Header::Request(mut request)) => {
+                // Who calls is what the ticket proved.
+                request.caller = Some(peer.username().into());
+                let payload = payload.into_bytes();
+                self.work
+                    .request(&self.methods, connection, back, request, payload)
+                    .await;
+            }
+            Ok(Header::Cancel { id }) => self.work.cancel(connection, id),
+            Ok(Header::Credit { id, bytes }) => self.work.credit(connection, id, bytes),
+            Ok(Header::Heartbeat { .. }) => {
+                let registered = Some(true);
+                let _ = back
+                    .send(&Header::Heartbeat { registered }, Bytes::new())
+                    .await;
+            }
+            Ok(_) | Err(_) => {}
+        }
+    }
+}
+
+// ---------------------------------------------------------------- the caller
+
+/// Calls a service without the bridge on the way; made by [`Client::direct`].
+/// Clones share its connections. Connections are made at the first call, found
+/// by the bridge; a lost one is looked for again. Of several instances the one
+/// with the fewest calls of this client is taken.
+#[derive(Clone)]
+pub struct Direct {
+    client: Client,
+    pool: Arc<Pool>,
+}
+
+impl fmt::Debug for Direct {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let service = &self.pool.service;
+        formatter
+            .debug_struct("Direct")
+            .field("service", service)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The connections to one service.
+pub(super) struct Pool {
+    service: String,
+    connections: Mutex<Vec<Arc<Connected>>>,
+    /// Held by whoever looks for the service; the others wait for what is found.
+    looking: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Path {
+    New,
+    Up,
+    /// Lost, refused, or not wanted any more.
+    Closed,
+}
+
+struct Connected {
+    endpoint: String,
+    calls: Arc<Calls>,
+    /// The connection's task ends when nobody has one of these and its calls are over.
+    path: watch::Receiver<Path>,
+}
+
+impl Client {
+    /// Calls of a service without the bridge on the way. The service must offer
+    /// it, see [`Methods::direct`]. Nothing is connected before the first call.
+    pub fn direct(&self, service: &str) -> Direct {
+        let mut pools = lock(&self.inner.pools);
+        let pool = pools.entry(service.to_owned()).or_insert_with(|| {
+            Arc::new(Pool {
+                service: service.to_owned(),
+                connections: Mutex::default(),
+                looking: tokio::sync::Mutex::default(),
+            })
+        });
+        Direct {
+            client: self.clone(),
+            pool: pool.clone(),
+        }
+    }
+}
+
+impl Direct {
+    /// [`Client::call`], directly.
+    ///
+    /// # Errors
+    /// As [`Client::call`]; `Unavailable` when within the budget no instance was
+    /// there that has a socket of its own.
+    pub async fn call(
+        &self,
+        method: &str,
+        payload: impl Into<Bytes>,
+        budget: Duration,
+    ) -> Result<Bytes, Status> {
+        let payload = payload.into();
+        let deadline = check(None, method, &payload, budget)?;
+        let calls = self.calls(deadline).await?;
+        let header = |id, left| plain("", method, id, left);
+        calls
+            .exchange(deadline, budget, header, payload)
+            .await
+            .map(|(payload, _)| payload)
+    }
+
+    /// [`Client::stream`], directly.
+    ///
+    /// # Errors
+    /// As [`Direct::call`].
+    pub async fn stream(
+        &self,
+        method: &str,
+        payload: impl Into<Bytes>,
+        budget: Duration,
+    ) -> Result<Answers, Status> {
+        let call = self.request(method).payload(payload).budget(budget);
+        call.stream().await
+    }
+
+    /// [`Client::request`], directly.
+    pub fn request(&self, method: &str) -> CallBuilder {
+        CallBuilder::new(Way::Direct(self.clone()), method)
+    }
+
+    /// The connection with the fewest calls of this client, as soon as there is one.
+    pub(super) async fn calls(&self, deadline: Instant) -> Result<Arc<Calls>, Status> {
+        if let Some(calls) = self.pool.best() {
+            return Ok(calls);
+        }
+        let look = async {
+            let mut pause = PAUSE_MIN;
+            let _looking = self.pool.looking.lock().await;
+            loop {
+                if let Some(calls) = self.pool.best() {
+                    return Ok(calls);
+                }
+                self.connect(deadline).await?;
+                if let Some(calls) = self.pool.best() {
+                    return Ok(calls);
+                }
+                tokio::time::sleep(jittered(pause)).await;
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
+        };
+        tokio::time::timeout_at(deadline, look)
+            .await
+            .unwrap_or_else(|_| {
+                let message = format!("no instance of {} was reached directly", self.pool.service);
+                Err(Status::new(Code::Unavailable, message))
+            })
+    }
+
+    /// Connects to whoever is there, and waits until one has admitted this client
+    /// or none will.
+    async fn connect(&self, deadline: Instant) -> Result<(), Status> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let found = self.client.find(&self.pool.service, left).await?;
+        let Some(endpoints) = found else {
+            return Ok(()); // Nobody is there now.
+        };
+        let mut new = Vec::new();
+        for endpoint in endpoints {
+            let there = lock(&self.pool.connections);
+            let known = there
+                .iter()
+                .any(|c| c.endpoint == endpoint.endpoint && c.is_open());
+            drop(there);
+            if !known {
+                let me = self.client.instance().to_string();
+                new.push(open(&me, endpoint).await?);
+            }
+        }
+        let mut paths: FuturesUnordered<_> = new.iter().map(|c| settled(c.path.clone())).collect();
+        {
+            let mut there = lock(&self.pool.connections);
+            there.retain(|connection| connection.is_open());
+            there.extend(new);
+        }
+        while let Some(path) = paths.next().await {
+            if path == Path::Up {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Waits until it is known whether a connection was admitted.
+async fn settled(mut path: watch::Receiver<Path>) -> Path {
+    match path.wait_for(|path| *path != Path::New).await {
+        Ok(path) => *path,
+        Err(_) => Path::Closed,
+    }
+}
+
+impl Pool {
+    fn best(&self) -> Option<Arc<Calls>> {
+        let connections = lock(&self.connections);
+        let up = connections.iter().filter(|c| *c.path.borrow() == Path::Up);
+        up.min_by_key(|c| c.calls.under_way())
+            .map(|c| c.calls.clone())
+    }
+}
+
+impl Connected {
+    fn is_open(&self) -> bool {
+        *self.path.borrow() != Path::Closed
+    }
+}
+
+impl Client {
+    /// The endpoints of a service: `None` while nobody is there.
+    async fn find(&self, service: &str, budget: Duration) -> Result<Option<Vec<Endpoint>>, Status> {
+        let endpoints = match self.resolve(service, budget).await {
+            Ok(endpoints) => endpoints,
+            // The bridge is away: it comes back, or the budget ends.
+            Err(status) if status.code == Code::Unavailable => return Ok(None),
+            Err(status) => return Err(status),
+        };
+        let speaks = |endpoint: &Endpoint| {
+            endpoint.ticket.is_some()
+                && (endpoint.endpoint.starts_with("ipc://")
+                    || endpoint.endpoint.starts_with("tcp://127.")
+                    || endpoint.endpoint.starts_with("tcp://[::1]"))
+        };
+        let ours: Vec<_> = endpoints.into_iter().filter(speaks).collect();
+        Ok((!ours.is_empty()).then_some(ours))
+    }
+}
+
+async fn open(me: &str, endpoint: Endpoint) -> Result<Arc<Connected>, Status> {
+    let unreachable = |error: TransportError| Status::new(Code::Unavailable, error.to_string());
+    let dealer = Dealer::new(me, endpoint.ticket.as_deref().unwrap_or_default());
+    let events = dealer.watch();
+    dealer
+        .connect_to(&endpoint.endpoint)
+        .await
+        .map_err(unreachable)?;
+    let calls = Arc::new(Calls::new(Arc::new(dealer), endpoint.instance.to_string()));
+    let (told, path) = watch::channel(Path::New);
+    tokio::spawn(caller(calls.clone(), events, told));
+    Ok(Arc::new(Connected {
+        endpoint: endpoint.endpoint,
+        calls,
+        path,
+    }))
+}
+
+/// The task of one direct connection, until it is lost, or not wanted any more
+/// and without calls.
+async fn caller(calls: Arc<Calls>, mut events: DealerWatch, path: watch::Sender<Path>) {
+    let mut heartbeat = tokio::time::interval(HEARTBEAT);
+    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let patience = tokio::time::sleep(HEARTBEAT);
+    tokio::pin!(patience);
+    let mut wanted = true;
+    loop {
+        if !wanted && calls.under_way() == 0 {
+            break;
+        }
+        // Every arm is cancel safe: it takes something only when it completes.
+        tokio::select! {
+            received = calls.dealer.recv() => {
+                let Ok(message) = received else { break };
+                let mut message = Some(message);
+                for _ in 0..BURST {
+                    let Some((header, payload)) = message.take().or_else(|| calls.dealer.try_recv()) else { break };
+                    take(&calls, header, payload, &path);
+                }
+            }
+            event = events.next() => match event {
+                DealerEvent::Up => {
+                    path.send_if_modified(|path| {
+                        let new = *path == Path::New;
+                        if new { *path = Path::Up; }
+                        new
+                    });
+                }
+                // Its successor has another address: the bridge knows.
+                DealerEvent::Down | DealerEvent::Refused(_) => break,
+            },
+            () = path.closed(), if wanted => wanted = false,
+            _ = heartbeat.tick() => {
+                // After a goaway it is looked here whether the last call is over.
+                wanted = wanted && *path.borrow() != Path::Closed;
+                let frame = Frame::copy_of(&Header::Heartbeat { registered: None }.encode());
+                let _ = calls.dealer.try_send(frame, Frame::new());
+            }
+            // A socket file that nobody listens on: connecting goes on for ever.
+            () = &mut patience, if !patience.is_elapsed() => {
+                if *path.borrow() == Path::New {
+                    break;
+                }
+            }
+        }
+    }
+    path.send_replace(Path::Closed);
+    calls.fail_all();
+}
+
+fn take(calls: &Calls, header: Frame, payload: Frame, path: &watch::Sender<Path>) {
+    let Ok(header) = Header::decode(header.as_ref()) else {
+        return;
+    };
+    if let Some((Header::Goaway { .. }, _)) = calls.received(header, payload) {
+        // No new calls here; those under way are answered.
+        path.send_replace(Path::Closed);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
