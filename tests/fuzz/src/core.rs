@@ -46,6 +46,8 @@ struct Asked {
     due: u64,
     /// Whether one of them is that of a call under way.
     call: bool,
+    /// The window of its streamed answer.
+    window: u64,
     /// Bytes of parts that may still come.
     room: u64,
 }
@@ -118,7 +120,8 @@ impl World {
                 if !asked.call {
                     asked.call = true;
                     asked.due += 1;
-                    asked.room = u64::from(request.window.unwrap_or(0)).min(MAX_WINDOW);
+                    asked.window = u64::from(request.window.unwrap_or(0)).min(MAX_WINDOW);
+                    asked.room = asked.window;
                 }
             }
             Header::Resolve { id, .. } => {
@@ -126,7 +129,8 @@ impl World {
             }
             Header::Credit { id, bytes } => {
                 if let Some(asked) = self.asked.get_mut(&(conn, *id)) {
-                    asked.room += u64::from(*bytes);
+                    // Never more than the window at one time, whatever was credited.
+                    asked.room = asked.window.min(asked.room + u64::from(*bytes));
                 }
             }
             Header::Cancel { id } => {

@@ -7,11 +7,13 @@
 //! | [`victim`] | a bridge, its memory, files and log |
 //! | [`honest`] | a caller and a callee that call all the time |
 //! | [`pack`] | MessagePack by hand, lies included |
+//! | [`service`] | what a service says and hears over a raw connection |
 //! | [`random`] | bytes that are the same in each run |
 
 pub mod honest;
 pub mod pack;
 pub mod random;
+pub mod service;
 pub mod victim;
 pub mod zmtp;
 
