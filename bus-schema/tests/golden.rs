@@ -20,9 +20,9 @@ use blackhole_bus_schema::message::{Message, Snapshot};
 use blackhole_bus_schema::names::{Component, Generation, InstanceName};
 use blackhole_bus_schema::process::{
     ExitRecord, ExitResult, ExitStatus, Failure, FollowLog, Forget, InstanceRecord, ListProcesses,
-    LogChunk, LogCursor, LogLines, LogSpec, NotifyState, Permit, ProcessChanged, ProcessNotified,
-    ProcessState, ReadLog, Signal, Spawn, SpawnFailure, SpawnSpec, SpawnStep, StateName, StepTime,
-    Stop, StopSpec,
+    LogChunk, LogCursor, LogFormat, LogLines, LogSpec, NotifyState, Permit, ProcessChanged,
+    ProcessNotified, ProcessState, ReadLog, Signal, Spawn, SpawnFailure, SpawnSpec, SpawnStep,
+    StateName, StepTime, Stop, StopSpec,
 };
 use blackhole_bus_schema::registry::{
     CallStats, Drain, Drained, ListCalls, ListRegistry, Registration, RegistryChanged,
@@ -258,7 +258,12 @@ fn process_messages() {
                 liveness: probe(ProbeCheck::Notify),
                 readiness: probe(ProbeCheck::Http("http://127.0.0.1:80/".into())),
             },
-            logs: LogSpec::default(),
+            logs: LogSpec {
+                max_age_ms: Some(86_400_000),
+                max_total_bytes: Some(1 << 30),
+                format: LogFormat::Json,
+                ..LogSpec::default()
+            },
             grant: Some(grant()),
             permit: Some(Permit {
                 generation: Generation(5),
@@ -292,6 +297,8 @@ fn process_messages() {
         instance: instance(),
         lines: 10,
         cursor: Some(cursor),
+        since: Some(5),
+        max_bytes: Some(131_072),
     });
     check(&FollowLog {
         instance: instance(),

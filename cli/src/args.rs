@@ -187,9 +187,44 @@ pub struct Logs {
     /// Go on with new lines as they come
     #[arg(short, long)]
     pub follow: bool,
-    /// Last lines to show of each instance
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
-    pub lines: u32,
+    /// Last lines to show of each instance [default: 100; with --since, --until, --grep or --previous all]
+    #[arg(short = 'n', long, value_name = "N")]
+    pub lines: Option<u32>,
+    /// Only lines from this time on: RFC 3339, a local date or time of day, 10m (ago), today, yesterday
+    #[arg(long, value_name = "TIME", value_parser = crate::view::moment::parse)]
+    pub since: Option<jiff::Timestamp>,
+    /// Only lines up to this time
+    #[arg(long, value_name = "TIME", value_parser = crate::view::moment::parse, conflicts_with = "follow")]
+    pub until: Option<jiff::Timestamp>,
+    /// Only one of the two streams
+    #[arg(long, value_name = "STREAM")]
+    pub stream: Option<LogStream>,
+    /// Only lines that match a regular expression (syntax of the Rust crate regex)
+    #[arg(long, value_name = "REGEX", value_parser = parse_regex)]
+    pub grep: Option<regex::bytes::Regex>,
+    /// With --grep: only lines that do not match
+    #[arg(short = 'v', long, requires = "grep")]
+    pub invert_match: bool,
+    /// What was written before the latest start
+    #[arg(long, conflicts_with = "follow")]
+    pub previous: bool,
+}
+
+/// One of the two streams of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogStream {
+    /// Standard output.
+    Out,
+    /// Standard error.
+    Err,
+}
+
+fn parse_regex(text: &str) -> Result<regex::bytes::Regex, String> {
+    // A pattern from a command line may be large, not endless.
+    regex::bytes::RegexBuilder::new(text)
+        .size_limit(10 << 20)
+        .build()
+        .map_err(|error| error.to_string())
 }
 
 /// `blackhole monitor`.
@@ -360,5 +395,36 @@ mod tests {
         let cli = Cli::try_parse_from(["blackhole", "signal", "hup", "web"]).unwrap();
         assert!(matches!(cli.command, Cmd::Signal(Signal { signal: 1, .. })));
         assert!(Cli::try_parse_from(["blackhole", "signal", "NOPE", "web"]).is_err());
+    }
+
+    #[test]
+    fn what_lines_are_meant_is_checked_before_anything_is_asked() {
+        let parse = |words: &[&str]| {
+            let all = ["blackhole", "logs"].iter().chain(words);
+            Cli::try_parse_from(all).map(|cli| cli.command)
+        };
+        let good = parse(&[
+            "web", "--since", "10m", "--stream", "err", "--grep", "a+", "-v",
+        ]);
+        assert!(matches!(
+            good,
+            Ok(Cmd::Logs(Logs {
+                since: Some(_),
+                stream: Some(LogStream::Err),
+                grep: Some(_),
+                invert_match: true,
+                ..
+            }))
+        ));
+        for bad in [
+            &["--grep", "("][..],
+            &["--since", "soon"],
+            &["--stream", "log"],
+            &["-v"],
+            &["-f", "--until", "now"],
+            &["-f", "--previous"],
+        ] {
+            assert!(parse(bad).is_err(), "{bad:?} was taken");
+        }
     }
 }

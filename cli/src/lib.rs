@@ -24,7 +24,7 @@ pub mod host;
 pub mod human;
 pub mod keeper_file;
 pub mod offline;
-pub mod offline_logs;
+mod offline_logs;
 pub mod out;
 mod sys;
 pub mod table;

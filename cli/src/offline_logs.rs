@@ -5,75 +5,61 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 
 use blackhole_bus_schema::names::InstanceName;
-use blackhole_bus_schema::process::LogCursor;
-use blackhole_process_manager::log as files;
 use rustix::fs::inotify;
 use tokio::io::unix::AsyncFd;
 
-use crate::args;
-use crate::cmd::Printer;
+use crate::cmd::logs::{Mark, Origin, Printer, Selection, Source, print_merged};
 use crate::context::Context;
 use crate::error::Error;
 use crate::offline;
 use crate::sys::readable;
-use crate::view::log::{self, Entry};
 use crate::view::names::Filter;
 
 /// Shows the logs of the instances that have a folder.
-pub async fn run(context: &Context, filter: &Filter, args: &args::Logs) -> Result<(), Error> {
+pub(crate) async fn run(
+    context: &Context,
+    filter: &Filter,
+    selection: &Selection,
+    follow: bool,
+) -> Result<(), Error> {
     let known = offline::instances(&context.dirs);
     let meant = filter.select(&known)?;
+    let records = offline::records(&context.dirs).await?;
+    let record = |name: &InstanceName| records.iter().find(|record| record.instance == *name);
     // Watched before it is read: nothing written in between is missed.
-    let watch = if args.follow {
+    let watch = if follow {
         Some(Watch::new(context, &meant)?)
     } else {
         None
     };
-    let mut cursors: BTreeMap<InstanceName, Option<LogCursor>> = BTreeMap::new();
-    let mut sources = Vec::new();
+    let origin = Origin::Files(context.dirs.clone());
+    let mut sources = Vec::with_capacity(meant.len());
     for instance in &meant {
-        let mut cursor = None;
-        let mut entries = read(context, instance, args.lines, &mut cursor)?;
-        if !args.follow {
-            entries.truncate(args.lines as usize);
-        }
-        sources.push(entries);
-        cursors.insert(instance.clone(), cursor);
+        let own = selection.of(record(instance));
+        sources.push(Source::open(origin.clone(), instance.clone(), own, meant.len()).await?);
     }
     let mut printer = Printer::new(context, meant.iter());
-    printer.print(&log::merge(sources))?;
+    print_merged(&mut sources, &mut printer).await?;
     let Some(mut watch) = watch else {
         return Ok(());
     };
+    let mut marks: BTreeMap<InstanceName, Mark> = meant
+        .into_iter()
+        .zip(sources.iter().map(|source| source.mark))
+        .collect();
     loop {
-        for instance in watch.changed().await? {
-            let cursor = cursors.entry(instance.clone()).or_default();
-            let entries = read(context, &instance, u32::MAX, cursor)?;
-            printer.print(&entries)?;
-        }
-    }
-}
-
-fn read(
-    context: &Context,
-    instance: &InstanceName,
-    lines: u32,
-    cursor: &mut Option<LogCursor>,
-) -> Result<Vec<Entry>, Error> {
-    let directory = context.dirs.instance(instance);
-    let mut entries = Vec::new();
-    loop {
-        let chunk = files::read(&directory, lines, *cursor).map_err(|error| Error::Bus {
-            operation: format!("read the log of {instance}"),
-            source: Box::new(error),
-        })?;
-        entries.extend(chunk.lines.into_iter().map(|raw| Entry {
-            instance: instance.clone(),
-            raw,
-        }));
-        *cursor = chunk.cursor.or(*cursor);
-        if !chunk.more {
-            return Ok(entries);
+        let mut sources: Vec<Source> = watch
+            .changed()
+            .await?
+            .into_iter()
+            .map(|instance| {
+                let mark = marks.get(&instance).copied().unwrap_or_default();
+                Source::after(origin.clone(), instance, selection.clone(), mark)
+            })
+            .collect();
+        print_merged(&mut sources, &mut printer).await?;
+        for source in sources {
+            marks.insert(source.instance, source.mark);
         }
     }
 }

@@ -20,6 +20,8 @@ fn read(instance: &str, lines: u32, cursor: Option<LogCursor>) -> ReadLog {
         instance: name(instance),
         lines,
         cursor,
+        since: None,
+        max_bytes: None,
     }
 }
 
@@ -78,6 +80,7 @@ async fn a_long_log_comes_in_pages_through_its_rotated_files() {
     let logs = LogSpec {
         max_bytes: 200_000,
         max_files: 50,
+        ..LogSpec::default()
     };
     finished(&mut bench, 1, "seq 1 30000", logs).await;
     let mut chunk = bench.request(&read("web.1", 29_000, None)).await.unwrap();
@@ -107,6 +110,7 @@ async fn what_was_rotated_away_is_a_gap() {
     let logs = LogSpec {
         max_bytes: 20_000,
         max_files: 2,
+        ..LogSpec::default()
     };
     finished(&mut bench, 2, "seq 1 20000", logs).await;
     let chunk = bench.request(&read("web.1", 0, cursor)).await.unwrap();
@@ -162,6 +166,7 @@ async fn new_lines_are_followed_through_rotations_until_the_end() {
     service.logs = LogSpec {
         max_bytes: 30_000,
         max_files: 20,
+        ..LogSpec::default()
     };
     bench.run(&service).await;
     let lane = lane(&bench).await;
@@ -221,6 +226,7 @@ async fn a_flood_is_jumped_after_and_counted() {
     service.logs = LogSpec {
         max_bytes: 1_000_000,
         max_files: 100,
+        ..LogSpec::default()
     };
     bench.run(&service).await;
     let lane = lane(&bench).await;

@@ -195,7 +195,7 @@ fn logs_are_rotated_and_keep_the_end() {
 services:
   chatter:
     command: [blackhole-example, chatter, --lines, "2000", --bytes, "100"]
-    logs: {max_size: 16KiB, max_files: 2}
+    logs: {max_size: 16KiB, max_files: 2, compress: false}
 "#,
     );
     deployment.up();

@@ -14,7 +14,7 @@ use super::reference::{expand, expand_dir, is_variable};
 use super::section::{Field, Section};
 use super::tree::{Entry, Value};
 use crate::names::ServiceName;
-use crate::process::{LogSpec, StopSpec, default_success_codes, signal_number};
+use crate::process::{LogFormat, LogSpec, StopSpec, default_success_codes, signal_number};
 
 /// Most instances of one service.
 const MAX_REPLICAS: u32 = 10_000;
@@ -40,7 +40,14 @@ const KEYS: [&str; 18] = [
     "description",
 ];
 const STOP_KEYS: [&str; 2] = ["signal", "grace"];
-const LOG_KEYS: [&str; 2] = ["max_size", "max_files"];
+const LOG_KEYS: [&str; 6] = [
+    "max_size",
+    "max_files",
+    "max_age",
+    "max_total_size",
+    "compress",
+    "format",
+];
 
 /// Set by Blackhole for every service, see the design of the RPC plane and sd_notify(3).
 const RESERVED_ENV: [&str; 7] = [
@@ -421,13 +428,44 @@ fn stop(field: &Field<'_>) -> Result<StopSpec, Problem> {
 fn logs(field: &Field<'_>) -> Result<LogSpec, Problem> {
     let section = field.section(&LOG_KEYS)?;
     let usual = LogSpec::default();
+    let max_bytes = section
+        .read("max_size", |field| field.size(4_096..=1 << 40))?
+        .unwrap_or(usual.max_bytes);
+    let max_files = section
+        .read("max_files", |field| {
+            field.integer(0..=1_000).map_err(|problem| {
+                problem.hint("the number of rotated files kept beside the current one")
+            })
+        })?
+        .unwrap_or(usual.max_files);
+    let longest = Duration::from_secs(366 * 86_400);
+    let max_age = section.read("max_age", |field| {
+        field.duration(Duration::from_secs(1)..=longest)
+    })?;
+    let max_total_bytes = section.read("max_total_size", |field| {
+        let total = field.size(4_096..=1 << 50)?;
+        match total < max_bytes {
+            true => Err(field
+                .problem(format!(
+                    "is {total} bytes, and the current file alone may have {max_bytes} (max_size)"
+                ))
+                .hint("it is for all files of an instance together: raise it, or lower max_size")),
+            false => Ok(total),
+        }
+    })?;
     Ok(LogSpec {
-        max_bytes: section
-            .read("max_size", |field| field.size(4_096..=1 << 40))?
-            .unwrap_or(usual.max_bytes),
-        max_files: section
-            .read("max_files", |field| field.integer(0..=1_000))?
-            .unwrap_or(usual.max_files),
+        max_bytes,
+        max_files,
+        max_age_ms: max_age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+        max_total_bytes,
+        compress: section
+            .read("compress", Field::boolean)?
+            .unwrap_or(usual.compress),
+        format: section
+            .read("format", |field| {
+                field.choice(&[("text", LogFormat::Text), ("json", LogFormat::Json)])
+            })?
+            .unwrap_or(usual.format),
     })
 }
 

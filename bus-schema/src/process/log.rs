@@ -9,19 +9,28 @@ use crate::names::InstanceName;
 pub struct ReadLog {
     /// Which.
     pub instance: InstanceName,
-    /// At most this many of the last lines, when `cursor` is not given.
+    /// At most this many of the last lines, when neither `cursor` nor `since` is given.
     pub lines: u32,
     /// Go on from here: the last answer's `cursor`.
     #[serde(default)]
     pub cursor: Option<LogCursor>,
+    /// Without a cursor: begin with the first line that is not older, Unix time
+    /// in nanoseconds; 0 is the beginning.
+    #[serde(default)]
+    pub since: Option<u64>,
+    /// Most bytes of lines in the answer, within what the manager is ready to
+    /// send (128 to 256 KiB); for clients that read many logs side by side.
+    #[serde(default)]
+    pub max_bytes: Option<u32>,
 }
 
-/// A place in an instance's log: file identity and offset in bytes.
+/// A place in an instance's log. It stays good when the file is rotated and
+/// when it is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogCursor {
-    /// Inode number of the file.
+    /// Identity of the file: of its inode and its birth. Opaque to clients.
     pub inode: u64,
-    /// Offset of the next byte.
+    /// Offset of the next byte, of the text as it was before compression.
     pub offset: u64,
 }
 

@@ -48,10 +48,22 @@ impl Default for StopSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LogSpec {
-    /// A file is rotated when it would grow past this many bytes.
+    /// The current file is rotated when it would grow past this many bytes.
     pub max_bytes: u64,
-    /// Rotated files kept besides the current one.
+    /// Rotated files kept besides the current one: with 4 there are at most
+    /// five files, with 0 only the current one.
     pub max_files: u32,
+    /// A rotated file goes when its last line is older than this, in
+    /// milliseconds; a current file whose first line is older is rotated with
+    /// the next line.
+    pub max_age_ms: Option<u64>,
+    /// Most bytes of all files together, the current one included (at its
+    /// largest, so at least `max_bytes`): the oldest go first.
+    pub max_total_bytes: Option<u64>,
+    /// Whether rotated files are compressed (gzip), by the process-manager.
+    pub compress: bool,
+    /// How lines are written.
+    pub format: LogFormat,
 }
 
 impl Default for LogSpec {
@@ -59,8 +71,24 @@ impl Default for LogSpec {
         Self {
             max_bytes: 16 * 1024 * 1024,
             max_files: 4,
+            max_age_ms: None,
+            max_total_bytes: None,
+            compress: true,
+            format: LogFormat::Text,
         }
     }
+}
+
+/// The form of a line in a log file. Readers take both, in one file too.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// `<time> <instance> <out|err> <F|P> <text>`, the bytes as they came.
+    #[default]
+    Text,
+    /// One JSON object a line: `time`, `instance`, `stream`, `partial`, `text`,
+    /// and `base64` (the bytes as they came) where they are not UTF-8.
+    Json,
 }
 
 /// One immediate restart, granted ahead: the shim uses it without a message in

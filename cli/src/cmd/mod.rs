@@ -7,7 +7,7 @@ mod config;
 mod doctor;
 mod events;
 mod health;
-mod logs;
+pub(crate) mod logs;
 mod metrics;
 mod monitor;
 mod services;
@@ -17,7 +17,6 @@ mod tap;
 
 use clap::CommandFactory;
 
-pub(crate) use logs::Printer;
 pub(crate) use services::show as show_services;
 
 use crate::args::{BusCmd, Cli, Cmd, ComponentCmd, ConfigCmd};

@@ -1,69 +1,12 @@
-//! Log lines: reading the file format, merging several instances by time,
-//! showing them.
-//!
-//! A line is `2026-11-22T23:05:30.123456Z <instance> <out|err> <F|P> <text>`.
+//! Log lines: showing them.
+
+use std::borrow::Cow;
 
 use blackhole_bus_schema::names::InstanceName;
+use blackhole_process_manager::log::{Parsed, base64};
 use serde::Serialize;
 
 use crate::out::{Style, Tone};
-
-/// Length of the time stamp at the start of a line.
-const STAMP: usize = "2026-11-22T23:05:30.123456Z".len();
-
-/// One line, taken apart. What does not look like a line of the format (a
-/// crash in the middle of a write) is all text, without time and stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Line<'a> {
-    /// The time stamp; sorts as bytes.
-    pub at: Option<&'a str>,
-    /// Whether it came from standard error.
-    pub err: bool,
-    /// Part of an endless line: the next one goes on with it.
-    pub partial: bool,
-    /// What the service wrote.
-    pub text: &'a [u8],
-}
-
-impl<'a> Line<'a> {
-    /// Takes a line apart.
-    pub fn parse(raw: &'a [u8]) -> Self {
-        Self::try_parse(raw).unwrap_or(Self {
-            at: None,
-            err: false,
-            partial: false,
-            text: raw,
-        })
-    }
-
-    fn try_parse(raw: &'a [u8]) -> Option<Self> {
-        let at = std::str::from_utf8(raw.get(..STAMP)?).ok()?;
-        let stamp = at.as_bytes();
-        let shape =
-            stamp[4] == b'-' && stamp[10] == b'T' && stamp[13] == b':' && stamp[STAMP - 1] == b'Z';
-        if !shape {
-            return None;
-        }
-        let mut fields = raw.get(STAMP + 1..)?.splitn(4, |byte| *byte == b' ');
-        let _instance = fields.next()?;
-        let err = match fields.next()? {
-            b"out" => false,
-            b"err" => true,
-            _ => return None,
-        };
-        let partial = match fields.next()? {
-            b"F" => false,
-            b"P" => true,
-            _ => return None,
-        };
-        Some(Self {
-            at: Some(at),
-            err,
-            partial,
-            text: fields.next().unwrap_or_default(),
-        })
-    }
-}
 
 /// A raw line and whose it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,25 +15,6 @@ pub struct Entry {
     pub instance: InstanceName,
     /// As it stands in the file, without the newline.
     pub raw: Vec<u8>,
-}
-
-/// Merges the lines of several instances by time. Lines of one instance keep
-/// their order; one without a time stands with the line before it.
-pub fn merge(sources: Vec<Vec<Entry>>) -> Vec<Entry> {
-    let mut keyed: Vec<(String, Entry)> = Vec::with_capacity(sources.iter().map(Vec::len).sum());
-    for source in sources {
-        let mut last = String::new();
-        for entry in source {
-            if let Some(at) = Line::parse(&entry.raw).at
-                && at > last.as_str()
-            {
-                at.clone_into(&mut last);
-            }
-            keyed.push((last.clone(), entry));
-        }
-    }
-    keyed.sort_by(|(one, _), (other, _)| one.cmp(other));
-    keyed.into_iter().map(|(_, entry)| entry).collect()
 }
 
 /// One line as a document's item. The field names are part of the interface.
@@ -103,19 +27,29 @@ pub struct LogItem<'a> {
     /// `out` or `err`.
     pub stream: &'static str,
     /// The text; what is not UTF-8 is replaced.
-    pub text: String,
+    pub text: Cow<'a, str>,
+    /// The bytes of the text in base64, where they are not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base64: Option<String>,
     /// The next line of this instance and stream goes on with it.
     pub partial: bool,
 }
 
 /// A line for a program.
 pub fn item(entry: &Entry) -> LogItem<'_> {
-    let line = Line::parse(&entry.raw);
+    let line = Parsed::of(&entry.raw);
+    let exact = std::str::from_utf8(&line.text).is_ok();
+    let base64 = (!exact).then(|| base64(&line.text));
+    let text = match line.text {
+        Cow::Borrowed(text) => String::from_utf8_lossy(text),
+        Cow::Owned(text) => Cow::Owned(String::from_utf8_lossy(&text).into_owned()),
+    };
     LogItem {
         at: line.at,
         instance: entry.instance.to_string(),
         stream: if line.err { "err" } else { "out" },
-        text: String::from_utf8_lossy(line.text).into_owned(),
+        text,
+        base64,
         partial: line.partial,
     }
 }
@@ -123,7 +57,7 @@ pub fn item(entry: &Entry) -> LogItem<'_> {
 /// A line for a person, with its newline. `terminal` tells that control
 /// characters must not get through; colours of the service's own do.
 pub fn show(style: Style, terminal: bool, width: usize, entry: &Entry) -> Vec<u8> {
-    let line = Line::parse(&entry.raw);
+    let line = Parsed::of(&entry.raw);
     let time = line
         .at
         .and_then(|at| at.get(11..23))
@@ -141,19 +75,21 @@ pub fn show(style: Style, terminal: bool, width: usize, entry: &Entry) -> Vec<u8
     )
     .into_bytes();
     if terminal {
-        out.extend_from_slice(safe(line.text).as_bytes());
+        out.extend_from_slice(safe(&line.text).as_bytes());
         if style != Style::PLAIN && line.text.contains(&0x1b) {
             out.extend_from_slice(b"\x1b[0m");
         }
     } else {
-        out.extend_from_slice(line.text);
+        out.extend_from_slice(&line.text);
     }
     out.push(b'\n');
     out
 }
 
+/// A service has one colour, whatever its instances are called.
 fn tag(instance: &InstanceName) -> u8 {
     instance
+        .service()
         .to_string()
         .bytes()
         .fold(0_u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte))
@@ -199,41 +135,34 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_taken_apart() {
-        let line = Line::parse(b"2026-11-22T23:05:30.123456Z web.1 err F it  broke ");
-        assert_eq!(line.at, Some("2026-11-22T23:05:30.123456Z"));
-        assert!(line.err && !line.partial);
-        assert_eq!(line.text, b"it  broke ");
-        let empty = Line::parse(b"2026-11-22T23:05:30.123456Z web.1 out P ");
-        assert!(empty.partial && empty.text.is_empty());
+    fn a_program_gets_every_byte() {
+        let text = entry(
+            "web.1",
+            "2026-11-22T23:05:30.123456Z web.1 err P café \"x\"",
+        );
+        assert_eq!(
+            serde_json::to_string(&item(&text)).unwrap(),
+            concat!(
+                r#"{"at":"2026-11-22T23:05:30.123456Z","instance":"web.1","stream":"err","#,
+                r#""text":"café \"x\"","partial":true}"#
+            )
+        );
+        let bytes = Entry {
+            raw: b"2026-11-22T23:05:30.123456Z web.1 out F a\xffb".to_vec(),
+            ..text
+        };
+        let item = item(&bytes);
+        assert_eq!(
+            (item.text.as_ref(), item.base64.as_deref()),
+            ("a\u{fffd}b", Some("Yf9i"))
+        );
     }
 
     #[test]
-    fn a_broken_line_is_all_text() {
-        for bad in [
-            "",
-            "half a li",
-            "2026-11-22T23:05:30.123456Z web.1 odd F x",
-            "\u{fffd}26-11-22T23:05:30.123456Z",
-        ] {
-            let line = Line::parse(bad.as_bytes());
-            assert_eq!((line.at, line.text), (None, bad.as_bytes()), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn several_instances_are_merged_by_time() {
-        let web = vec![
-            entry("web.1", "2026-11-22T23:05:30.000001Z web.1 out F one"),
-            entry("web.1", "torn"),
-            entry("web.1", "2026-11-22T23:05:30.000003Z web.1 out F three"),
-        ];
-        let db = vec![entry("db.1", "2026-11-22T23:05:30.000002Z db.1 out F two")];
-        let merged: Vec<String> = merge(vec![db, web])
-            .iter()
-            .map(|entry| String::from_utf8_lossy(Line::parse(&entry.raw).text).into_owned())
-            .collect();
-        assert_eq!(merged, ["one", "torn", "two", "three"]);
+    fn instances_of_a_service_have_its_colour() {
+        let tag_of = |name: &str| tag(&name.parse().unwrap());
+        assert_eq!(tag_of("web.1"), tag_of("web.12"));
+        assert_ne!(tag_of("web.1"), tag_of("db.1"));
     }
 
     #[test]

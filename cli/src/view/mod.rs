@@ -7,6 +7,7 @@ pub mod event;
 pub mod health;
 pub mod log;
 pub mod metrics;
+pub mod moment;
 pub mod names;
 pub mod problem;
 pub mod progress;

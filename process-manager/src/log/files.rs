@@ -2,13 +2,15 @@
 //! neither hides one nor shows one twice.
 
 use std::fs::{File, Metadata};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use blackhole_bus_schema::process::LogCursor;
 
+use super::gzip::Compressed;
+use super::names::rotated;
 use super::{CURRENT, LogError};
 
 /// Bytes read at one time when lines are counted backwards.
@@ -26,9 +28,60 @@ pub struct Position {
 #[derive(Debug)]
 struct Open {
     path: PathBuf,
-    file: File,
+    content: Content,
     identity: u64,
     size: u64,
+}
+
+#[derive(Debug)]
+enum Content {
+    Plain(File),
+    Compressed(Box<Compressed>),
+}
+
+impl Open {
+    /// Opens a file as it stands there; `None` when it is not there or no log.
+    fn open(path: PathBuf, compressed: bool) -> Result<Option<Self>, LogError> {
+        let failed = |operation| {
+            let path = path.clone();
+            move |source| LogError {
+                operation,
+                path,
+                source,
+            }
+        };
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed("open")(error)),
+        };
+        let metadata = file.metadata().map_err(failed("stat"))?;
+        if !metadata.is_file() {
+            return Ok(None);
+        }
+        let (identity, size, content) = if compressed {
+            let Some(compressed) = Compressed::open(file).map_err(failed("read"))? else {
+                return Ok(None);
+            };
+            let (identity, size) = (compressed.identity(), compressed.size());
+            (identity, size, Content::Compressed(Box::new(compressed)))
+        } else {
+            (identity(&metadata), metadata.len(), Content::Plain(file))
+        };
+        Ok(Some(Self {
+            path,
+            content,
+            identity,
+            size,
+        }))
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        match &self.content {
+            Content::Plain(file) => file.read_at(buffer, offset),
+            Content::Compressed(file) => file.read_at(buffer, offset),
+        }
+    }
 }
 
 /// The files of one log, oldest first, as large as they were when opened.
@@ -40,43 +93,40 @@ pub struct LogFiles {
 impl LogFiles {
     /// Opens what is there of the log in `directory`; nothing is a log without files.
     ///
-    /// Files only ever move to higher numbers, so going from `log` upwards
-    /// misses none; one that moved meanwhile is met twice and kept once.
+    /// The current file is opened first: when it is rotated meanwhile it is met
+    /// twice and kept once. One that is compressed meanwhile is there in its
+    /// other form. Compressed files that are not of this program are left out.
     ///
     /// # Errors
     /// When the directory or a file is there but cannot be opened.
     pub fn open(directory: &Path) -> Result<Self, LogError> {
-        let highest = highest_number(directory)?;
-        let mut files: Vec<Open> = Vec::new();
-        let names = std::iter::once(CURRENT.to_owned())
-            .chain((1..=highest.saturating_add(1)).map(|number| format!("{CURRENT}.{number}")));
-        for name in names {
-            let path = directory.join(name);
-            let failed = |operation| {
-                let path = path.clone();
-                move |source| LogError {
-                    operation,
-                    path,
-                    source,
+        let current = Open::open(directory.join(CURRENT), false)?;
+        let listed = rotated(directory).map_err(|source| LogError {
+            operation: "list",
+            path: directory.to_owned(),
+            source,
+        })?;
+        let mut files: Vec<Open> = Vec::with_capacity(listed.len() + 1);
+        for file in listed {
+            let open = match Open::open(file.plain_path(directory), false)? {
+                Some(plain) => Some(plain),
+                None => Open::open(file.compressed_path(directory), true)?,
+            };
+            files.extend(open);
+        }
+        if let Some(current) = current {
+            // What was rotated after it was opened is for the next time.
+            match files
+                .iter()
+                .position(|file| file.identity == current.identity)
+            {
+                Some(index) => {
+                    files.truncate(index);
+                    files.push(current);
                 }
-            };
-            let file = match File::open(&path) {
-                Ok(file) => file,
-                Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                Err(error) => return Err(failed("open")(error)),
-            };
-            let metadata = file.metadata().map_err(failed("stat"))?;
-            let (identity, size) = (identity(&metadata), metadata.len());
-            if metadata.is_file() && !files.iter().any(|open| open.identity == identity) {
-                files.push(Open {
-                    path,
-                    file,
-                    identity,
-                    size,
-                });
+                None => files.push(current),
             }
         }
-        files.reverse();
         Ok(Self { files })
     }
 
@@ -117,7 +167,7 @@ impl LogFiles {
         }
         if offset > 0 {
             let mut before = [0];
-            let read = self.files.get(file)?.file.read_at(&mut before, offset - 1);
+            let read = self.files.get(file)?.read_at(&mut before, offset - 1);
             if !matches!(read, Ok(1)) || before != [b'\n'] {
                 return None;
             }
@@ -135,7 +185,7 @@ impl LogFiles {
         let mut filled = 0;
         while filled < wanted {
             let at = position.offset + filled as u64;
-            match open.file.read_at(&mut buffer[filled..wanted], at) {
+            match open.read_at(&mut buffer[filled..wanted], at) {
                 Ok(0) => break,
                 Ok(read) => filled += read,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -226,37 +276,11 @@ impl LogFiles {
 /// What a cursor calls a file. A file system gives the inode number of a
 /// removed file to the next one at once, which with rotation is the next log:
 /// so the time of birth, where the file system keeps it, is part of it.
-fn identity(metadata: &Metadata) -> u64 {
+pub(super) fn identity(metadata: &Metadata) -> u64 {
     let born = metadata
         .created()
         .ok()
         .and_then(|time| time.duration_since(UNIX_EPOCH).ok());
     let nanoseconds = born.map_or(0, |born| born.as_nanos() as u64);
     metadata.ino() ^ nanoseconds.rotate_left(24)
-}
-
-/// The highest N of the files `log.N`.
-fn highest_number(directory: &Path) -> Result<u32, LogError> {
-    let failed = |source| LogError {
-        operation: "list",
-        path: directory.to_owned(),
-        source,
-    };
-    let entries = match std::fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
-        Err(error) => return Err(failed(error)),
-    };
-    let mut highest = 0;
-    for entry in entries {
-        let name = entry.map_err(failed)?.file_name();
-        let number = name
-            .to_str()
-            .and_then(|name| name.strip_prefix(CURRENT))
-            .and_then(|rest| rest.strip_prefix('.'))
-            .and_then(|digits| digits.parse::<u32>().ok());
-        // More rotated files than any configuration keeps are not searched for.
-        highest = highest.max(number.filter(|number| *number <= 10_000).unwrap_or(0));
-    }
-    Ok(highest)
 }

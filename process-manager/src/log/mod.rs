@@ -1,16 +1,23 @@
 //! Reading the logs that the shims write.
 //!
-//! A log is `log` (the current file) and `log.1`, `log.2` … (rotated, the
-//! higher the older) in the instance's directory. Everything here blocks on
+//! A log is `log` (the current file) and `log.00000001`, `log.00000002.gz` …
+//! (rotated, the higher the newer) in the instance's directory. Everything here blocks on
 //! the disk and is called from the blocking pool, never from the runtime's
 //! thread.
 
 mod files;
 mod follow;
+mod gzip;
+mod keep;
+pub(crate) mod names;
+mod parse;
 mod read;
+mod seek;
 
 pub use files::{LogFiles, Position};
 pub use follow::Follower;
+pub use keep::Keeper;
+pub use parse::{Parsed, base64, stamp_ns};
 pub use read::{PAGE_BYTES, Page, read};
 
 /// Name of the current log file in an instance's directory.

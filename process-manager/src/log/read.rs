@@ -2,13 +2,16 @@
 
 use std::path::Path;
 
-use blackhole_bus_schema::process::{LogChunk, LogCursor};
+use blackhole_bus_schema::process::{LogChunk, ReadLog};
 
 use super::{LogError, LogFiles, Position};
 
 /// Most bytes of lines in one answer: far below the transport's 16 MiB, and
 /// short enough on the wire that an event behind it does not wait.
 pub const PAGE_BYTES: usize = 256 * 1024;
+
+/// Least bytes of a page: more than the longest line that a shim writes.
+const MIN_PAGE_BYTES: usize = 128 * 1024;
 
 /// Lines from one file.
 #[derive(Debug, PartialEq, Eq)]
@@ -131,12 +134,13 @@ impl LogFiles {
     }
 }
 
-/// Answers one `process.read_log`: from `cursor` on, else the last `lines`
-/// lines. What does not fit in [`PAGE_BYTES`] is left for the next page.
+/// Answers one `process.read_log` from the files in `directory`: from the
+/// cursor on, else from a time on, else the last lines. What does not fit in a
+/// page ([`PAGE_BYTES`], or what the request says) is left for the next one.
 ///
 /// # Errors
 /// When the log is there but cannot be read.
-pub fn read(directory: &Path, lines: u32, cursor: Option<LogCursor>) -> Result<LogChunk, LogError> {
+pub fn read(directory: &Path, request: &ReadLog) -> Result<LogChunk, LogError> {
     let files = LogFiles::open(directory)?;
     let mut chunk = LogChunk {
         lines: Vec::new(),
@@ -145,17 +149,24 @@ pub fn read(directory: &Path, lines: u32, cursor: Option<LogCursor>) -> Result<L
         gap: false,
     };
     if files.is_empty() {
-        chunk.gap = cursor.is_some();
+        chunk.gap = request.cursor.is_some();
         return Ok(chunk);
     }
-    let mut at = match cursor {
-        None => files.tail(lines)?,
-        Some(cursor) => files.find(cursor).unwrap_or_else(|| {
+    let first = Position { file: 0, offset: 0 };
+    let mut at = match (request.cursor, request.since) {
+        (Some(cursor), _) => files.find(cursor).unwrap_or_else(|| {
             chunk.gap = true;
-            Position { file: 0, offset: 0 }
+            first
         }),
+        (None, Some(0)) => first,
+        (None, Some(since)) => files.at_time(since)?,
+        (None, None) => files.tail(request.lines)?,
     };
-    let mut room = PAGE_BYTES;
+    let wanted = request.max_bytes.map_or(PAGE_BYTES, |bytes| {
+        usize::try_from(bytes).unwrap_or(PAGE_BYTES)
+    });
+    let page_bytes = wanted.clamp(MIN_PAGE_BYTES, PAGE_BYTES);
+    let mut room = page_bytes;
     loop {
         let page = files.page(at, room)?;
         let bytes: usize = page.lines.iter().map(|line| line.len() + 1).sum();
@@ -170,9 +181,9 @@ pub fn read(directory: &Path, lines: u32, cursor: Option<LogCursor>) -> Result<L
         if !moved {
             break;
         }
-        if room < PAGE_BYTES / 4 {
+        if room < page_bytes / 4 || room < MIN_PAGE_BYTES {
             // Not worth another read; whether anything stands there is soon known.
-            chunk.more = files.page(at, PAGE_BYTES)?.next != at;
+            chunk.more = files.page(at, MIN_PAGE_BYTES)?.next != at;
             break;
         }
     }

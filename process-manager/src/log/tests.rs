@@ -1,9 +1,22 @@
 use std::path::Path;
 
-use blackhole_bus_schema::process::{LogChunk, LogCursor};
+use blackhole_bus_schema::process::{LogChunk, LogCursor, ReadLog};
 use proptest::prelude::*;
 
 use super::*;
+
+fn read(directory: &Path, lines: u32, cursor: Option<LogCursor>) -> Result<LogChunk, LogError> {
+    super::read(
+        directory,
+        &ReadLog {
+            instance: "web.1".parse().unwrap(),
+            lines,
+            cursor,
+            since: None,
+            max_bytes: None,
+        },
+    )
+}
 
 fn write(directory: &Path, name: &str, lines: &[Vec<u8>]) {
     let mut content = Vec::new();
@@ -73,8 +86,8 @@ fn a_log_that_is_not_there_is_empty() {
 #[test]
 fn the_tail_goes_back_into_rotated_files() {
     let directory = tempfile::tempdir().unwrap();
-    write(directory.path(), "log.2", &numbered(0..10));
-    write(directory.path(), "log.1", &numbered(10..20));
+    write(directory.path(), "log.00000001", &numbered(0..10));
+    write(directory.path(), "log.00000002", &numbered(10..20));
     write(directory.path(), "log", &numbered(20..23));
     for lines in [1, 2, 3, 4, 12, 13, 14, 23, 24, 1000] {
         let chunk = read(directory.path(), lines, None).unwrap();
@@ -116,7 +129,7 @@ fn a_cursor_follows_its_file_through_a_rotation() {
     write(directory.path(), "log", &numbered(0..3));
     let cursor = read(directory.path(), 1, None).unwrap().cursor;
     append(directory.path(), "log", b"line 3\n");
-    std::fs::rename(path("log"), path("log.1")).unwrap();
+    std::fs::rename(path("log"), path("log.00000002")).unwrap();
     write(directory.path(), "log", &numbered(4..6));
     let chunk = read(directory.path(), 1, cursor).unwrap();
     assert_eq!(chunk.lines, numbered(3..6));
@@ -131,7 +144,7 @@ fn what_was_rotated_away_is_a_gap() {
     let cursor = read(directory.path(), 1, None).unwrap().cursor;
     // Kept open elsewhere, so that its inode number is not given to the next file.
     std::fs::rename(path("log"), path("gone")).unwrap();
-    write(directory.path(), "log.1", &numbered(7..8));
+    write(directory.path(), "log.00000002", &numbered(7..8));
     write(directory.path(), "log", &numbered(8..9));
     let chunk = read(directory.path(), 1, cursor).unwrap();
     assert!(chunk.gap);
@@ -156,7 +169,7 @@ fn long_logs_come_in_pages_and_endless_lines_get_on() {
     let long: Vec<Vec<u8>> = (0..100u8)
         .map(|number| vec![b'a' + number % 26; 16 * 1024])
         .collect();
-    write(directory.path(), "log.1", &long[..40]);
+    write(directory.path(), "log.00000002", &long[..40]);
     write(directory.path(), "log", &long[40..]);
     let first = read(directory.path(), 90, None).unwrap();
     assert!(first.more);
@@ -191,13 +204,15 @@ fn other_files_in_the_directory_are_no_log() {
         "log.x",
         "log.",
         "log.gz",
+        "log.00000001.gz",
+        "log.00000001.gz.part",
         "logs.1",
         "record",
-        "log.99999999999",
+        "log.1",
     ] {
         write(directory.path(), name, &numbered(7..9));
     }
-    std::fs::create_dir(directory.path().join("log.1")).unwrap();
+    std::fs::create_dir(directory.path().join("log.00000002")).unwrap();
     assert_eq!(
         read(directory.path(), 9, None).unwrap().lines,
         numbered(1..2)
@@ -207,7 +222,7 @@ fn other_files_in_the_directory_are_no_log() {
 #[test]
 fn skipped_lines_are_counted() {
     let directory = tempfile::tempdir().unwrap();
-    write(directory.path(), "log.1", &numbered(0..10));
+    write(directory.path(), "log.00000002", &numbered(0..10));
     write(directory.path(), "log", &numbered(10..15));
     let files = LogFiles::open(directory.path()).unwrap();
     let from = files.tail(13).unwrap();
@@ -232,8 +247,8 @@ proptest! {
         }
         let mut begin = 0;
         for (index, count) in split.iter().enumerate() {
-            let number = split.len() - 1 - index;
-            let name = if number == 0 { CURRENT.to_owned() } else { format!("{CURRENT}.{number}") };
+            let last = index + 1 == split.len();
+            let name = if last { CURRENT.to_owned() } else { format!("{CURRENT}.{:08}", index + 1) };
             write(directory.path(), &name, &lines[begin..begin + count]);
             begin += count;
         }

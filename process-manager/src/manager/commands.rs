@@ -119,22 +119,17 @@ impl Manager {
                 .fail(Status::new(Code::ResourceExhausted, text))
                 .await;
         };
-        let ReadLog {
-            instance,
-            lines,
-            cursor,
-        } = command;
-        let folder = self.dirs.instance(&instance);
-        let known = self.table.record(&instance).is_some();
+        let folder = self.dirs.instance(&command.instance);
+        let known = self.table.record(&command.instance).is_some();
         tokio::spawn(async move {
             let read = tokio::task::spawn_blocking(move || {
                 if !known && !folder.is_dir() {
                     return Err(Status::new(
                         Code::NotFound,
-                        format!("there is no instance {instance}"),
+                        format!("there is no instance {}", command.instance),
                     ));
                 }
-                log::read(&folder, lines, cursor)
+                log::read(&folder, &command)
                     .map_err(|error| Status::new(Code::Unavailable, chain(&error)))
             });
             let result = read

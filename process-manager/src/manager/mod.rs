@@ -111,6 +111,13 @@ pub async fn run(daemon: Daemon, settings: Settings) -> Result<(), ManagerError>
             operation: "watch logs (inotify)",
             source,
         })?;
+    // Ends with this function.
+    let _kept = crate::log::Keeper::start(&dirs, server.component().to_string()).map_err(
+        |source| ManagerError::Setup {
+            operation: "keep rotated logs (inotify, thread)",
+            source,
+        },
+    )?;
     let mut notes = Notes::new(server.clone());
     let rpc_key = match blackhole_bus_schema::rpc::Key::load_or_create(&dirs) {
         Ok(key) => Some(key),

@@ -20,7 +20,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, WaitOptions, WaitStatus};
 
 use super::connection::Connection;
-use super::logs::{Log, READ_BYTES, Stream};
+use super::logs::Output;
 use super::notify::{Change, Notify};
 use super::prepare::{Held, note_record};
 use super::protocol::{Loss, ShimMessage, SpawnRequest, Started, StopRequest};
@@ -34,10 +34,6 @@ const NOTIFY_INTERVAL: Duration = Duration::from_millis(20);
 /// Losses are told at most this often.
 const LOSS_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Reads of each pipe after the end: more than a pipe holds at its largest
-/// (1 MiB). Somebody outside the tree may have it open and write without end.
-const LAST_READS: usize = 32;
-
 /// A stop that was asked for.
 #[derive(Debug)]
 struct Stopping {
@@ -45,13 +41,6 @@ struct Stopping {
     deadline: Option<Instant>,
     unhealthy: bool,
     timed_out: bool,
-}
-
-/// One pipe of the service.
-#[derive(Debug)]
-struct Output {
-    pipe: Option<OwnedFd>,
-    stream: Stream,
 }
 
 /// One running service and all that belongs to it.
@@ -63,9 +52,7 @@ pub(crate) struct Service {
     pid: Pid,
     started: Started,
     oom_before: Option<u64>,
-    log: Log,
-    outputs: [Output; 2],
-    buffer: Vec<u8>,
+    output: Output,
     notify: Option<Notify>,
     listener: Option<UnixListener>,
     connections: Vec<Connection>,
@@ -93,33 +80,22 @@ impl Service {
         loss: Loss,
     ) -> Self {
         let prepared = running.prepared;
-        let [out, err] = prepared.output;
         // Secrets are not needed any more, nor is what the record holds.
         request.env.clear();
         request.spec = Vec::new();
         Self {
-            log: Log::new(
+            output: Output::new(
                 &request.instance_dir,
                 &request.instance,
                 request.logs.clone(),
+                prepared.output,
             ),
-            outputs: [
-                Output {
-                    pipe: Some(out),
-                    stream: Stream::new("out"),
-                },
-                Output {
-                    pipe: Some(err),
-                    stream: Stream::new("err"),
-                },
-            ],
             request,
             held,
             signals,
             pid: running.pid,
             started: running.started,
             oom_before: running.oom_before,
-            buffer: vec![0; READ_BYTES],
             notify: prepared.notify,
             listener: prepared.listener,
             connections: vec![first],
@@ -152,7 +128,7 @@ impl Service {
                 break;
             }
             self.on_deadlines();
-            self.pump(ready.outputs);
+            self.output.pump(ready.outputs);
             if ready.notify {
                 self.on_notify();
             }
@@ -173,6 +149,7 @@ impl Service {
             self.loss_due,
             self.notify_due,
             self.accept_after,
+            self.output.due(),
         ];
         let timeout = due.into_iter().flatten().min().map(|due| {
             let left = due.saturating_duration_since(Instant::now());
@@ -182,10 +159,7 @@ impl Service {
             }
         });
         let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
-        let [out, err] = self
-            .outputs
-            .each_ref()
-            .map(|output| output.pipe.as_ref().map(AsFd::as_fd));
+        let [out, err] = self.output.pipes();
         let notify = self.notify.as_ref().map(AsFd::as_fd);
         let listener = self
             .listener
@@ -293,31 +267,7 @@ impl Service {
         if is_due(self.accept_after) {
             self.accept_after = None;
         }
-    }
-
-    /// Reads each ready pipe once.
-    fn pump(&mut self, ready: [bool; 2]) -> bool {
-        let mut more = false;
-        for (output, _) in self
-            .outputs
-            .iter_mut()
-            .zip(ready)
-            .filter(|(_, ready)| *ready)
-        {
-            let Some(pipe) = &output.pipe else { continue };
-            match rustix::io::read(pipe, self.buffer.as_mut_slice()) {
-                Ok(0) => {
-                    output.pipe = None;
-                    self.log.finish(&mut output.stream);
-                }
-                Ok(bytes) => {
-                    more = true;
-                    self.log.take(&mut output.stream, &self.buffer[..bytes]);
-                }
-                Err(_) => {}
-            }
-        }
-        more
+        self.output.on_deadline(now);
     }
 
     fn on_notify(&mut self) {
@@ -353,14 +303,14 @@ impl Service {
 
     fn all_loss(&self) -> Loss {
         Loss {
-            log_lines: self.log.lost,
-            log_error: self.log.error.clone(),
+            log_lines: self.output.lost(),
+            log_error: self.output.error().cloned(),
             ..self.loss.clone()
         }
     }
 
     fn note_loss(&mut self) {
-        let news = self.log.lost != self.loss_told.log_lines
+        let news = self.output.lost() != self.loss_told.log_lines
             || self.loss.record_writes != self.loss_told.record_writes;
         if news && self.loss_due.is_none() {
             self.loss_due = Instant::now().checked_add(LOSS_INTERVAL);
@@ -372,14 +322,7 @@ impl Service {
     /// the end can start the next generation at once.
     fn finish(mut self) {
         let ended_at = unix_now_ns();
-        for _ in 0..LAST_READS {
-            if !self.pump([true, true]) {
-                break;
-            }
-        }
-        for output in &mut self.outputs {
-            self.log.finish(&mut output.stream);
-        }
+        self.output.finish();
         if let Some(grant) = &self.request.grant {
             // Others may have been put there: a probe in the service's own context.
             tree::kill_cgroups(grant);

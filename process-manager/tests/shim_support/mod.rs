@@ -102,11 +102,24 @@ impl Rig {
         self.dirs.instance(&spec.instance)
     }
 
+    /// The names of an instance's log files, oldest first.
+    pub(crate) fn log_names(&self, spec: &SpawnSpec) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(self.folder(spec))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.starts_with("log"))
+            .collect();
+        names.sort();
+        // `log` itself is the newest.
+        names.rotate_left(1);
+        names
+    }
+
     /// The text of an instance's log, rotated files first, without the heads of the lines.
     pub(crate) fn log(&self, spec: &SpawnSpec) -> String {
         let folder = self.folder(spec);
         let mut text = String::new();
-        for name in ["log.3", "log.2", "log.1", "log"] {
+        for name in self.log_names(spec) {
             let bytes = fs::read(folder.join(name)).unwrap_or_default();
             for line in String::from_utf8_lossy(&bytes).lines() {
                 let mut words = line.splitn(5, ' ').skip(2);

@@ -29,7 +29,7 @@ fn all(folder: &Path, mut from: Start) -> (Vec<String>, u64, Start) {
 #[test]
 fn a_batch_is_from_one_file_and_its_cursor_tells_where_it_began() {
     let temp = tempfile::tempdir().unwrap();
-    write(temp.path(), "log.1", 0..10);
+    write(temp.path(), "log.00000002", 0..10);
     write(temp.path(), "log", 10..15);
     let mut from = Start::Beginning;
     let mut began = Vec::new();
@@ -47,8 +47,8 @@ fn a_batch_is_from_one_file_and_its_cursor_tells_where_it_began() {
 fn who_is_far_behind_is_carried_ahead_and_what_is_left_out_is_counted() {
     let temp = tempfile::tempdir().unwrap();
     const MANY: u32 = 300_000;
-    write(temp.path(), "log.2", 0..100_000);
-    write(temp.path(), "log.1", 100_000..200_000);
+    write(temp.path(), "log.00000001", 0..100_000);
+    write(temp.path(), "log.00000002", 100_000..200_000);
     write(temp.path(), "log", 200_000..MANY);
     let (lines, dropped, _) = all(temp.path(), Start::Beginning);
     assert_eq!(lines.len() as u64 + dropped, u64::from(MANY));

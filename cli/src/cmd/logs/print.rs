@@ -1,0 +1,77 @@
+//! Lines in the form asked for.
+
+use std::io::IsTerminal;
+
+use blackhole_bus_schema::names::InstanceName;
+
+use crate::args::Format;
+use crate::context::Context;
+use crate::error::Error;
+use crate::out;
+use crate::view::log::{self, Entry};
+
+/// Bytes that are printed at once.
+const BATCH: usize = 64 * 1024;
+
+/// Prints lines. What was taken is on standard output after [`flush`](Self::flush).
+pub(crate) struct Printer {
+    context: Context,
+    terminal: bool,
+    width: usize,
+    text: Vec<u8>,
+}
+
+impl Printer {
+    pub(crate) fn new<'a>(
+        context: &Context,
+        instances: impl Iterator<Item = &'a InstanceName>,
+    ) -> Self {
+        let width = instances
+            .map(|name| name.to_string().len())
+            .max()
+            .unwrap_or(0);
+        Self {
+            context: context.clone(),
+            terminal: std::io::stdout().is_terminal(),
+            width,
+            text: Vec::new(),
+        }
+    }
+
+    pub(crate) fn print(&mut self, entry: &Entry) -> Result<(), Error> {
+        match self.context.format {
+            Format::Table => {
+                self.width = self.width.max(entry.instance.to_string().len());
+                self.text.extend(log::show(
+                    self.context.style,
+                    self.terminal,
+                    self.width,
+                    entry,
+                ));
+            }
+            Format::Json => {
+                serde_json::to_writer(&mut self.text, &log::item(entry))
+                    .map_err(|error| Error::Output(error.into()))?;
+                self.text.push(b'\n');
+            }
+            Format::Yaml => {
+                self.text.extend_from_slice(b"---\n");
+                self.text
+                    .extend_from_slice(out::yaml(&log::item(entry))?.as_bytes());
+            }
+        }
+        match self.text.len() > BATCH {
+            true => self.flush(),
+            false => Ok(()),
+        }
+    }
+
+    pub(crate) fn flush(&mut self) -> Result<(), Error> {
+        if self.text.is_empty() {
+            return Ok(());
+        }
+        let printed = out::print(&self.text);
+        self.text.clear();
+        printed
+    }
+}
