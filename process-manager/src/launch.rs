@@ -8,7 +8,7 @@ use blackhole_bus_schema::dirs::Dirs;
 use blackhole_bus_schema::names::InstanceName;
 use blackhole_bus_schema::process::{SpawnFailure, SpawnSpec, SpawnStep};
 use blackhole_bus_schema::rpc;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, Notify, Semaphore};
 use tokio::time::timeout;
 
 use crate::adopt;
@@ -28,6 +28,14 @@ const CONCURRENT: usize = 32;
 
 /// How long a shim that holds an instance may take to answer, or to end.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the way from the fork server to exec may take. It is a matter of
+/// milliseconds: what takes longer than this hangs.
+const ANSWER: Duration = Duration::from_secs(20);
+
+/// How long a spawn that is given up may still be answered: then nothing has to
+/// be found out.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 /// Between two attempts to reach it.
 const RETRY: Duration = Duration::from_millis(50);
@@ -98,16 +106,26 @@ pub enum Launch {
 
 /// Tells a launch that it is not wanted any more. Clones tell the same.
 #[derive(Debug, Clone, Default)]
-pub struct Cancel(Arc<AtomicBool>);
+pub struct Cancel(Arc<(AtomicBool, Notify)>);
 
 impl Cancel {
     /// Gives the launch up, if its process does not exist yet.
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.0.store(true, Ordering::Release);
+        self.0.1.notify_waiters();
     }
 
     fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.0.load(Ordering::Acquire)
+    }
+
+    /// Waits until it is not wanted any more. Cancel safe.
+    async fn cancelled(&self) {
+        // Hears of what is told from here on: what was told before shows next.
+        let told = self.0.1.notified();
+        if !self.is_cancelled() {
+            told.await;
+        }
     }
 }
 
@@ -171,7 +189,12 @@ impl Launcher {
 
     /// Starts one instance. Waits while too many are on their way.
     pub async fn launch(&self, spec: Arc<SpawnSpec>, cancel: Cancel) -> Launch {
-        let Ok(_place) = self.places.acquire().await else {
+        // Cancel safe: a place is taken or not.
+        let place = tokio::select! {
+            place = self.places.acquire() => place,
+            () = cancel.cancelled() => return Launch::Cancelled,
+        };
+        let Ok(_place) = place else {
             return Launch::Cancelled;
         };
         if cancel.is_cancelled() {
@@ -186,7 +209,7 @@ impl Launcher {
         if cancel.is_cancelled() {
             return Launch::Cancelled;
         }
-        match self.spawn(&request).await {
+        match self.spawn(&request, &cancel).await {
             Ok((mut started, handle, events)) => {
                 add_preparation(&mut started, prepared);
                 Launch::Running {
@@ -198,6 +221,10 @@ impl Launcher {
             }
             Err(SpawnError::Failed(failure) | SpawnError::Held { failure, .. }) => {
                 Launch::Failed(failure)
+            }
+            // It has left nothing: `ask` makes sure of that.
+            Err(SpawnError::Client(ClientError::Hung { .. })) if cancel.is_cancelled() => {
+                Launch::Cancelled
             }
             Err(SpawnError::Client(error)) => Launch::Failed(no_shim(&error)),
         }
@@ -224,8 +251,8 @@ impl Launcher {
     /// Spawns. Who holds the instance already is taken over when it is this very
     /// spawn, and killed when it is an earlier one: both were asked for by a
     /// manager that did not live to see them.
-    async fn spawn(&self, request: &SpawnRequest) -> Result<Running, SpawnError> {
-        let (shim_pid, failure) = match self.ask(request).await {
+    async fn spawn(&self, request: &SpawnRequest, cancel: &Cancel) -> Result<Running, SpawnError> {
+        let (shim_pid, failure) = match self.ask(request, cancel).await {
             Err(SpawnError::Held { shim_pid, failure }) => (shim_pid, failure),
             other => return other,
         };
@@ -249,7 +276,7 @@ impl Launcher {
         if timeout(PATIENCE, adopt::shim_gone(&folder)).await.is_err() {
             return Err(SpawnError::Held { shim_pid, failure });
         }
-        self.ask(request).await
+        self.ask(request, cancel).await
     }
 
     /// Connects to the shim that holds an instance, also to one that took it
@@ -285,22 +312,85 @@ impl Launcher {
         Ok(())
     }
 
-    async fn ask(&self, request: &SpawnRequest) -> Result<Running, SpawnError> {
+    /// Asks the fork server, and once more where it was lost or hangs. After an
+    /// error nothing of this spawn runs or will.
+    async fn ask(&self, request: &SpawnRequest, cancel: &Cancel) -> Result<Running, SpawnError> {
         let server = self.fork_server(false).await?;
-        let error = match server.spawn(request).await {
+        let asked = ForkServer::pid(&self.dirs)?;
+        let error = match self.answer(&server, request, cancel).await {
             Err(SpawnError::Client(error)) => error,
             other => return other,
         };
-        tracing::warn!(instance = %request.instance, error = chain(&error), "the fork server is tried again");
         // The process may exist although the answer was lost: then it is adopted on the spot.
-        match client::attach(&self.dirs, &request.instance).await {
-            Ok(attached) if attached.status.generation == request.generation => {
-                return Ok((attached.status.started, attached.handle, attached.events));
-            }
-            _ => {}
+        if let Some(running) = self.begun(request, &error).await? {
+            return Ok(running);
+        }
+        let hung = matches!(error, ClientError::Hung { .. });
+        if hung && cancel.is_cancelled() {
+            return Err(error.into());
+        }
+        tracing::warn!(instance = %request.instance, error = chain(&error), "the fork server is tried again");
+        if let Some(pid) = asked.filter(|_| hung) {
+            // Whoever else waits for it is answered by its end.
+            ForkServer::kill(&self.dirs, pid).await?;
         }
         let server = self.fork_server(true).await?;
-        server.spawn(request).await
+        match self.answer(&server, request, cancel).await {
+            Err(SpawnError::Client(error)) => match self.begun(request, &error).await? {
+                Some(running) => Ok(running),
+                None => Err(error.into()),
+            },
+            other => other,
+        }
+    }
+
+    /// The fork server's answer, in time and while it is wanted. A request that is
+    /// given up is not begun by a shim any more, unless it has been.
+    async fn answer(
+        &self,
+        server: &ForkServer,
+        request: &SpawnRequest,
+        cancel: &Cancel,
+    ) -> Result<Running, SpawnError> {
+        let begun = Instant::now();
+        let mut answer = std::pin::pin!(timeout(ANSWER, server.spawn(request)));
+        // Cancel safe: both go on where they were.
+        let answered = tokio::select! {
+            answered = &mut answer => answered.ok(),
+            () = cancel.cancelled() => {
+                timeout(LAST_MOMENT, answer).await.ok().and_then(Result::ok)
+            }
+        };
+        let after = begun.elapsed();
+        answered.unwrap_or(Err(ClientError::Hung { after }.into()))
+    }
+
+    /// The process of a spawn whose answer did not come, where a shim had begun
+    /// with it. A shim that hangs over it is killed.
+    async fn begun(
+        &self,
+        request: &SpawnRequest,
+        error: &ClientError,
+    ) -> Result<Option<Running>, SpawnError> {
+        let hung = matches!(error, ClientError::Hung { .. });
+        let attached = match hung {
+            // It holds the instance already, or sees that nobody waits for it.
+            true => self.attach(&request.instance).await,
+            false => client::attach(&self.dirs, &request.instance).await,
+        };
+        match attached {
+            Ok(attached) if attached.status.generation == request.generation => Ok(Some((
+                attached.status.started,
+                attached.handle,
+                attached.events,
+            ))),
+            Err(ClientError::Unreachable { .. }) if hung => {
+                tracing::error!(instance = %request.instance, "a shim hangs over its start: killing it");
+                self.kill_shim(request).await?;
+                Ok(None)
+            }
+            _ => Ok(None),
+        }
     }
 }
 

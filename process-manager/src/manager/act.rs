@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use blackhole_bus_schema::dirs::unix_now_ns;
+use blackhole_bus_schema::dirs::{Dirs, unix_now_ns};
 use blackhole_bus_schema::health::ProbeResult;
 use blackhole_bus_schema::names::{Generation, InstanceName};
 use blackhole_bus_schema::process::{Forget, Signal, SpawnSpec};
 use blackhole_bus_schema::reply::{Code, Status};
 use blackhole_bus_schema::topic::Topic;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
 use super::Manager;
@@ -17,13 +18,79 @@ use crate::adopt::note_told;
 use crate::launch::{Cancel, chain};
 use crate::probe::check::{self, ExecContext, Subject};
 use crate::probe::schedule::Run;
-use crate::shim::client::ClientError;
+use crate::shim::client::{self, ClientError, ShimHandle};
 use crate::shim::protocol::StopRequest;
 use crate::table::{Action, Ticket};
 
 /// How long after the grace a shim may take to kill what is left, before it is
 /// killed itself.
 const OVERDUE: Duration = Duration::from_secs(10);
+
+/// A stop on its way to a shim.
+struct Stopping {
+    dirs: Dirs,
+    name: InstanceName,
+    generation: Generation,
+    request: StopRequest,
+    grace: Option<Duration>,
+}
+
+impl Stopping {
+    /// Asks the shim, and kills it with its service when it does not do it in time.
+    async fn through(self, handle: ShimHandle) {
+        let Self {
+            dirs,
+            name,
+            generation,
+            request,
+            grace,
+        } = self;
+        match handle.stop(request).await {
+            Ok(()) => {
+                let Some(grace) = grace else { return };
+                let within = grace.saturating_add(OVERDUE);
+                if timeout(within, handle.closed()).await.is_err() {
+                    tracing::error!(instance = %name, ?grace, "not stopped in time: killing its shim");
+                    take_down(dirs, name, generation).await;
+                }
+            }
+            // Its socket is gone and its connection lost, or it hangs: nobody can ask it any more.
+            Err(error @ (ClientError::Unreachable { .. } | ClientError::Mute { .. })) => {
+                tracing::error!(instance = %name, error = chain(&error), "stop: killing it");
+                take_down(dirs, name, generation).await;
+            }
+            // When it is gone, that is told by its events.
+            Err(error) => {
+                tracing::debug!(instance = %name, error = chain(&error), "stop");
+            }
+        }
+    }
+
+    /// The same where the shim could not be reached when it was adopted: it may
+    /// answer now, and then its service gets its grace.
+    async fn reach(self, facts: mpsc::Sender<Fact>) {
+        let (name, generation) = (self.name.clone(), self.generation);
+        match client::attach(&self.dirs, &name).await {
+            Ok(attached) if attached.status.generation == generation => {
+                let handle = attached.handle.clone();
+                let attached = Box::new(attached);
+                let fact = Fact::Reattached {
+                    name,
+                    generation,
+                    attached,
+                };
+                let _ = facts.send(fact).await;
+                self.through(handle).await;
+            }
+            // Its end is told by the one who waits for it.
+            Err(ClientError::NoShim { .. }) => {}
+            _ => {
+                tracing::error!(instance = %name, "stop: its shim does not answer: killing it");
+                take_down(self.dirs, name, generation).await;
+            }
+        }
+    }
+}
 
 impl Manager {
     /// Carries out actions in their order.
@@ -127,36 +194,20 @@ impl Manager {
         else {
             return;
         };
-        let (name, dirs) = (name.clone(), self.dirs.clone());
-        let Some(handle) = held.handle.clone() else {
-            tokio::spawn(take_down(dirs, name, generation));
-            return;
-        };
         let spawned = held.spec.as_ref().map(|spec| spec.stop.grace_ms);
         let asked = request.stop.as_ref().map(|stop| stop.grace_ms);
-        // How the service was started may be unreadable; then its shim alone knows the grace.
-        let grace = asked.or(spawned).map(Duration::from_millis);
-        tokio::spawn(async move {
-            match handle.stop(request).await {
-                Ok(()) => {
-                    let Some(grace) = grace else { return };
-                    let within = grace.saturating_add(OVERDUE);
-                    if timeout(within, handle.closed()).await.is_err() {
-                        tracing::error!(instance = %name, ?grace, "not stopped in time: killing its shim");
-                        take_down(dirs, name, generation).await;
-                    }
-                }
-                // Its socket is gone and its connection lost, or it hangs: nobody can ask it any more.
-                Err(error @ (ClientError::Unreachable { .. } | ClientError::Mute { .. })) => {
-                    tracing::error!(instance = %name, error = chain(&error), "stop: killing it");
-                    take_down(dirs, name, generation).await;
-                }
-                // When it is gone, that is told by its events.
-                Err(error) => {
-                    tracing::debug!(instance = %name, error = chain(&error), "stop");
-                }
-            }
-        });
+        let stop = Stopping {
+            dirs: self.dirs.clone(),
+            name: name.clone(),
+            generation,
+            request,
+            // How the service was started may be unreadable; then its shim alone knows the grace.
+            grace: asked.or(spawned).map(Duration::from_millis),
+        };
+        match held.handle.clone() {
+            Some(handle) => tokio::spawn(stop.through(handle)),
+            None => tokio::spawn(stop.reach(self.facts.clone())),
+        };
     }
 
     async fn signal(&mut self, ticket: Ticket, name: &InstanceName, signal: i32) {

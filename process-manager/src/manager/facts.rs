@@ -1,7 +1,7 @@
 //! What the main task is told by the tasks that wait for it.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use blackhole_bus_schema::dirs::{Dirs, unix_now_ns};
 use blackhole_bus_schema::names::{Generation, InstanceName};
@@ -15,8 +15,14 @@ use crate::adopt::{self, Known};
 use crate::host;
 use crate::launch::{Launch, nanoseconds};
 use crate::probe::schedule::{Outcome, RunId};
-use crate::shim::client::{Loss, ShimEvent, ShimEvents, ShimHandle, ShimPhase, Started};
+use crate::shim::client::{
+    self, Attached, Loss, ShimEvent, ShimEvents, ShimHandle, ShimPhase, Started,
+};
 use crate::table::Launched;
+
+/// Waits between two attempts to reach a shim that did not greet: the first,
+/// doubled up to the last.
+const REATTACH: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// Something that has happened.
 pub(super) enum Fact {
@@ -38,6 +44,12 @@ pub(super) enum Fact {
         name: InstanceName,
         generation: Generation,
         state: Option<ProcessState>,
+    },
+    /// A shim that did not greet at the adoption has answered.
+    Reattached {
+        name: InstanceName,
+        generation: Generation,
+        attached: Box<Attached>,
     },
     /// A probe has an outcome.
     Probe { run: RunId, outcome: Outcome },
@@ -64,8 +76,8 @@ pub(super) async fn listen(
     }
 }
 
-/// Waits for the end of a shim that does not answer, then tells what became of
-/// its instance.
+/// Waits for a shim that does not answer: until it does, which is told, or for
+/// its end, and then tells what became of its instance.
 pub(super) async fn await_shim(
     dirs: Dirs,
     name: InstanceName,
@@ -73,8 +85,30 @@ pub(super) async fn await_shim(
     facts: mpsc::Sender<Fact>,
 ) {
     let folder = dirs.instance(&name);
-    adopt::shim_gone(&folder).await;
-    settle(dirs, name, known, facts).await;
+    let generation = known.generation;
+    // Both cancel safe: an attempt that is dropped closes its connection.
+    tokio::select! {
+        () = adopt::shim_gone(&folder) => settle(dirs, name, known, facts).await,
+        attached = reattach(&dirs, &name, generation) => {
+            let attached = Box::new(attached);
+            let _ = facts.send(Fact::Reattached { name, generation, attached }).await;
+        }
+    }
+}
+
+/// Tries to reach a shim until it answers.
+async fn reattach(dirs: &Dirs, name: &InstanceName, generation: Generation) -> Attached {
+    let mut wait = REATTACH.0;
+    loop {
+        // No event tells that a process answers again.
+        tokio::time::sleep(wait).await;
+        if let Ok(attached) = client::attach(dirs, name).await
+            && attached.status.generation == generation
+        {
+            return attached;
+        }
+        wait = (wait * 2).min(REATTACH.1);
+    }
 }
 
 /// Kills an instance whose shim does not answer, and the shim.
@@ -129,6 +163,11 @@ impl Manager {
                 generation,
                 state,
             } => self.lost(&name, generation, state).await,
+            Fact::Reattached {
+                name,
+                generation,
+                attached,
+            } => self.reattached(name, generation, *attached).await,
             Fact::Probe { run, outcome } => {
                 self.probes.remove(&run);
                 let result = self.schedule.finished(Instant::now(), run, outcome);
@@ -139,6 +178,26 @@ impl Manager {
                 None => self.notes.clear("fork-server"),
             },
         }
+    }
+
+    /// A shim that could not be reached is held like any other from here on.
+    async fn reattached(&mut self, name: InstanceName, generation: Generation, attached: Attached) {
+        let held = self.held.get_mut(&name);
+        // A stop and the one who waits may both have reached it: the first counts.
+        let Some(held) = held.filter(|held| held.generation == generation && held.handle.is_none())
+        else {
+            return;
+        };
+        tracing::info!(instance = %name, "its shim answers again");
+        let Attached {
+            status,
+            handle,
+            events,
+        } = attached;
+        held.handle = Some(handle);
+        tokio::spawn(listen(name.clone(), generation, events, self.facts.clone()));
+        let status = ShimEvent::Status(Box::new(status));
+        self.shim(name, generation, status).await;
     }
 
     async fn launched(

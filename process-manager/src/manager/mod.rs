@@ -67,7 +67,7 @@ pub struct Settings {
 struct Held {
     generation: Generation,
     started: Started,
-    /// `None` when its shim does not answer: it can only be killed.
+    /// `None` while its shim does not answer.
     handle: Option<ShimHandle>,
     /// How it was started, for its probes.
     spec: Option<Arc<SpawnSpec>>,
@@ -112,12 +112,13 @@ pub async fn run(daemon: Daemon, settings: Settings) -> Result<(), ManagerError>
             source,
         })?;
     // Ends with this function.
-    let _kept = crate::log::Keeper::start(&dirs, server.component().to_string()).map_err(
-        |source| ManagerError::Setup {
-            operation: "keep rotated logs (inotify, thread)",
-            source,
-        },
-    )?;
+    let _kept =
+        crate::log::Keeper::start(&dirs, server.component().to_string()).map_err(|source| {
+            ManagerError::Setup {
+                operation: "keep rotated logs (inotify, thread)",
+                source,
+            }
+        })?;
     let mut notes = Notes::new(server.clone());
     let rpc_key = match blackhole_bus_schema::rpc::Key::load_or_create(&dirs) {
         Ok(key) => Some(key),

@@ -61,6 +61,12 @@ pub enum ClientError {
         /// How long it was waited for.
         after: std::time::Duration,
     },
+    /// The fork server, or the idle shim that took the request, does not answer.
+    #[error("the fork server has not answered for {after:?}")]
+    Hung {
+        /// How long it was waited for.
+        after: std::time::Duration,
+    },
     /// The other side does not speak this protocol.
     #[error("the shim does not speak this protocol")]
     Protocol(#[source] super::protocol::FrameError),

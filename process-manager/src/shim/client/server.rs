@@ -137,20 +137,42 @@ impl ForkServer {
         }
     }
 
+    /// Who the fork server of `dirs` is, while one lives.
+    ///
+    /// # Errors
+    /// When its lock cannot be examined.
+    pub fn pid(dirs: &Dirs) -> Result<Option<u32>, ClientError> {
+        holder(&lock_path(&dirs.fork_server_dir()))
+    }
+
+    /// Kills the fork server `pid` of `dirs`, which hangs; its idle shims go with
+    /// it (prctl(2), `PR_SET_PDEATHSIG`), services and their shims do not. Does
+    /// nothing when it is not the fork server any more. Returns when it is gone.
+    ///
+    /// # Errors
+    /// When it cannot be signalled.
+    pub async fn kill(dirs: &Dirs, pid: u32) -> Result<(), ClientError> {
+        Self::end(dirs, Some(pid), Signal::KILL).await
+    }
+
     /// Ends the fork server of `dirs` and its idle shims, if one lives. Services
     /// and their shims are not touched. Returns when it is gone.
     ///
     /// # Errors
     /// When it cannot be signalled.
     pub async fn shutdown(dirs: &Dirs) -> Result<(), ClientError> {
+        Self::end(dirs, None, Signal::TERM).await
+    }
+
+    async fn end(dirs: &Dirs, who: Option<u32>, signal: Signal) -> Result<(), ClientError> {
         let lock = lock_path(&dirs.fork_server_dir());
         let failed = |source| ClientError::Io {
             operation: "end the holder of",
             path: lock.clone(),
             source,
         };
-        let Some(pid) = holder(&lock)?.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?))
-        else {
+        let meant = holder(&lock)?.filter(|pid| who.is_none_or(|who| who == *pid));
+        let Some(pid) = meant.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)) else {
             return Ok(());
         };
         let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) else {
@@ -160,7 +182,7 @@ impl ForkServer {
         if holder(&lock)? != Some(pid.as_raw_nonzero().get().unsigned_abs()) {
             return Ok(());
         }
-        pidfd_send_signal(&fd, Signal::TERM).map_err(|error| failed(error.into()))?;
+        pidfd_send_signal(&fd, signal).map_err(|error| failed(error.into()))?;
         let _ended = readable(fd)
             .map_err(failed)?
             .readable()
