@@ -280,9 +280,9 @@ impl Core {
             return Turn::Wait;
         }
         let serves = |one: &Instance| self.is_ready(one) && !one.bouncing();
-        let replaced = replicas.iter().filter(|one| !one.rolling());
-        if replicas.iter().any(|one| one.bouncing()) || !replaced.into_iter().all(|one| serves(one))
-        {
+        let replaced = |one: &&&Instance| !one.rolling();
+        let under_way = replicas.iter().any(|one| one.bouncing());
+        if under_way || !replicas.iter().filter(replaced).all(|one| serves(one)) {
             return Turn::Wait;
         }
         // One that serves nobody first: then there is nothing to lose.

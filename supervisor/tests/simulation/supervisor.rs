@@ -10,7 +10,7 @@ use blackhole_supervisor::core::{Action, Core, Input, Random, Ticket};
 use uuid::Uuid;
 
 use super::plan::GRACE_MS;
-use super::world::{Asked, Event, Link, Request, World};
+use super::world::{Asked, Begun, Event, Link, Request, World};
 
 impl World {
     pub(crate) fn supervisor_returns(&mut self) {
@@ -140,10 +140,15 @@ impl World {
             } => {
                 self.check_dependents(&instance);
                 self.check_replicas(&instance, generation);
-                let begun = (self.now, self.links, self.life);
+                let begun = Begun {
+                    at: self.now,
+                    links: self.links,
+                    life: self.life,
+                    commands: self.commands,
+                };
                 let before = self.drains.insert((instance.clone(), generation), begun);
                 assert!(
-                    before.is_none_or(|(_, _, life)| life != self.life),
+                    before.is_none_or(|before| before.life != self.life),
                     "{instance} is drained twice"
                 );
                 self.call(
@@ -169,14 +174,17 @@ impl World {
         }
     }
 
-    /// A drain delays a stop by half of the grace at most.
+    /// A drain delays a stop by half of the grace at most, where nothing else does.
     fn check_drain(&mut self, instance: &InstanceName, generation: Generation) {
-        let Some((at, links, life)) = self.drains.get(&(instance.clone(), generation)) else {
+        let Some(begun) = self.drains.get(&(instance.clone(), generation)) else {
             return;
         };
-        if *links == self.links && *life == self.life {
+        // Another command may stop a dependent, which then ends first.
+        let alone =
+            begun.links == self.links && begun.life == self.life && begun.commands == self.commands;
+        if alone {
+            let took = self.now - begun.at;
             let first = self.drained.insert((instance.clone(), generation));
-            let took = self.now - at;
             assert!(
                 !first || took <= GRACE_MS / 2 + 1,
                 "drained for {took} ms: {instance}"

@@ -121,6 +121,14 @@ pub(crate) struct Asked {
     pub(crate) command: Operator,
 }
 
+/// When a drain was begun, and what must be as it was for its stop to follow in time.
+pub(crate) struct Begun {
+    pub(crate) at: u64,
+    pub(crate) links: u64,
+    pub(crate) life: u64,
+    pub(crate) commands: u32,
+}
+
 /// The supervisor's link to the manager.
 #[derive(Default)]
 pub(crate) struct Link {
@@ -167,8 +175,7 @@ pub(crate) struct World {
     pub(crate) hang_until: u64,
     /// How often the link to the manager came and went.
     pub(crate) links: u64,
-    /// Drains: when, over which link, in which life of the supervisor.
-    pub(crate) drains: BTreeMap<(InstanceName, Generation), (u64, u64, u64)>,
+    pub(crate) drains: BTreeMap<(InstanceName, Generation), Begun>,
     /// Those that a stop has followed.
     pub(crate) drained: BTreeSet<(InstanceName, Generation)>,
     /// Spawns whose end has been begun.
