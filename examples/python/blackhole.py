@@ -237,11 +237,16 @@ class Call:
         self.window = header.get("window")  # the caller takes a streamed answer
         self.cancelled = False
         self.credit = self.window or 0  # bytes that may still be sent
+        self.parts = collections.deque()  # sizes of those that are out, at most 4096
+        self.taken = 0  # acknowledged bytes of the oldest one
         self.changed = threading.Condition()
 
     def change(self, credit=0, cancelled=False):
         with self.changed:
             self.credit += credit
+            self.taken += credit
+            while self.parts and self.parts[0] <= self.taken:
+                self.taken -= self.parts.popleft()
             self.cancelled |= cancelled
             self.changed.notify_all()
 
@@ -492,8 +497,11 @@ class Service:
             for at in range(0, len(whole), largest):
                 part = whole[at : at + largest]
                 with call.changed:
-                    call.changed.wait_for(lambda: call.cancelled or call.credit >= len(part))
+                    call.changed.wait_for(
+                        lambda: call.cancelled or call.credit >= len(part) and len(call.parts) < 4096
+                    )
                     call.credit -= len(part)
+                    call.parts.append(len(part))
                 if call.cancelled:
                     return b""
                 self._send({"kind": "part", "id": id}, part)

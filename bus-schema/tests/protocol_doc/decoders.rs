@@ -11,9 +11,9 @@ use blackhole_bus_schema::limits::{
 use blackhole_bus_schema::message::Snapshot;
 use blackhole_bus_schema::process::{
     ExitRecord, ExitResult, ExitStatus, Failure, FollowLog, Forget, InstanceRecord, ListProcesses,
-    LogChunk, LogCursor, LogLines, LogSpec, NotifyState, Permit, ProcessChanged, ProcessNotified,
-    ProcessState, ReadLog, Signal, Spawn, SpawnFailure, SpawnSpec, SpawnStep, StateName, StepTime,
-    Stop, StopSpec,
+    LogChunk, LogCursor, LogFormat, LogLines, LogSpec, NotifyState, Permit, ProcessChanged,
+    ProcessNotified, ProcessState, ReadLog, Signal, Spawn, SpawnFailure, SpawnSpec, SpawnStep,
+    StateName, StepTime, Stop, StopSpec,
 };
 use blackhole_bus_schema::registry::{
     CallStats, Drain, Drained, ListCalls, ListRegistry, Registration, RegistryChanged,
@@ -138,6 +138,7 @@ pub(super) fn enumerations() -> Vec<(&'static str, Vec<String>)> {
         ("Code", of::<Code>()),
         ("ProbeKind", of::<ProbeKind>()),
         ("StateName", of::<StateName>()),
+        ("LogFormat", of::<LogFormat>()),
         ("SpawnStep", of::<SpawnStep>()),
         ("ExitResult", of::<ExitResult>()),
         ("Desired", of::<Desired>()),
