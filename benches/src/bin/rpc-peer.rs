@@ -174,7 +174,7 @@ async fn router_echo(path: String) {
     let socket = bound(&path).await;
     loop {
         let (identity, message) = socket.recv_from().await.unwrap();
-        socket.try_send_to(&identity.to_bytes(), message).unwrap();
+        socket.try_send_to(identity.to_bytes(), message).unwrap();
     }
 }
 
