@@ -31,7 +31,7 @@ async fn logs_rotate_while_the_service_runs_and_across_its_lives() {
     let names = rig.log_names(&spec);
     assert_eq!(names.len(), 4, "{names:?}");
     for name in names {
-        let size = fs::metadata(folder.join(name)).unwrap().len();
+        let size = fs::metadata(folder.join(&name)).unwrap().len();
         assert!(
             size <= 10_000 && (name == "log" || size > 9_000),
             "{name}: {size}"
