@@ -24,7 +24,7 @@ pub mod host;
 pub mod human;
 pub mod keeper_file;
 pub mod offline;
-mod offline_logs;
+pub mod offline_logs;
 pub mod out;
 mod sys;
 pub mod table;

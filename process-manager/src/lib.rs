@@ -28,6 +28,7 @@
 //! | keeper | the fork server's death | fact `ForkServer` | one |
 //! | follower ([`log::Follower`]) | `process.follow_log`, inotify | lines on the log lane | one, 256 logs |
 //! | log readers | `process.read_log` | the answer | 64, more are refused |
+//! | log keeper ([`log::Keeper`]) | inotify, the clock | compressed and removed files | one thread, nice 19, one file at a time |
 //!
 //! | channel | capacity | when full |
 //! |---|---|---|
@@ -47,7 +48,7 @@
 //! | [`launch`], [`environment`], [`users`] | from a specification to a process |
 //! | [`adopt`] | what a manager that starts finds; lost and mute shims |
 //! | [`probe`] | when probes are due (no I/O), and asking |
-//! | [`log`] | reading and following log files |
+//! | [`log`] | reading, following and keeping log files |
 //! | [`host`] | the kernel's word on boots and processes |
 //! | [`shim`] | fork server, shims, and the client to them |
 //! | [`cli`] | flags |

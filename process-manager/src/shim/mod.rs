@@ -10,7 +10,7 @@
 //!   (connection)                   │  one loop: reaps, stops, kills (tree),
 //!                                  │  pumps output (logs), hears NOTIFY_SOCKET (notify)
 //!                                  ▼
-//!                    <state>/instances/<instance>/{lock,record,log,log.1,…}
+//!                    <state>/instances/<instance>/{lock,record,log,log.00000001,…}
 //! ```
 //!
 //! | module | what it holds |
