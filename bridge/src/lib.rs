@@ -17,6 +17,7 @@
 //! calls, and learns of ends by the loss of connections.
 
 pub mod core;
+mod direct;
 mod reports;
 mod shell;
 

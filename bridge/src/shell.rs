@@ -1,7 +1,6 @@
 //! The task around the core: sockets, clock and bus.
 
 use std::collections::HashMap;
-use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use blackhole_bus_schema::bus::{self, Incoming, Interest, Link, LinkEvent, Server};
@@ -24,6 +23,7 @@ use tokio::sync::mpsc;
 
 use crate::BridgeError;
 use crate::core::{Action, Conn, Core, IdMap, Outlook, ProcessReport, Undelivered, What};
+use crate::direct::DirectSockets;
 use crate::reports::Reports;
 
 /// Messages taken from the ROUTER before the other inputs have a turn.
@@ -53,6 +53,7 @@ pub(crate) struct Shell {
     /// The core's actions while they are carried out; kept for its memory.
     actions: Vec<Action>,
     offences: Reports,
+    direct: DirectSockets,
     /// Drains to be answered. Bounded by the server's queue of commands and by
     /// their budgets; the core answers each.
     drains: HashMap<u64, Incoming>,
@@ -71,7 +72,7 @@ impl Shell {
             ..
         } = daemon;
         let key = Key::load_or_create(&dirs)?;
-        open_direct(&dirs);
+        let direct = DirectSockets::open(direct_dir(&dirs.rpc_socket()));
         let refusals = Reports::of("refused connections");
         let tokens = key.clone();
         let router = Router::bind(&dirs.rpc_socket(), move |username, password| {
@@ -119,6 +120,7 @@ impl Shell {
             later: Vec::new(),
             actions: Vec::new(),
             offences: Reports::of("offences"),
+            direct,
             drains: HashMap::new(),
             next_drain: 0,
         })
@@ -378,7 +380,10 @@ impl Shell {
                             draining = entry.draining,
                             "registered"
                         ),
-                        None => tracing::info!(instance = %changed.instance, "unregistered"),
+                        None => {
+                            tracing::info!(instance = %changed.instance, "unregistered");
+                            self.direct.sweep();
+                        }
                     }
                     self.server.publish(topic, &changed, None).await;
                 }
@@ -439,21 +444,6 @@ impl Shell {
         };
         let kept = kept.unwrap_or_default();
         self.core.undelivered(Instant::now(), conn, kept, what, why);
-    }
-}
-
-/// Where services bind their own sockets for direct calls: anybody may make one,
-/// and remove only their own (mode 1777, as /tmp).
-fn open_direct(dirs: &Dirs) {
-    let path = direct_dir(&dirs.rpc_socket());
-    let made = std::fs::create_dir(&path);
-    let mode = std::fs::Permissions::from_mode(0o1777);
-    let opened = match made {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
-        _ => std::fs::set_permissions(&path, mode),
-    };
-    if let Err(error) = opened {
-        tracing::warn!(path = %path.display(), %error, "services cannot offer direct calls");
     }
 }
 

@@ -156,10 +156,11 @@ async fn calls_are_carried_over_tcp_too() {
 async fn a_caller_that_does_not_read_is_cut_off_and_the_others_are_served() {
     let bridge = Bridge::start(&["front", "back"]);
     let back = bridge.registered("back.1", 1).await;
-    back.serve(Methods::new().on("large", |_| async { Ok(vec![1; 4 << 20].into()) }));
+    back.serve(Methods::new().on("large", |_| async { Ok(vec![1; 64 << 10].into()) }));
     let front = bridge.registered("front.1", 1).await;
     front.call("back", "large", "", PATIENCE).await.unwrap();
-    // Asks and never takes an answer: its own queue fills, then the bridge's for it.
+    // Asks and never takes an answer: its own queue fills (1024 messages), then the
+    // bridge's for it.
     let options = bridge.options("front.2", 1);
     let deaf = Dealer::new("front.2", &options.token);
     let mut events = deaf.watch();
@@ -178,7 +179,7 @@ async fn a_caller_that_does_not_read_is_cut_off_and_the_others_are_served() {
             deaf.send(request.encode(), Bytes::new()).await.unwrap();
             // The other caller is answered all the while.
             let answer = front.call("back", "large", "", PATIENCE).await.unwrap();
-            assert_eq!(answer.len(), 4 << 20);
+            assert_eq!(answer.len(), 64 << 10);
         }
     };
     tokio::select! {

@@ -352,15 +352,10 @@ impl Direct {
         let Some(endpoints) = found else {
             return Ok(()); // Nobody is there now.
         };
+        let me = self.client.instance().to_string();
         let mut new = Vec::new();
         for endpoint in endpoints {
-            let there = lock(&self.pool.connections);
-            let known = there
-                .iter()
-                .any(|c| c.endpoint == endpoint.endpoint && c.is_open());
-            drop(there);
-            if !known {
-                let me = self.client.instance().to_string();
+            if !self.pool.has(&endpoint.endpoint) {
                 new.push(open(&me, endpoint).await?);
             }
         }
@@ -388,6 +383,14 @@ async fn settled(mut path: watch::Receiver<Path>) -> Path {
 }
 
 impl Pool {
+    /// Whether there is a connection to this endpoint that is of use.
+    fn has(&self, endpoint: &str) -> bool {
+        let connections = lock(&self.connections);
+        connections
+            .iter()
+            .any(|c| c.endpoint == endpoint && c.is_open())
+    }
+
     fn best(&self) -> Option<Arc<Calls>> {
         let connections = lock(&self.connections);
         let up = connections.iter().filter(|c| *c.path.borrow() == Path::Up);

@@ -117,7 +117,11 @@ impl Work {
         match self.handlers.join_next_with_id().await {
             Some(Ok((task, job))) => {
                 // A caller may have used the id again as soon as it had its answer.
-                if self.jobs.get(&job).is_some_and(|job| job.handler.id() == task) {
+                if self
+                    .jobs
+                    .get(&job)
+                    .is_some_and(|job| job.handler.id() == task)
+                {
                     self.jobs.remove(&job);
                 }
                 self.count();
@@ -227,10 +231,10 @@ impl Work {
             }
         };
         let mut work = Box::pin(in_context(trace, work));
-        if self.at_once {
-            if let Some(result) = poll_once(work.as_mut()) {
-                return answer(back, id, result).await;
-            }
+        if self.at_once
+            && let Some(result) = poll_once(work.as_mut())
+        {
+            return answer(back, id, result).await;
         }
         let job = (connection, id);
         let back = back.clone();
