@@ -1,6 +1,7 @@
 //! What the conformance tests share.
 
-#![allow(dead_code, missing_docs, unreachable_pub)]
+// Each test program uses some of it.
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::panic)]
 
 pub mod python;
 

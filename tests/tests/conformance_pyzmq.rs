@@ -1,6 +1,8 @@
 //! libzmq, by way of pyzmq, as a client of the real daemons and as a server of
 //! this project's clients. What it does is written from `docs/protocol.md`.
 
+#![allow(clippy::panic)]
+
 #[path = "../conformance/mod.rs"]
 mod conformance;
 

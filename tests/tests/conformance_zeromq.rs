@@ -2,6 +2,8 @@
 //! daemons and as a server of this project's link. It knows no PLAIN: where that
 //! is asked for it has to be refused, and nobody else may notice.
 
+#![allow(clippy::panic)]
+
 #[path = "../conformance/mod.rs"]
 mod conformance;
 

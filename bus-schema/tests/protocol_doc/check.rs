@@ -7,6 +7,9 @@ use rmpv::Value;
 use super::decoders;
 use super::document::{Document, Field, Plane, Type};
 
+/// The fields of a map.
+type Fields = Vec<(Value, Value)>;
+
 pub(super) struct Checker<'a> {
     document: &'a Document,
     decoders: BTreeMap<&'static str, decoders::Decodes>,
@@ -127,7 +130,7 @@ impl<'a> Checker<'a> {
         if !decodes(map) {
             return self.error(format!("{at}: {name} does not decode"));
         }
-        let changed = |change: &dyn Fn(&mut Vec<(Value, Value)>)| {
+        let changed = |change: &dyn Fn(&mut Fields)| {
             let mut fields = map.as_map().cloned().unwrap_or_default();
             change(&mut fields);
             Value::Map(fields)

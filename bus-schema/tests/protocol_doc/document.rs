@@ -113,9 +113,7 @@ impl Document {
                 continue;
             };
             if paragraph.starts_with("| field |") {
-                section
-                    .fields
-                    .extend(paragraph.lines().skip(2).map(|line| row(line)));
+                section.fields.extend(paragraph.lines().skip(2).map(row));
             } else if paragraph.starts_with("One of:") {
                 // A remark may follow in sentences of its own.
                 let list = paragraph.split(". ").next().unwrap_or_default();
