@@ -226,6 +226,7 @@ async fn a_flood_is_jumped_after_and_counted() {
     service.logs = LogSpec {
         max_bytes: 1_000_000,
         max_files: 100,
+        compress: false,
         ..LogSpec::default()
     };
     bench.run(&service).await;

@@ -111,7 +111,9 @@ impl Rig {
             .collect();
         names.sort();
         // `log` itself is the newest.
-        names.rotate_left(1);
+        if names.first().is_some_and(|name| name == "log") {
+            names.rotate_left(1);
+        }
         names
     }
 
