@@ -41,7 +41,7 @@ enum Content {
 
 impl Open {
     /// Opens a file as it stands there; `None` when it is not there or no log.
-    fn open(path: PathBuf, compressed: bool) -> Result<Option<Self>, LogError> {
+    fn at(path: PathBuf, compressed: bool) -> Result<Option<Self>, LogError> {
         let failed = |operation| {
             let path = path.clone();
             move |source| LogError {
@@ -100,7 +100,7 @@ impl LogFiles {
     /// # Errors
     /// When the directory or a file is there but cannot be opened.
     pub fn open(directory: &Path) -> Result<Self, LogError> {
-        let current = Open::open(directory.join(CURRENT), false)?;
+        let current = Open::at(directory.join(CURRENT), false)?;
         let listed = rotated(directory).map_err(|source| LogError {
             operation: "list",
             path: directory.to_owned(),
@@ -108,9 +108,9 @@ impl LogFiles {
         })?;
         let mut files: Vec<Open> = Vec::with_capacity(listed.len() + 1);
         for file in listed {
-            let open = match Open::open(file.plain_path(directory), false)? {
+            let open = match Open::at(file.plain_path(directory), false)? {
                 Some(plain) => Some(plain),
-                None => Open::open(file.compressed_path(directory), true)?,
+                None => Open::at(file.compressed_path(directory), true)?,
             };
             files.extend(open);
         }

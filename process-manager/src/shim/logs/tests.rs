@@ -155,7 +155,7 @@ fn files_rotate_by_size_and_number() {
         "two rotated files beside the current one: {names:?}"
     );
     assert_eq!(names[0], "log");
-    assert!(names[1] > "log.00000003".to_owned());
+    assert!(names[1].as_str() > "log.00000003");
     let kept: Vec<u8> = [&names[1], &names[2], &names[0]]
         .iter()
         .flat_map(|name| read(temp.path(), name))
