@@ -10,6 +10,9 @@ use crate::names::ClientName;
 /// Version of the envelope. Fields may be added without raising it.
 pub const VERSION: u16 = 1;
 
+/// Deepest nesting of maps and arrays that is decoded.
+pub const MAX_DEPTH: usize = 64;
+
 /// Why bytes are not a message, or not the one asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum EnvelopeError {
@@ -87,6 +90,14 @@ fn nil() -> rmpv::Value {
     rmpv::Value::Nil
 }
 
+/// Decodes what nests no deeper than [`MAX_DEPTH`]: ours do by a dozen, and each
+/// level of a hostile one takes stack.
+fn shallow<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, rmp_serde::decode::Error> {
+    let mut decoder = rmp_serde::Deserializer::from_read_ref(bytes);
+    decoder.set_max_depth(MAX_DEPTH);
+    T::deserialize(&mut decoder)
+}
+
 impl Envelope {
     /// Decodes the second frame of a message.
     ///
@@ -97,10 +108,10 @@ impl Envelope {
         struct Head {
             v: u16,
         }
-        match rmp_serde::from_slice::<Self>(bytes) {
+        match shallow::<Self>(bytes) {
             Ok(envelope) if envelope.v == VERSION => Ok(envelope),
             Ok(envelope) => Err(EnvelopeError::Version { found: envelope.v }),
-            Err(error) => match rmp_serde::from_slice::<Head>(bytes) {
+            Err(error) => match shallow::<Head>(bytes) {
                 Ok(head) if head.v != VERSION => Err(EnvelopeError::Version { found: head.v }),
                 _ => Err(EnvelopeError::Decode(error)),
             },
@@ -166,4 +177,47 @@ impl<M: Serialize> Outgoing<'_, M> {
 /// A fresh message id (UUIDv7).
 pub fn fresh_id() -> Uuid {
     Uuid::now_v7()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An envelope whose body is an array in an array, so many deep.
+    fn nested(depth: usize) -> Vec<u8> {
+        let mut body = vec![0x91; depth];
+        body.push(0xc0);
+        let source = Source {
+            component: "supervisor".to_owned(),
+            instance: "77".to_owned(),
+            incarnation: 1,
+        };
+        let envelope = rmp_serde::to_vec_named(&Outgoing {
+            v: VERSION,
+            id: Uuid::nil(),
+            at: 0,
+            source: &source,
+            seq: 0,
+            cause: None,
+            reply_to: None,
+            budget_ms: None,
+            kind: "x",
+            body: &(),
+        })
+        .unwrap();
+        // The body is the last field, nil, and is replaced.
+        let (rest, _) = envelope.split_at(envelope.len() - 1);
+        [rest, &body].concat()
+    }
+
+    #[test]
+    fn what_nests_too_deep_is_refused_before_it_takes_stack() {
+        assert!(Envelope::decode(&nested(MAX_DEPTH / 2)).is_ok());
+        for depth in [MAX_DEPTH, 1_000, 1_000_000] {
+            assert!(matches!(
+                Envelope::decode(&nested(depth)),
+                Err(EnvelopeError::Decode(_))
+            ));
+        }
+    }
 }

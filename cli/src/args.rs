@@ -146,6 +146,9 @@ pub struct Targets {
     /// All services of the configuration
     #[arg(long)]
     pub all: bool,
+    /// Watch what has no probes for this long after it runs, and fail when it ends meanwhile
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub watch: Option<Duration>,
 }
 
 /// `blackhole kill`.

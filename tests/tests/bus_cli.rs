@@ -291,8 +291,8 @@ fn an_operator_calls_a_service_and_sees_what_calls_took() {
     deployment.down();
 }
 
-/// What has no probes is ready as soon as it runs; when it dies at once, the
-/// start was none.
+/// What has no probes is ready as soon as it runs; who wants to know whether it
+/// stays watches it.
 #[test]
 fn a_start_that_fails_at_once_is_a_failure() {
     let deployment = Deployment::new(
@@ -304,12 +304,16 @@ services:
 "#,
     );
     deployment.up();
-    let failed = deployment.cli(&["start", "dies"]).exits_with(1);
+    let failed = deployment
+        .cli(&["start", "--watch", "500ms", "dies"])
+        .exits_with(1);
     assert!(failed.stderr.contains("dies.1"), "{failed:#?}");
     // Still wanted, so a reset starts it anew, with the same end.
-    deployment.cli(&["reset", "dies"]).exits_with(1);
+    deployment
+        .cli(&["reset", "--watch", "500ms", "dies"])
+        .exits_with(1);
     deployment.cli(&["stop", "dies"]).ok();
-    deployment.cli(&["start", "once"]).ok();
+    deployment.cli(&["start", "--watch", "500ms", "once"]).ok();
     deployment.cli(&["start", "stays"]).ok();
     deployment.down();
 }

@@ -21,7 +21,6 @@ use crate::client;
 use crate::context::Context;
 use crate::direct;
 use crate::error::{Error, Exit};
-use crate::up::HOLD;
 use crate::view::event;
 use crate::view::names::{self, Filter};
 use crate::view::service::{Answers, ServiceRow, rows};
@@ -46,6 +45,7 @@ pub(super) async fn start(context: &Context, targets: &Targets) -> Result<(), Er
                 context,
                 way,
                 &words("start", targets),
+                targets.watch,
                 StartServices { target },
             )
             .await
@@ -65,6 +65,7 @@ pub(super) async fn stop(context: &Context, targets: &Targets) -> Result<(), Err
                 context,
                 way,
                 &words("stop", targets),
+                None,
                 StopServices {
                     target,
                     transient: false,
@@ -84,6 +85,7 @@ pub(super) async fn restart(context: &Context, targets: &Targets) -> Result<(), 
                 context,
                 way,
                 &words("restart", targets),
+                targets.watch,
                 RestartServices { target },
             )
             .await
@@ -103,6 +105,7 @@ pub(super) async fn reset(context: &Context, targets: &Targets) -> Result<(), Er
                 context,
                 way,
                 &words("reset", targets),
+                targets.watch,
                 ResetServices { target },
             )
             .await
@@ -155,6 +158,7 @@ async fn supervised<C>(
     context: &Context,
     way: Way,
     operation: &str,
+    watch: Option<Duration>,
     command: C,
 ) -> Result<(), Error>
 where
@@ -174,7 +178,14 @@ where
         }
     };
     let mut outcome = result.map_err(|error| client::request_error(operation, error, budget))?;
-    hold(context, &mut last, &mut outcome, &mut events).await;
+    hold(
+        context,
+        watch.unwrap_or_default(),
+        &mut last,
+        &mut outcome,
+        &mut events,
+    )
+    .await;
     let ended: Vec<String> = outcome
         .iter()
         .filter(|status| has_failed(status))
@@ -204,10 +215,11 @@ where
     })
 }
 
-/// A service without probes counts as ready as soon as it runs. One that dies
-/// of its own start does so within [`HOLD`]: that long the youngest is watched.
+/// A service without probes counts as ready as soon as it runs, also one that dies
+/// of its own start a moment later. The youngest of them is watched for `watch`.
 async fn hold(
     context: &Context,
+    watch: Duration,
     last: &mut BTreeMap<String, String>,
     outcome: &mut Outcome,
     events: &mut mpsc::Receiver<LinkEvent>,
@@ -218,7 +230,7 @@ async fn hold(
         .filter(|status| status.phase == Phase::Ready && status.health == Health::Unknown)
         .filter_map(|status| {
             let age = Duration::from_nanos(now.saturating_sub(status.started_at?));
-            HOLD.checked_sub(age)
+            watch.checked_sub(age)
         })
         .max();
     let Some(left) = left else { return };

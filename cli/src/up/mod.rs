@@ -38,7 +38,6 @@ use tokio::time::Instant;
 
 pub use down::down;
 pub(crate) use keeper::holder_of;
-pub(crate) use settle::HOLD;
 
 use crate::args;
 use crate::client::{self, Overview};

@@ -9,7 +9,7 @@ use crate::view::progress::Assessment;
 
 /// How long all must stay ready. A service without probes counts as ready as
 /// soon as it runs; one that dies of its own start does so within this time.
-pub(crate) const HOLD: Duration = Duration::from_millis(500);
+const HOLD: Duration = Duration::from_millis(500);
 
 /// Watches the assessments of a start. Pure: the time is passed in.
 #[derive(Debug, Default)]
