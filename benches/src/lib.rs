@@ -7,10 +7,14 @@
 #![allow(clippy::panic)]
 
 pub mod bare;
+pub mod figures;
+pub mod floor;
 pub mod peers;
 pub mod subjects;
+pub mod system;
+pub mod tiny;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use blackhole_bus_schema::dirs::Dirs;
@@ -47,7 +51,17 @@ impl Daemon {
     /// # Panics
     /// When it cannot be started.
     pub fn start(name: &str, dirs: &Dirs) -> Self {
+        Self::configured(name, dirs, None)
+    }
+
+    /// The same with a configuration file.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn configured(name: &str, dirs: &Dirs, config: Option<&Path>) -> Self {
+        let config = config.map(|path| [Path::new("--config"), path]);
         let child = Command::new(program(name))
+            .args(config.iter().flatten())
             .arg("--run-dir")
             .arg(&dirs.run)
             .arg("--state-dir")
@@ -65,6 +79,13 @@ impl Daemon {
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Ends it in order, so that it can clean up behind it.
+    pub fn end(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let _ = self.child.wait();
     }
 }
 
