@@ -391,6 +391,7 @@ fn record(index: u32) -> (String, InstanceRecord) {
         grant: None,
         adopted: false,
         lost_log_lines: 0,
+        previous_exit: None,
         restarts: 0,
     };
     (instance.to_string(), record)

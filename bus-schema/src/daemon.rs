@@ -143,6 +143,7 @@ where
     let listen = document.as_ref().map(|document| document.listen);
     let listen = listen.unwrap_or_default();
     let config = document.map(|document| document.config);
+    crate::priority::raise();
     let inherited_nofile = raise_nofile();
     let path = dirs.lock(&component.to_string());
     // Held until the process ends.

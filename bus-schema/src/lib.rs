@@ -26,6 +26,7 @@ pub mod health;
 pub mod limits;
 pub mod message;
 pub mod names;
+pub mod priority;
 pub mod process;
 pub mod registry;
 pub mod reply;

@@ -19,10 +19,10 @@ use blackhole_bus_schema::limits::{
 use blackhole_bus_schema::message::{Message, Snapshot};
 use blackhole_bus_schema::names::{Component, Generation, InstanceName};
 use blackhole_bus_schema::process::{
-    ExitRecord, ExitResult, ExitStatus, Failure, FollowLog, Forget, InstanceRecord, ListProcesses,
-    LogChunk, LogCursor, LogFormat, LogLines, LogSpec, NotifyState, Permit, ProcessChanged,
-    ProcessNotified, ProcessState, ReadLog, Signal, Spawn, SpawnFailure, SpawnSpec, SpawnStep,
-    StateName, StepTime, Stop, StopSpec,
+    ExitRecord, ExitResult, ExitStatus, Failure, FollowLog, Forget, GrantPermit, InstanceRecord,
+    ListProcesses, LogChunk, LogCursor, LogFormat, LogLines, LogSpec, NotifyState, Permit,
+    ProcessChanged, ProcessNotified, ProcessState, ReadLog, Signal, Spawn, SpawnFailure, SpawnSpec,
+    SpawnStep, StateName, StepTime, Stop, StopSpec,
 };
 use blackhole_bus_schema::registry::{
     CallStats, Drain, Drained, ListCalls, ListRegistry, Registration, RegistryChanged,
@@ -197,6 +197,7 @@ fn record(state: ProcessState) -> InstanceRecord {
         grant: Some(grant()),
         adopted: true,
         lost_log_lines: 1,
+        previous_exit: None,
         restarts: 2,
     }
 }
@@ -277,6 +278,14 @@ fn process_messages() {
         generation: Generation(4),
         stop: Some(StopSpec::default()),
         unhealthy: true,
+    });
+    check(&GrantPermit {
+        instance: instance(),
+        generation: Generation(4),
+        permit: Some(Permit {
+            generation: Generation(5),
+            expires_after_ms: Some(60_000),
+        }),
     });
     check(&Signal {
         instance: instance(),

@@ -81,6 +81,7 @@ async fn record(dirs: &Dirs, instance: &InstanceName) -> Option<InstanceRecord> 
                 grant: disk.and_then(|disk| disk.grant),
                 adopted: false,
                 lost_log_lines: status.loss.log_lines,
+                previous_exit: status.previous_exit,
                 restarts,
             })
         }
@@ -111,6 +112,7 @@ fn from_disk(record: Record) -> InstanceRecord {
         grant: record.grant,
         adopted: false,
         lost_log_lines: 0,
+        previous_exit: None,
         restarts,
     }
 }

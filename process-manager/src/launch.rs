@@ -1,12 +1,13 @@
 //! From a specification to a running process: environment, fork server, shim.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use blackhole_bus_schema::dirs::Dirs;
-use blackhole_bus_schema::names::InstanceName;
-use blackhole_bus_schema::process::{SpawnFailure, SpawnSpec, SpawnStep};
+use blackhole_bus_schema::names::{Generation, InstanceName};
+use blackhole_bus_schema::process::{Permit, SpawnFailure, SpawnSpec, SpawnStep};
 use blackhole_bus_schema::rpc;
 use tokio::sync::{Mutex, Notify, Semaphore};
 use tokio::time::timeout;
@@ -15,8 +16,8 @@ use crate::adopt;
 use crate::environment::{self, Environment, Host, Recipe};
 use crate::host;
 use crate::shim::client::{
-    self, Attached, ClientError, ForkServer, ForkServerOptions, ShimEvents, ShimHandle, SpawnError,
-    SpawnRequest, Started,
+    self, Attached, ClientError, ForkServer, ForkServerOptions, ShimEvents, ShimHandle, ShimPermit,
+    SpawnError, SpawnRequest, Started,
 };
 use crate::shim::protocol::PROTOCOL;
 use crate::shim::sweep;
@@ -67,20 +68,62 @@ impl Environs {
         identity: Option<&Identity>,
     ) -> Result<Environment, SpawnFailure> {
         let login = identity.and_then(|identity| identity.login.as_ref());
-        let (instance, generation) = (&spec.instance, spec.generation);
-        let blackhole = match &self.rpc_key {
-            Some(key) => rpc::environment(&self.dirs, key, instance, generation).to_vec(),
-            None => vec![
-                ("BLACKHOLE_SERVICE", instance.service().to_string()),
-                ("BLACKHOLE_INSTANCE", instance.to_string()),
-            ],
-        };
+        let blackhole = self.own(&spec.instance, spec.generation);
         let recipe = Recipe {
             env: &spec.env,
             login: login.map(|(user, home)| (user.as_str(), home.as_str())),
             blackhole: &blackhole,
         };
         environment::build(&recipe, &Host).map_err(environment::EnvironmentError::into_failure)
+    }
+
+    /// The variables that are Blackhole's own.
+    fn own(&self, instance: &InstanceName, generation: Generation) -> Vec<(&'static str, String)> {
+        match &self.rpc_key {
+            Some(key) => rpc::environment(&self.dirs, key, instance, generation).to_vec(),
+            None => vec![
+                ("BLACKHOLE_SERVICE", instance.service().to_string()),
+                ("BLACKHOLE_INSTANCE", instance.to_string()),
+            ],
+        }
+    }
+
+    /// What changes in an environment with the generation.
+    fn differences(
+        &self,
+        instance: &InstanceName,
+        generation: Generation,
+    ) -> BTreeMap<String, String> {
+        let own = self.own(instance, generation).into_iter();
+        own.map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+}
+
+impl Environs {
+    /// What a shim gets with a permit that comes after the spawn of `spec`: the
+    /// whole environment of the successor.
+    ///
+    /// # Errors
+    /// In words, when a reference cannot be resolved.
+    pub async fn permit(
+        self: Arc<Self>,
+        spec: Arc<SpawnSpec>,
+        permit: Permit,
+    ) -> Result<ShimPermit, String> {
+        let work = move || {
+            let successor = SpawnSpec {
+                generation: permit.generation,
+                ..(*spec).clone()
+            };
+            let env = self.build(&successor, None);
+            let env = env.map_err(|failure| failure.to_string())?.into_map();
+            Ok(ShimPermit { permit, env })
+        };
+        // References to files may block.
+        match tokio::task::spawn_blocking(work).await {
+            Ok(permit) => permit,
+            Err(error) => Err(error.to_string()),
+        }
     }
 }
 
@@ -174,6 +217,7 @@ impl Launcher {
             return Ok(server.clone());
         }
         let ensured = ForkServer::ensure(&self.dirs, &self.options).await?;
+        ensured.fill();
         *server = Some(ensured.clone());
         Ok(ensured)
     }
@@ -402,13 +446,18 @@ fn request(
     spec: &SpawnSpec,
 ) -> Result<SpawnRequest, SpawnFailure> {
     let environment = environs.build(spec, None)?;
-    SpawnRequest::from_spec(
+    let mut request = SpawnRequest::from_spec(
         dirs,
         spec,
         environment.into_map(),
         environs.inherited_nofile,
     )
-    .map_err(|error| failure(&format!("encode the specification: {error}"), ""))
+    .map_err(|error| failure(&format!("encode the specification: {error}"), ""))?;
+    request.permit = spec.permit.clone().map(|permit| ShimPermit {
+        env: environs.differences(&spec.instance, permit.generation),
+        permit,
+    });
+    Ok(request)
 }
 
 fn failure(operation: &str, hint: &str) -> SpawnFailure {

@@ -41,6 +41,7 @@ fn record(name: &str, generation: u64) -> InstanceRecord {
         grant: None,
         adopted: false,
         lost_log_lines: 0,
+        previous_exit: None,
         restarts: 0,
     }
 }

@@ -197,6 +197,11 @@ pub struct InstanceRecord {
     /// Restarts as told with the spawn plus permits used since.
     #[serde(default)]
     pub restarts: u32,
+    /// How the generation before this one ended, where this one was started by
+    /// permit: without a decision of the supervisor in between, perhaps while
+    /// nobody was there to hear of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_exit: Option<ExitRecord>,
 }
 
 /// Start an instance. Refused with `FailedPrecondition` when the generation is
@@ -222,6 +227,18 @@ pub struct Stop {
     /// Counted as [`ExitResult::Unhealthy`] rather than as a stop.
     #[serde(default)]
     pub unhealthy: bool,
+}
+
+/// Grant an instance that lives one restart ahead, or take it back. It stays
+/// with its shim, whatever becomes of the daemons. A stop takes it back too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrantPermit {
+    /// Which.
+    pub instance: InstanceName,
+    /// The generation that lives; refused with `FailedPrecondition` when another does.
+    pub generation: Generation,
+    /// The restart; `None` takes an earlier one back.
+    pub permit: Option<Permit>,
 }
 
 /// Send a signal to the first process, through the shim.
@@ -310,6 +327,7 @@ pub(crate) use query;
 
 command!(Spawn, "process.spawn", InstanceRecord);
 command!(Stop, "process.stop", InstanceRecord);
+command!(GrantPermit, "process.permit", ());
 command!(Signal, "process.signal", ());
 command!(Forget, "process.forget", ());
 query!(ListProcesses, "process.list", Snapshot<InstanceRecord>);

@@ -217,6 +217,7 @@ pub(crate) mod tests {
             adopted: false,
             lost_log_lines: 0,
             restarts: 0,
+            previous_exit: None,
         }
     }
 

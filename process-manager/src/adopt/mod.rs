@@ -138,6 +138,7 @@ pub fn describe(
         grant: record.and_then(|record| record.grant.clone()),
         adopted: true,
         lost_log_lines: 0,
+        previous_exit: record.and_then(|record| record.previous_exit.clone()),
         restarts: spec.map_or(0, |spec| spec.restarts),
     }
 }

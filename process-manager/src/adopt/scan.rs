@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use blackhole_bus_schema::dirs::{Dirs, unix_now_ns};
 use blackhole_bus_schema::names::{Generation, InstanceName};
@@ -29,7 +30,11 @@ use crate::table::Found;
 const CONCURRENT: usize = 64;
 
 /// Times that an instance which changes while it is looked at is looked at again.
-const ATTEMPTS: usize = 5;
+const ATTEMPTS: usize = 100;
+
+/// Before the next look at one whose shim lives and does not listen: it may just
+/// be starting its service, and no event tells when a socket has come to listen.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Name of the file that holds the generation whose end was published.
 const TOLD: &str = "told";
@@ -139,7 +144,7 @@ async fn look(dirs: &Dirs, boot: &str, name: InstanceName) -> Result<Option<Adop
             return settle(&folder, boot, &name, remains, told).await;
         }
         match attach(dirs, &name).await {
-            Ok(attached) => return Ok(Some(living(&name, attached, &remains))),
+            Ok(attached) => return Ok(Some(living(&name, attached, &remains, told))),
             // It ended meanwhile, or is only just starting: look again.
             Err(error @ ClientError::NoShim { .. }) => problem = chain(&error),
             Err(error) => {
@@ -148,6 +153,7 @@ async fn look(dirs: &Dirs, boot: &str, name: InstanceName) -> Result<Option<Adop
                     tracing::error!(instance = %name, error = problem, "its shim lives and does not answer");
                     return Ok(Some(adopted));
                 }
+                tokio::time::sleep(LOOK_AGAIN).await;
             }
         }
     }
@@ -155,7 +161,12 @@ async fn look(dirs: &Dirs, boot: &str, name: InstanceName) -> Result<Option<Adop
 }
 
 /// One that lives.
-fn living(name: &InstanceName, attached: Attached, remains: &Remains) -> Adopted {
+fn living(
+    name: &InstanceName,
+    attached: Attached,
+    remains: &Remains,
+    told: Option<(Generation, u64)>,
+) -> Adopted {
     let Attached {
         status,
         handle,
@@ -174,10 +185,14 @@ fn living(name: &InstanceName, attached: Attached, remains: &Remains) -> Adopted
     shown.notify = status.notify;
     shown.lost_log_lines = status.loss.log_lines;
     shown.steps.clone_from(&status.started.steps);
+    shown.previous_exit = status.previous_exit;
+    // A restart by permit that no manager has told of yet.
+    let before = shown.previous_exit.as_ref().map(|exit| exit.generation);
+    let news = before.is_some_and(|before| told.is_none_or(|(told, _)| told < before));
     let found = Found {
         record: shown,
         spec: spec_of(name, record),
-        news: false,
+        news,
     };
     Adopted {
         found,
@@ -191,6 +206,10 @@ fn unreachable(name: &InstanceName, remains: &Remains) -> Option<Adopted> {
     let Remains::Record(record) = remains else {
         return None;
     };
+    if record.exit.is_some() || record.failure.is_some() {
+        // Of the one before: the shim has not come to write its own.
+        return None;
+    }
     let started = record.started.clone()?;
     let state = ProcessState::Running {
         pid: started.pid,

@@ -26,6 +26,8 @@ fn record() -> Record {
         }),
         failure: None,
         exit: None,
+        previous_exit: None,
+        restarts: 0,
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use blackhole_bus_schema::dirs::{Dirs, unix_now_ns};
 use blackhole_bus_schema::health::ProbeResult;
 use blackhole_bus_schema::names::{Generation, InstanceName};
-use blackhole_bus_schema::process::{Forget, Signal, SpawnSpec};
+use blackhole_bus_schema::process::{Forget, GrantPermit, Permit, Signal, SpawnSpec};
 use blackhole_bus_schema::reply::{Code, Status};
 use blackhole_bus_schema::topic::Topic;
 use tokio::sync::mpsc;
@@ -17,7 +17,7 @@ use super::facts::{Fact, take_down};
 use crate::adopt::note_told;
 use crate::launch::{Cancel, chain};
 use crate::probe::check::{self, ExecContext, Subject};
-use crate::probe::schedule::Run;
+use crate::probe::schedule::{Run, RunId};
 use crate::shim::client::{self, ClientError, ShimHandle};
 use crate::shim::protocol::StopRequest;
 use crate::table::{Action, Ticket};
@@ -94,7 +94,9 @@ impl Stopping {
 
 impl Manager {
     /// Carries out actions in their order.
-    pub(super) async fn carry_out(&mut self, actions: Vec<Action>) {
+    pub(super) async fn carry_out(&mut self, mut actions: Vec<Action>) {
+        // A launch goes before the word of it: that has time until there is more to tell.
+        actions.sort_by_key(|action| !matches!(action, Action::Launch { .. }));
         for action in actions {
             match action {
                 Action::Publish { message, cause } => {
@@ -142,6 +144,12 @@ impl Manager {
                 } => {
                     self.signal(ticket, &instance, signal).await;
                 }
+                Action::Permit {
+                    ticket,
+                    instance,
+                    generation,
+                    permit,
+                } => self.permit(ticket, &instance, generation, permit).await,
                 Action::Erase { ticket, instance } => self.erase(ticket, &instance).await,
                 Action::Watch {
                     instance,
@@ -225,6 +233,44 @@ impl Manager {
         });
     }
 
+    /// The shim gets the successor's whole environment with a permit: it may have
+    /// forgotten that of the spawn.
+    async fn permit(
+        &mut self,
+        ticket: Ticket,
+        name: &InstanceName,
+        generation: Generation,
+        permit: Option<Permit>,
+    ) {
+        let Some(incoming) = self.waiting.remove(&ticket) else {
+            return;
+        };
+        let held = self.held.get(name);
+        let handle = held.and_then(|held| held.handle.clone());
+        let Some(handle) = handle else {
+            let text = format!("the shim of {name} does not answer");
+            return incoming.fail(Status::new(Code::Unavailable, text)).await;
+        };
+        let spec = held.and_then(|held| held.spec.clone());
+        let (environs, name) = (self.launcher.environs().clone(), name.clone());
+        tokio::spawn(async move {
+            let permit = match (permit, spec) {
+                (None, _) => Ok(None),
+                (Some(permit), Some(spec)) => environs.permit(spec, permit).await.map(Some),
+                (Some(_), None) => Err(format!("how {name} was started cannot be read")),
+            };
+            let result = match permit {
+                Ok(permit) => {
+                    let given = handle.permit(generation, permit).await;
+                    given.map_err(|error| chain(&error))
+                }
+                Err(problem) => Err(problem),
+            };
+            let result = result.map_err(|problem| Status::new(Code::FailedPrecondition, problem));
+            incoming.reply::<GrantPermit>(result).await;
+        });
+    }
+
     /// A few unlinks: done here, so that no spawn of the same name comes in between.
     async fn erase(&mut self, ticket: Ticket, name: &InstanceName) {
         if let Some(telling) = self.telling.remove(name) {
@@ -243,16 +289,27 @@ impl Manager {
 
     /// A process has ended, or never was.
     fn over(&mut self, name: InstanceName, generation: Generation) {
-        for run in self.schedule.remove(&name) {
+        let probes = self.schedule.remove(&name);
+        self.abort(probes);
+        self.held.remove(&name);
+        self.notes.clear(&name.to_string());
+        self.tell(&name, generation);
+    }
+
+    /// Gives up probes under way.
+    pub(super) fn abort(&mut self, probes: impl IntoIterator<Item = RunId>) {
+        for run in probes {
             if let Some(probe) = self.probes.remove(&run) {
                 probe.abort();
             }
         }
-        self.held.remove(&name);
-        self.notes.clear(&name.to_string());
+    }
+
+    /// Notes on disk that the end of a generation is told.
+    pub(super) fn tell(&mut self, name: &InstanceName, generation: Generation) {
         let (dirs, told) = (self.dirs.clone(), name.clone());
         let telling = tokio::task::spawn_blocking(move || note_told(&dirs, &told, generation));
-        self.telling.insert(name, telling);
+        self.telling.insert(name.clone(), telling);
     }
 
     /// Time since the first process of an instance started.

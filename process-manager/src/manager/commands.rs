@@ -3,7 +3,7 @@
 use blackhole_bus_schema::bus::Incoming;
 use blackhole_bus_schema::message::{Command, Message};
 use blackhole_bus_schema::process::{
-    FollowLog, Forget, ListProcesses, ReadLog, Signal, Spawn, Stop,
+    FollowLog, Forget, GrantPermit, ListProcesses, ReadLog, Signal, Spawn, Stop,
 };
 use blackhole_bus_schema::reply::{Code, Status};
 use blackhole_bus_schema::topic::{self, Topic};
@@ -44,6 +44,13 @@ impl Manager {
                 let cause = incoming.id;
                 let ticket = self.ticket(incoming);
                 self.table.stop(ticket, cause, command)
+            }
+            GrantPermit::KIND => {
+                let Some((command, incoming)) = parse::<GrantPermit>(incoming).await else {
+                    return;
+                };
+                let ticket = self.ticket(incoming);
+                vec![self.table.permit(ticket, command)]
             }
             Signal::KIND => {
                 let Some((command, incoming)) = parse::<Signal>(incoming).await else {

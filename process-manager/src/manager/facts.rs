@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use blackhole_bus_schema::dirs::{Dirs, unix_now_ns};
 use blackhole_bus_schema::names::{Generation, InstanceName};
 use blackhole_bus_schema::process::{
-    ExitRecord, ExitResult, ExitStatus, NotifyState, ProcessState, SpawnSpec, SpawnStep, StepTime,
+    ExitRecord, ExitResult, ExitStatus, NotifyState, ProcessState, SpawnFailure, SpawnSpec,
+    SpawnStep, StepTime,
 };
 use tokio::sync::mpsc;
 
-use super::Manager;
+use super::{Held, Manager};
 use crate::adopt::{self, Known};
 use crate::host;
 use crate::launch::{Launch, nanoseconds};
@@ -18,7 +19,7 @@ use crate::probe::schedule::{Outcome, RunId};
 use crate::shim::client::{
     self, Attached, Loss, ShimEvent, ShimEvents, ShimHandle, ShimPhase, Started,
 };
-use crate::table::Launched;
+use crate::table::{Action, Launched};
 
 /// Waits between two attempts to reach a shim that did not greet: the first,
 /// doubled up to the last.
@@ -60,11 +61,16 @@ pub(super) enum Fact {
 /// Hands on what a shim says, until its last word.
 pub(super) async fn listen(
     name: InstanceName,
-    generation: Generation,
+    mut generation: Generation,
     mut events: ShimEvents,
     facts: mpsc::Sender<Fact>,
 ) {
     while let Some(event) = events.next().await {
+        let next = match &event {
+            ShimEvent::Status(status) => status.generation,
+            ShimEvent::Restarted { generation, .. } => *generation,
+            _ => generation,
+        };
         let fact = Fact::Shim {
             name: name.clone(),
             generation,
@@ -73,6 +79,7 @@ pub(super) async fn listen(
         if facts.send(fact).await.is_err() {
             return;
         }
+        generation = next;
     }
 }
 
@@ -273,7 +280,19 @@ impl Manager {
     async fn shim(&mut self, name: InstanceName, generation: Generation, event: ShimEvent) {
         let actions = match event {
             ShimEvent::Status(status) => {
-                let mut actions = self.notify(&name, generation, status.notify);
+                let mut actions = Vec::new();
+                let mut generation = generation;
+                if status.generation > generation {
+                    // It was restarted while nobody listened.
+                    let exit = status.previous_exit.clone();
+                    let exit = exit.or_else(|| self.unseen_exit(&name, generation));
+                    if let Some(exit) = exit {
+                        let (next, started) = (status.generation, status.started.clone());
+                        actions = self.restarted(&name, exit, next, status.restarts, Ok(started));
+                    }
+                    generation = status.generation;
+                }
+                actions.extend(self.notify(&name, generation, status.notify));
                 if status.phase == ShimPhase::Stopping {
                     actions.extend(self.stopping(&name, generation));
                 }
@@ -286,6 +305,17 @@ impl Manager {
                 Vec::new()
             }
             ShimEvent::Stopping => self.stopping(&name, generation),
+            ShimEvent::Restarted {
+                exit,
+                generation,
+                started,
+                restarts,
+            } => self.restarted(&name, exit, generation, restarts, Ok(started)),
+            ShimEvent::NotRestarted {
+                exit,
+                generation,
+                failure,
+            } => self.restarted(&name, exit, generation, 1, Err(failure)),
             ShimEvent::Exited { exit, loss } => {
                 self.loss(&name, generation, &loss);
                 self.table.ended(&name, generation, exit)
@@ -304,6 +334,85 @@ impl Manager {
             }
         };
         self.carry_out(actions).await;
+    }
+
+    /// A shim used its permit: the books go on with the next generation.
+    /// `restarts` counts the permits used since the spawn.
+    fn restarted(
+        &mut self,
+        name: &InstanceName,
+        exit: ExitRecord,
+        generation: Generation,
+        restarts: u32,
+        outcome: Result<Started, SpawnFailure>,
+    ) -> Vec<crate::table::Action> {
+        tracing::info!(
+            instance = %name,
+            from = exit.generation.0,
+            generation = generation.0,
+            exit = %exit.status,
+            "restarted by permit"
+        );
+        let held = self.held.remove(name);
+        // Permits used between two generations: they rise one by one.
+        let used = generation.0.saturating_sub(exit.generation.0).max(1);
+        let known = self.table.record(name).map_or(0, |record| record.restarts);
+        let total = known.saturating_add(u32::try_from(used).unwrap_or(restarts));
+        let launched = outcome.map(|started| {
+            let launched = Launched {
+                pid: started.pid,
+                started_at: started.started_at,
+                steps: started.steps.clone(),
+            };
+            (started, launched)
+        });
+        let (started, launched) = match launched {
+            Ok((started, launched)) => (Some(started), Ok(launched)),
+            Err(failure) => (None, Err(failure)),
+        };
+        let spec = held.as_ref().and_then(|held| held.spec.clone());
+        let mut actions = self
+            .table
+            .restarted(name, &exit, generation, total, launched);
+        if let (Some(held), Some(started)) = (held, started) {
+            let spec = spec.map(|spec| {
+                Arc::new(SpawnSpec {
+                    generation,
+                    restarts: total,
+                    permit: None,
+                    ..(*spec).clone()
+                })
+            });
+            // Whoever is told that the one before is over must not take this one away.
+            actions.retain(|action| !matches!(action, Action::Over { .. }));
+            let probes = self.schedule.remove(name);
+            self.abort(probes);
+            self.held.insert(
+                name.clone(),
+                Held {
+                    generation,
+                    started,
+                    handle: held.handle,
+                    spec,
+                },
+            );
+            self.tell(name, exit.generation);
+        }
+        actions
+    }
+
+    /// The end of a generation that nobody saw.
+    fn unseen_exit(&self, name: &InstanceName, generation: Generation) -> Option<ExitRecord> {
+        let held = self.held.get(name)?;
+        (held.generation == generation).then(|| ExitRecord {
+            generation,
+            pid: held.started.pid,
+            status: ExitStatus::Unknown,
+            result: ExitResult::Signal,
+            started_at: held.started.started_at,
+            ended_at: unix_now_ns(),
+            killed_leftovers: 0,
+        })
     }
 
     fn notify(

@@ -350,13 +350,15 @@ unsafe fn child(work: &Work<'_>) -> ! {
         if libc::getppid() != work.shim {
             fail(Step::Orphaned, 0);
         }
-        // The kernel's own call: the C library refuses those that it uses itself.
-        // All zeros is the default action, no flags, an empty mask.
+        // Those that `reset_signals` has ignored; all others have their default
+        // since the fork server began. The kernel's own call; all zeros is the
+        // default action, no flags, an empty mask.
         let default = [0_u64; 4];
-        for signal in 1..=64 as libc::c_long {
+        // Those two belong to the C library, which does not touch them then.
+        for signal in super::sys::IGNORED.into_iter().chain([32, 33]) {
             libc::syscall(
                 libc::SYS_rt_sigaction,
-                signal,
+                libc::c_long::from(signal),
                 default.as_ptr(),
                 ptr::null::<u64>(),
                 8_usize,

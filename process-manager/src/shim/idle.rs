@@ -11,13 +11,13 @@ use super::connection::{self, Connection};
 use super::exec::monotonic_ns;
 use super::prepare::{self, Refusal};
 use super::protocol::{
-    self, FrameError, Loss, MAX_SPAWN_FRAME, Request, RequestBody, ShimMessage, SpawnRequest,
+    self, FrameError, MAX_SPAWN_FRAME, Request, RequestBody, ShimMessage, SpawnRequest,
 };
 use super::server::note;
 use super::service::Service;
 use super::start;
 
-/// How long a client that took a shim may take to say what it wants.
+/// How long a client that has begun to say what it wants may take to do so.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What an idle shim has from the fork server.
@@ -33,6 +33,8 @@ pub(crate) struct Idle {
 impl Idle {
     /// Waits, serves one service, and returns when nothing of it is left.
     pub(crate) fn run(self) {
+        // Not inherited from the server, so that services do not inherit it either.
+        blackhole_bus_schema::priority::raise();
         // Nobody could take an idle shim's place in a pool that has no server.
         let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
         if rustix::process::getppid() != Some(self.server) {
@@ -45,7 +47,6 @@ impl Idle {
                 Err(error) => return note(&format!("cannot accept: {error}")),
             }
         };
-        let begun = monotonic_ns();
         // From here on its life is its own.
         let _ = rustix::process::set_parent_process_death_signal(None);
         let _ = rustix::process::setsid();
@@ -56,15 +57,20 @@ impl Idle {
             return note("a client of another user was refused");
         }
         match receive(stream) {
-            Ok((request, client)) => serve(request, client, self.signals, &self.boot_id, begun),
+            Ok(Some((request, client, begun))) => {
+                serve(request, client, self.signals, &self.boot_id, begun);
+            }
+            Ok(None) => {}
             Err(problem) => note(&format!("no service started: {problem}")),
         }
     }
 }
 
-/// Reads the spawn request.
-fn receive(mut stream: UnixStream) -> Result<(SpawnRequest, Connection), String> {
-    let until = Instant::now() + REQUEST_TIMEOUT;
+/// Reads the spawn request, and tells when it began to come; `None` where none came.
+fn receive(mut stream: UnixStream) -> Result<Option<(SpawnRequest, Connection, u64)>, String> {
+    let mut begun = None;
+    // The manager connects ahead: only when it has begun to speak is it late.
+    let mut until = None;
     let mut received = Vec::new();
     let mut bytes = vec![0_u8; 16 * 1024];
     let request: Request = loop {
@@ -80,13 +86,21 @@ fn receive(mut stream: UnixStream) -> Result<(SpawnRequest, Connection), String>
                 return Err(text);
             }
         }
-        let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() || stream.set_read_timeout(Some(left)).is_err() {
-            return Err("the client did not say in time what it wants".into());
+        if let Some(until) = until {
+            let left = Instant::saturating_duration_since(&until, Instant::now());
+            if left.is_zero() || stream.set_read_timeout(Some(left)).is_err() {
+                return Err("the client did not say in time what it wants".into());
+            }
         }
         match stream.read(&mut bytes) {
+            // An idle one that is not needed any more.
+            Ok(0) if received.is_empty() => return Ok(None),
             Ok(0) => return Err("the client went away".into()),
-            Ok(count) => received.extend_from_slice(&bytes[..count]),
+            Ok(count) => {
+                received.extend_from_slice(&bytes[..count]);
+                begun = begun.or_else(|| Some(monotonic_ns()));
+                until = until.or_else(|| Instant::now().checked_add(REQUEST_TIMEOUT));
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(format!("cannot read from the client: {error}")),
         }
@@ -95,7 +109,7 @@ fn receive(mut stream: UnixStream) -> Result<(SpawnRequest, Connection), String>
         RequestBody::Spawn { spawn } => {
             let client =
                 Connection::new(stream, true, received).map_err(|error| error.to_string())?;
-            Ok((*spawn, client))
+            Ok(Some((*spawn, client, begun.unwrap_or_else(monotonic_ns))))
         }
         other => {
             let text = format!("the first request must be a spawn, not {other:?}");
@@ -129,8 +143,7 @@ fn serve(
     if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
         note(&format!("cannot become a subreaper: {error}"));
     }
-    let mut loss = Loss::default();
-    let mut held = match prepare::hold(&request, &client, boot_id, &mut loss) {
+    let mut held = match prepare::hold(&request, &client, boot_id) {
         Ok(held) => held,
         Err(Refusal { failure, held_by }) => {
             note(&format!("{}: {failure}", request.instance));
@@ -138,7 +151,10 @@ fn serve(
         }
     };
     match start::start(&request, begun) {
-        Ok(running) => Service::new(request, held, signals, running, client, loss).run(),
+        Ok(running) => {
+            let boot_id = boot_id.to_owned();
+            Service::new(request, held, signals, running, client, boot_id).run();
+        }
         Err(failure) => {
             if let Err(error) = held.record.failed(&failure) {
                 note(&format!(

@@ -163,6 +163,14 @@ impl Notify {
         change
     }
 
+    /// Another process begins: what the one before it said is forgotten, also
+    /// what nobody has read yet.
+    pub(crate) fn reset(&mut self) {
+        while self.take() != Change::None {}
+        (self.ready, self.stopping) = (false, false);
+        (self.status, self.watchdog) = (None, None);
+    }
+
     /// All that was said so far.
     pub(crate) fn state(&self) -> NotifyState {
         NotifyState {

@@ -82,7 +82,6 @@ pub(crate) fn hold(
     request: &SpawnRequest,
     client: &Connection,
     boot_id: &str,
-    loss: &mut Loss,
 ) -> Result<Held, Refusal> {
     let step = SpawnStep::PrepareEnvironment;
     let present = || match client.is_gone() {
@@ -91,18 +90,20 @@ pub(crate) fn hold(
     };
     present()?;
     let dir = &request.instance_dir;
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    made.map_err(|error| {
-        failure(
-            step,
-            format!("create directory {}", dir.display()),
-            errno(&error),
-            "",
-        )
-    })?;
     let path = record::lock_path(dir);
     let operation = || format!("lock {}", path.display());
-    let lock = match Lock::take(&path) {
+    let taken = match Lock::take(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+            made.map_err(|error| {
+                let operation = format!("create directory {}", dir.display());
+                failure(step, operation, errno(&error), "")
+            })?;
+            Lock::take(&path)
+        }
+        other => other,
+    };
+    let lock = match taken {
         Ok(Ok(lock)) => lock,
         Ok(Err(holder)) => {
             let hint = format!("the instance is alive: shim {holder} holds it");
@@ -117,8 +118,7 @@ pub(crate) fn hold(
         lock.remove();
         return Err(failure.into());
     }
-    let (record, written) = Writer::begin(request, boot_id, std::process::id());
-    note_record(loss, written);
+    let record = Writer::begin(request, boot_id, std::process::id());
     Ok(Held { lock, record })
 }
 
@@ -136,11 +136,30 @@ pub(crate) struct Prepared {
     pub(crate) plan: Plan,
     /// Ends of the pipes to read the service's output and errors from.
     pub(crate) output: [OwnedFd; 2],
-    pub(crate) listener: Option<UnixListener>,
     pub(crate) notify: Option<Notify>,
     /// As whom it will run, for hints.
     pub(crate) who: Who,
     pub(crate) warnings: Vec<String>,
+}
+
+/// What a successor by permit needs; the sockets are those of the one before.
+#[derive(Debug)]
+pub(crate) struct Successor {
+    pub(crate) plan: Plan,
+    pub(crate) output: [OwnedFd; 2],
+    pub(crate) who: Who,
+}
+
+/// Looks up users and programs and makes pipes and strings for a successor whose
+/// notification socket is at `notify`.
+pub(crate) fn successor(
+    request: &SpawnRequest,
+    notify: Option<&Path>,
+) -> Result<Successor, SpawnFailure> {
+    let mut environment = request.env.clone();
+    let (identity, who) = identity(request, &mut environment)?;
+    let (plan, output) = plan(request, environment, identity, &who, notify)?;
+    Ok(Successor { plan, output, who })
 }
 
 /// Looks up users and programs, makes sockets, pipes and strings.
@@ -148,16 +167,9 @@ pub(crate) fn prepare(request: &SpawnRequest) -> Result<Prepared, SpawnFailure> 
     let mut warnings = Vec::new();
     let mut environment = request.env.clone();
     let (identity, who) = identity(request, &mut environment)?;
-    let listener = match listen(&request.socket) {
-        Ok(listener) => Some(listener),
-        Err(error) => {
-            // It runs without: the manager's own connection is there.
-            warnings.push(format!("no socket {}: {error}", request.socket.display()));
-            None
-        }
-    };
     let notify_path = super::notify_path(&request.socket);
-    let notify = match Notify::bind(&notify_path, who.uid) {
+    let bind = || Notify::bind(&notify_path, who.uid);
+    let notify = match in_folder(&notify_path, bind) {
         Ok(notify) => Some(notify),
         Err(error) => {
             warnings.push(format!(
@@ -167,12 +179,31 @@ pub(crate) fn prepare(request: &SpawnRequest) -> Result<Prepared, SpawnFailure> 
             None
         }
     };
+    let socket = notify.as_ref().map(Notify::path);
+    let (plan, output) = plan(request, environment, identity, &who, socket)?;
+    Ok(Prepared {
+        plan,
+        output,
+        notify,
+        who,
+        warnings,
+    })
+}
+
+/// What the child does, and the ends of its pipes that stay here.
+fn plan(
+    request: &SpawnRequest,
+    mut environment: BTreeMap<String, String>,
+    identity: Option<Identity>,
+    who: &Who,
+    notify: Option<&Path>,
+) -> Result<(Plan, [OwnedFd; 2]), SpawnFailure> {
     environment.remove("NOTIFY_SOCKET");
     let directory = request
         .working_dir
         .clone()
         .unwrap_or_else(|| "/".to_owned());
-    let program = program(request, &environment, &who)?;
+    let program = program(request, &environment, who)?;
     let mut variables = Vec::with_capacity(environment.len() + 1);
     for (name, value) in &environment {
         if name.is_empty() || name.contains('=') {
@@ -191,8 +222,8 @@ pub(crate) fn prepare(request: &SpawnRequest) -> Result<Prepared, SpawnFailure> 
             what,
         )?);
     }
-    if let Some(notify) = &notify {
-        let text = [b"NOTIFY_SOCKET=", notify.path().as_os_str().as_bytes()].concat();
+    if let Some(notify) = notify {
+        let text = [b"NOTIFY_SOCKET=", notify.as_os_str().as_bytes()].concat();
         variables.push(c_string(text, SpawnStep::PrepareEnvironment, || {
             "set NOTIFY_SOCKET".into()
         })?);
@@ -231,14 +262,7 @@ pub(crate) fn prepare(request: &SpawnRequest) -> Result<Prepared, SpawnFailure> 
         arguments,
         environment: variables,
     };
-    Ok(Prepared {
-        plan,
-        output: [out_read, err_read],
-        listener,
-        notify,
-        who,
-        warnings,
-    })
+    Ok((plan, [out_read, err_read]))
 }
 
 fn c_string(
@@ -249,24 +273,26 @@ fn c_string(
     CString::new(text).map_err(|_| failure(step, operation(), libc::EINVAL, "it holds a NUL byte"))
 }
 
-/// Binds the instance's socket in the place of a stale one. The caller holds the lock.
-fn listen(path: &Path) -> io::Result<UnixListener> {
-    let bind = || {
+/// Binds the instance's socket in the place of a stale one. The caller holds the
+/// lock. Done when the program runs: until then there is nothing to answer.
+pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
+    let listener = in_folder(path, || {
         let _ = fs::remove_file(path);
         UnixListener::bind(path)
-    };
-    let listener = match bind() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let Some(dir) = path.parent() else {
-                return Err(error);
-            };
-            DirBuilder::new().recursive(true).mode(0o711).create(dir)?;
-            bind()?
-        }
-        other => other?,
-    };
+    })?;
     listener.set_nonblocking(true)?;
     Ok(listener)
+}
+
+/// Does what needs the folder of `path`; makes that where it is missing.
+fn in_folder<T>(path: &Path, work: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    match (work(), path.parent()) {
+        (Err(error), Some(dir)) if error.kind() == io::ErrorKind::NotFound => {
+            DirBuilder::new().recursive(true).mode(0o711).create(dir)?;
+            work()
+        }
+        (other, _) => other,
+    }
 }
 
 type Cgroups = (Vec<CString>, Option<OwnedFd>, Option<CString>);

@@ -13,9 +13,9 @@
 //!   client                                    shim
 //!     ── Request{id, spawn} ─────────────────►      (fork server's socket, first frame)
 //!     ◄──────────────────────── Started | SpawnFailed
-//!     ── Request{id, stop | kill | signal | status | watch} ─►
+//!     ── Request{id, stop | kill | signal | permit | status | watch} ─►
 //!     ◄──────────────────────── Answer{id, error}
-//!     ◄──────────────────────── Notify, Loss, Stopping, Exited   (to watchers)
+//!     ◄──────────────────────── Notify, Loss, Stopping, Restarted, Exited   (to watchers)
 //!   on the instance's own socket the shim speaks first:
 //!     ◄──────────────────────── Hello{v, status}
 //! ```
@@ -27,7 +27,7 @@ use blackhole_bus_schema::dirs::Dirs;
 use blackhole_bus_schema::limits::LimitGrant;
 use blackhole_bus_schema::names::{Generation, InstanceName};
 use blackhole_bus_schema::process::{
-    ExitRecord, LogSpec, NotifyState, SpawnFailure, SpawnSpec, StepTime, StopSpec,
+    ExitRecord, LogSpec, NotifyState, Permit, SpawnFailure, SpawnSpec, StepTime, StopSpec,
 };
 use serde::{Deserialize, Serialize};
 
@@ -88,6 +88,33 @@ pub struct SpawnRequest {
     /// record for whoever adopts the instance. The shim does not look into it.
     #[serde(default, with = "serde_bytes")]
     pub spec: Vec<u8>,
+    /// One restart granted ahead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub permit: Option<ShimPermit>,
+}
+
+/// One restart that a shim makes by itself when its service fails.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShimPermit {
+    /// Generation and expiry.
+    #[serde(flatten)]
+    pub permit: Permit,
+    /// What is different in the successor's environment: its token. A permit that
+    /// does not come with the spawn carries the whole environment, since a shim
+    /// forgets the one that it does not need any more.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+}
+
+/// Values of the environment may be secrets: only their names are shown.
+impl std::fmt::Debug for ShimPermit {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("ShimPermit")
+            .field("permit", &self.permit)
+            .field("env", &self.env.keys())
+            .finish()
+    }
 }
 
 /// Values of the environment may be secrets: only their names are shown.
@@ -135,6 +162,7 @@ impl SpawnRequest {
             logs: spec.logs.clone(),
             grant: spec.grant.clone(),
             spec: rmp_serde::to_vec_named(spec)?,
+            permit: None,
         })
     }
 }
@@ -177,6 +205,14 @@ pub enum RequestBody {
         /// Number, see signal(7).
         signal: i32,
     },
+    /// Grant a restart ahead, or take it back.
+    Permit {
+        /// The generation that lives; another one is refused.
+        generation: Generation,
+        /// The restart; `None` takes an earlier one back.
+        #[serde(default)]
+        permit: Option<ShimPermit>,
+    },
     /// Send a [`ShimMessage::Hello`] again.
     Status,
     /// Send changes from now on, after a [`ShimMessage::Hello`].
@@ -184,6 +220,29 @@ pub enum RequestBody {
     /// A request of a later version.
     #[serde(other)]
     Unknown,
+}
+
+/// A [`Request`] for a spawn, written without a copy of what it holds.
+#[derive(Debug, Serialize)]
+pub struct SpawnFrame<'a> {
+    id: u64,
+    request: SpawnBody<'a>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum SpawnBody<'a> {
+    Spawn { spawn: &'a SpawnRequest },
+}
+
+impl<'a> SpawnFrame<'a> {
+    /// The frame for a request.
+    pub fn of(spawn: &'a SpawnRequest) -> Self {
+        Self {
+            id: 0,
+            request: SpawnBody::Spawn { spawn },
+        }
+    }
 }
 
 /// A frame from a client.
@@ -241,6 +300,12 @@ pub struct ShimStatus {
     /// What was lost.
     #[serde(default)]
     pub loss: Loss,
+    /// How the generation before this one ended, where this one was started by permit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_exit: Option<ExitRecord>,
+    /// Permits used since the spawn.
+    #[serde(default)]
+    pub restarts: u32,
 }
 
 /// What could not be written, since the start.
@@ -301,6 +366,29 @@ pub enum ShimMessage {
     },
     /// It was asked to end, or ended and its rest is being killed.
     Stopping,
+    /// It failed, and its successor runs by permit; everything before it is of
+    /// the generation that ended.
+    Restarted {
+        /// How the one before ended.
+        exit: ExitRecord,
+        /// The successor.
+        generation: Generation,
+        /// Its pid and times.
+        started: Started,
+        /// Permits used since the spawn.
+        #[serde(default)]
+        restarts: u32,
+    },
+    /// It failed, and its successor could not be started; the shim has given up
+    /// its lock and ends.
+    NotRestarted {
+        /// How the one before ended.
+        exit: ExitRecord,
+        /// The successor that was to be.
+        generation: Generation,
+        /// Why it is not.
+        failure: SpawnFailure,
+    },
     /// It ended and nothing of it is left; the shim has given up its lock and ends.
     Exited {
         /// How.

@@ -3,7 +3,8 @@
 //! The file `record` in an instance's folder is a sequence of frames as in
 //! [`super::protocol`]: one at the spawn, one when the program runs, one at the
 //! end. The first is written to a new file that then takes the old one's place;
-//! the others are appended with one write each. Nothing is synced: a record has
+//! with the second: a start does not wait for a file; the
+//! others are appended with one write each. Nothing is synced: a record has
 //! to outlive processes, and the boot id tells when the host went down. Against
 //! one file replaced at each step this costs 5 µs instead of 270 to 1,000
 //! (ext4 starts writing out data that a rename puts in the place of other
@@ -32,6 +33,9 @@ const BLOCK: usize = 4096;
 /// Room kept in the last block for the frames that follow the first.
 const RESERVE: usize = 1536;
 
+/// A record that restarts by permit have made longer than this is begun anew.
+const MOST_APPENDED: u64 = 64 * 1024;
+
 /// A record is never longer than this many bytes.
 const MAX_BYTES: u64 = 2 * MAX_SPAWN_FRAME as u64;
 
@@ -58,6 +62,10 @@ pub struct Record {
     pub failure: Option<SpawnFailure>,
     /// How it ended.
     pub exit: Option<ExitRecord>,
+    /// How the generation before it ended, where it was started by permit.
+    pub previous_exit: Option<ExitRecord>,
+    /// Permits used since the spawn that the manager asked for.
+    pub restarts: u32,
 }
 
 /// What can go wrong with a record.
@@ -90,7 +98,14 @@ impl Record {
     /// # Errors
     /// When it was written by a version whose specification cannot be read.
     pub fn spec(&self) -> Result<SpawnSpec, rmp_serde::decode::Error> {
-        rmp_serde::from_slice(&self.spec)
+        let mut spec: SpawnSpec = rmp_serde::from_slice(&self.spec)?;
+        if self.restarts > 0 {
+            // What was asked for, of the generation that permits have led to.
+            spec.generation = self.generation;
+            spec.restarts = spec.restarts.saturating_add(self.restarts);
+            spec.permit = None;
+        }
+        Ok(spec)
     }
 }
 
@@ -108,6 +123,10 @@ enum Entry {
         grant: Option<LimitGrant>,
         #[serde(default, with = "serde_bytes")]
         spec: Vec<u8>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        previous_exit: Option<ExitRecord>,
+        #[serde(default)]
+        restarts: u32,
     },
     Started {
         started: Started,
@@ -216,6 +235,8 @@ fn parse(mut bytes: Vec<u8>) -> Result<Option<Record>, FrameError> {
                     socket,
                     grant,
                     spec,
+                    previous_exit,
+                    restarts,
                 },
                 _,
             ) => {
@@ -230,6 +251,8 @@ fn parse(mut bytes: Vec<u8>) -> Result<Option<Record>, FrameError> {
                     started: None,
                     failure: None,
                     exit: None,
+                    previous_exit,
+                    restarts,
                 });
             }
             (Entry::Started { started }, Some(record)) => record.started = Some(started),
@@ -237,6 +260,26 @@ fn parse(mut bytes: Vec<u8>) -> Result<Option<Record>, FrameError> {
             (Entry::Exited { exit }, Some(record)) => record.exit = Some(exit),
             _ => {}
         }
+    }
+}
+
+fn spawn_entry(
+    request: &SpawnRequest,
+    boot_id: &str,
+    shim_pid: u32,
+    previous_exit: Option<ExitRecord>,
+    restarts: u32,
+) -> Entry {
+    Entry::Spawn {
+        instance: request.instance.clone(),
+        generation: request.generation,
+        boot_id: boot_id.to_owned(),
+        shim_pid,
+        socket: request.socket.clone(),
+        grant: request.grant.clone(),
+        spec: request.spec.clone(),
+        previous_exit,
+        restarts,
     }
 }
 
@@ -251,34 +294,26 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// Begins a new record in the place of the last one. When this has failed it
-    /// is tried again with the next frame; the last one is gone nevertheless (an
-    /// unlink needs no space): its end is not the end of this spawn.
-    pub(crate) fn begin(
-        request: &SpawnRequest,
-        boot_id: &str,
-        shim_pid: u32,
-    ) -> (Self, io::Result<()>) {
+    /// Begins a new record in the place of the last one: with the next frame,
+    /// which tells how the spawn went. Nothing is written before the program
+    /// runs: it would wait for it. A shim that dies before leaves its lock's file,
+    /// which tells that there is more than the record says.
+    ///
+    /// When the write has failed it is tried again with the frame after; the last
+    /// record is gone nevertheless (an unlink needs no space): its end is not the
+    /// end of this spawn.
+    pub(crate) fn begin(request: &SpawnRequest, boot_id: &str, shim_pid: u32) -> Self {
         let mut writer = Self {
             path: request.instance_dir.join(NAME),
             file: None,
             length: 0,
             pending: Vec::with_capacity(BLOCK),
         };
-        let entry = Entry::Spawn {
-            instance: request.instance.clone(),
-            generation: request.generation,
-            boot_id: boot_id.to_owned(),
-            shim_pid,
-            socket: request.socket.clone(),
-            grant: request.grant.clone(),
-            spec: request.spec.clone(),
-        };
-        let result = writer.append(&entry);
-        if result.is_err() {
-            let _ = std::fs::remove_file(&writer.path);
+        let entry = spawn_entry(request, boot_id, shim_pid, None, 0);
+        if writer.encode(&entry).is_ok() {
+            writer.reserve();
         }
-        (writer, result)
+        writer
     }
 
     /// Notes that the program runs.
@@ -300,21 +335,65 @@ impl Writer {
         self.append(&Entry::Exited { exit: exit.clone() })
     }
 
+    /// Notes that the service ended with `exit` and that its successor, which
+    /// `request` now describes, was started by permit, or why it was not.
+    pub(crate) fn restarted(
+        &mut self,
+        exit: &ExitRecord,
+        request: &SpawnRequest,
+        boot_id: &str,
+        restarts: u32,
+        outcome: Result<&Started, &SpawnFailure>,
+    ) -> io::Result<()> {
+        if self.length > MOST_APPENDED {
+            // A new file in the place of this one.
+            self.file = None;
+            self.pending.clear();
+        } else {
+            self.encode(&Entry::Exited { exit: exit.clone() })?;
+        }
+        let shim_pid = std::process::id();
+        let entry = spawn_entry(request, boot_id, shim_pid, Some(exit.clone()), restarts);
+        self.encode(&entry)?;
+        self.reserve();
+        self.append(&match outcome {
+            Ok(started) => Entry::Started {
+                started: started.clone(),
+            },
+            Err(failure) => Entry::Failed {
+                failure: failure.clone(),
+            },
+        })
+    }
+
     fn append(&mut self, entry: &Entry) -> io::Result<()> {
-        let first = self.length == 0 && self.pending.is_empty();
-        protocol::encode(entry, MAX_SPAWN_FRAME, &mut self.pending).map_err(io::Error::other)?;
-        let left = BLOCK - self.pending.len() % BLOCK;
-        if first && left < RESERVE {
+        self.encode(entry)?;
+        self.write()
+    }
+
+    fn encode(&mut self, entry: &Entry) -> io::Result<()> {
+        protocol::encode(entry, MAX_SPAWN_FRAME, &mut self.pending).map_err(io::Error::other)
+    }
+
+    /// Leaves room in the last block for the frames of this generation that follow.
+    fn reserve(&mut self) {
+        let at = if self.file.is_some() { self.length } else { 0 };
+        let taken = usize::try_from(at).unwrap_or(0) + self.pending.len();
+        let left = BLOCK - taken % BLOCK;
+        if left < RESERVE {
             // Zeros in whole fours up to the next block and four into it.
             self.pending
                 .resize(self.pending.len() + (left / 4 + 1) * 4, 0);
         }
-        self.write()
     }
 
     fn write(&mut self) -> io::Result<()> {
         let Some(file) = &mut self.file else {
-            return self.create();
+            let created = self.create();
+            if created.is_err() {
+                let _ = std::fs::remove_file(&self.path);
+            }
+            return created;
         };
         if let Err(error) = file.write_all(&self.pending) {
             // Half a frame would hide those after it.
@@ -376,6 +455,7 @@ mod tests {
                 ..Default::default()
             }),
             spec,
+            permit: None,
         }
     }
 
@@ -407,8 +487,9 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let dir = temp.path();
         assert_eq!(read_record(dir).unwrap(), None);
-        let (mut writer, result) = Writer::begin(&request(dir, vec![1, 2]), "boot", 11);
-        result.unwrap();
+        let mut writer = Writer::begin(&request(dir, vec![1, 2]), "boot", 11);
+        assert_eq!(read_record(dir).unwrap(), None);
+        writer.started(&started()).unwrap();
         let record = read_record(dir).unwrap().unwrap();
         assert_eq!((record.generation, record.shim_pid), (Generation(7), 11));
         assert_eq!(
@@ -416,16 +497,15 @@ mod tests {
             (&[1_u8, 2][..], "boot")
         );
         assert_eq!(record.grant.unwrap().oom_score_adj, Some(3));
-        assert_eq!((record.started, record.exit), (None, None));
-        writer.started(&started()).unwrap();
+        assert_eq!((record.started, record.exit), (Some(started()), None));
         writer.exited(&exit()).unwrap();
         let record = read_record(dir).unwrap().unwrap();
         assert_eq!(
             (record.started, record.exit),
             (Some(started()), Some(exit()))
         );
-        let (_, result) = Writer::begin(&request(dir, vec![]), "boot", 12);
-        result.unwrap();
+        let mut writer = Writer::begin(&request(dir, vec![]), "boot", 12);
+        writer.started(&started()).unwrap();
         assert_eq!(
             read_record(dir).unwrap().unwrap().exit,
             None,
@@ -438,7 +518,7 @@ mod tests {
         for size in [10, BLOCK - 200, 2 * BLOCK] {
             let temp = tempfile::tempdir().unwrap();
             let dir = temp.path();
-            let (mut writer, _) = Writer::begin(&request(dir, vec![9; size]), "boot", 11);
+            let mut writer = Writer::begin(&request(dir, vec![9; size]), "boot", 11);
             writer.started(&started()).unwrap();
             writer.exited(&exit()).unwrap();
             let whole = std::fs::read(dir.join(NAME)).unwrap();
@@ -457,9 +537,9 @@ mod tests {
         for size in (0..2 * BLOCK).step_by(61) {
             let temp = tempfile::tempdir().unwrap();
             let dir = temp.path();
-            let (mut writer, _) = Writer::begin(&request(dir, vec![9; size]), "boot", 11);
-            let first = writer.length.div_ceil(BLOCK as u64);
+            let mut writer = Writer::begin(&request(dir, vec![9; size]), "boot", 11);
             writer.started(&started()).unwrap();
+            let first = writer.length.div_ceil(BLOCK as u64);
             writer.exited(&exit()).unwrap();
             assert_eq!(writer.length.div_ceil(BLOCK as u64), first);
             assert_eq!(read_record(dir).unwrap().unwrap().exit, Some(exit()));
@@ -471,8 +551,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let dir = temp.path();
         std::fs::create_dir(dir.join(NEW)).unwrap();
-        let (mut writer, result) = Writer::begin(&request(dir, vec![5]), "boot", 11);
-        assert!(result.is_err());
+        let mut writer = Writer::begin(&request(dir, vec![5]), "boot", 11);
         assert!(writer.started(&started()).is_err());
         std::fs::remove_dir(dir.join(NEW)).unwrap();
         writer.exited(&exit()).unwrap();
@@ -483,14 +562,15 @@ mod tests {
         );
         // The end of the spawn before is not taken for that of one which could not write.
         std::fs::create_dir(dir.join(NEW)).unwrap();
-        let (_, result) = Writer::begin(&request(dir, vec![5]), "boot", 11);
-        assert!(result.is_err() && !dir.join(NAME).exists());
+        let mut writer = Writer::begin(&request(dir, vec![5]), "boot", 11);
+        assert!(writer.started(&started()).is_err() && !dir.join(NAME).exists());
         std::fs::remove_dir(dir.join(NEW)).unwrap();
         // And a disk that fills up in between.
-        let (mut writer, _) = Writer::begin(&request(dir, vec![5]), "boot", 11);
+        let mut writer = Writer::begin(&request(dir, vec![5]), "boot", 11);
+        writer.started(&started()).unwrap();
         let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
         let good = writer.file.replace(full);
-        assert!(writer.started(&started()).is_err());
+        assert!(writer.exited(&exit()).is_err());
         writer.file = good;
         writer.exited(&exit()).unwrap();
         let record = read_record(dir).unwrap().unwrap();
@@ -498,6 +578,40 @@ mod tests {
             (record.started, record.exit),
             (Some(started()), Some(exit()))
         );
+    }
+
+    #[test]
+    fn restarts_by_permit_are_the_latest_spawn_and_keep_the_end_before() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path();
+        let spec = vec![7; 3000];
+        let mut now = request(dir, spec.clone());
+        let mut writer = Writer::begin(&now, "boot", 11);
+        writer.started(&started()).unwrap();
+        for restarts in 1..60 {
+            let before = ExitRecord {
+                generation: now.generation,
+                ..exit()
+            };
+            now.generation = now.generation.next();
+            let next = Started {
+                pid: 100 + restarts,
+                ..started()
+            };
+            writer
+                .restarted(&before, &now, "boot", restarts, Ok(&next))
+                .unwrap();
+            let record = read_record(dir).unwrap().unwrap();
+            assert_eq!(record.generation, now.generation);
+            assert_eq!(record.previous_exit, Some(before));
+            assert_eq!((record.restarts, record.exit), (restarts, None));
+            assert_eq!(record.started, Some(next));
+            assert_eq!(record.spec, spec);
+        }
+        let size = std::fs::metadata(dir.join(NAME)).unwrap().len();
+        assert!(size < 2 * MOST_APPENDED, "{size} bytes");
+        writer.exited(&exit()).unwrap();
+        assert_eq!(read_record(dir).unwrap().unwrap().exit, Some(exit()));
     }
 
     #[test]

@@ -172,6 +172,7 @@ fn serve(args: &ServerArgs, mut ready: impl FnMut(&str)) -> Result<(), ServerErr
         ready("ready");
         return Ok(());
     };
+    blackhole_bus_schema::priority::raise();
     // Survive when memory is short, where that is allowed.
     let _ = fs::write("/proc/self/oom_score_adj", "-900");
     for cgroup in &args.cgroups {

@@ -1,7 +1,8 @@
 //! The life of one service: one loop, one thread, woken only by what happens.
 //!
 //! ```text
-//!   SIGCHLD ──► reap ──► first process gone? ──► kill the rest ──► nothing left? ──► end
+//!   SIGCHLD ──► reap ──► first process gone? ──► kill the rest ──► nothing left? ──► end,
+//!                                                     or, by permit, the successor
 //!   deadlines ─► grace over: kill all; notification or loss due: tell
 //!   stdout, stderr ─► log files
 //!   NOTIFY_SOCKET ──► state, told to watchers
@@ -9,6 +10,7 @@
 //! ```
 
 mod clients;
+mod restart;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -27,6 +29,7 @@ use super::protocol::{Loss, ShimMessage, SpawnRequest, Started, StopRequest};
 use super::start::Running;
 use super::verdict::{Facts, verdict};
 use super::{sys, tree};
+use restart::{Again, Permitted};
 
 /// Status texts and signs of life are told at most this often.
 const NOTIFY_INTERVAL: Duration = Duration::from_millis(20);
@@ -51,6 +54,15 @@ pub(crate) struct Service {
     signals: OwnedFd,
     pid: Pid,
     started: Started,
+    /// When it started, for the expiry of a permit.
+    began: Instant,
+    boot_id: String,
+    permit: Option<Permitted>,
+    /// When a successor is made ready, so that it costs a start nothing.
+    successor_due: Option<Instant>,
+    /// Permits used.
+    restarts: u32,
+    previous_exit: Option<ExitRecord>,
     oom_before: Option<u64>,
     output: Output,
     notify: Option<Notify>,
@@ -77,13 +89,16 @@ impl Service {
         signals: OwnedFd,
         running: Running,
         first: Connection,
-        loss: Loss,
+        boot_id: String,
     ) -> Self {
         let prepared = running.prepared;
-        // Secrets are not needed any more, nor is what the record holds.
-        request.env.clear();
-        request.spec = Vec::new();
-        Self {
+        let permit = request.permit.take();
+        if permit.is_none() {
+            // Secrets are not needed any more, nor is what the record holds.
+            request.env.clear();
+            request.spec = Vec::new();
+        }
+        let mut service = Self {
             output: Output::new(
                 &request.instance_dir,
                 &request.instance,
@@ -95,25 +110,42 @@ impl Service {
             signals,
             pid: running.pid,
             started: running.started,
+            began: Instant::now(),
+            boot_id,
+            permit: None,
+            successor_due: None,
+            restarts: 0,
+            previous_exit: None,
             oom_before: running.oom_before,
             notify: prepared.notify,
-            listener: prepared.listener,
+            listener: None,
             connections: vec![first],
             stopping: None,
             end: None,
             told_stopping: false,
             killed_leftovers: 0,
             loss_told: Loss::default(),
-            loss,
+            loss: Loss::default(),
             loss_due: None,
             notify_due: None,
             notify_told: None,
             accept_after: None,
-        }
+        };
+        service.permit(permit);
+        service
     }
 
     /// Runs until nothing of the service is left, its end is recorded and its lock is free.
     pub(crate) fn run(mut self) {
+        match super::prepare::listen(&self.request.socket) {
+            Ok(listener) => self.listener = Some(listener),
+            Err(error) => {
+                // It runs without: the manager's own connection is there.
+                let socket = self.request.socket.display();
+                let warning = format!("no socket {socket}: {error}");
+                self.started.warnings.push(warning);
+            }
+        }
         let written = self.held.record.started(&self.started);
         note_record(&mut self.loss, written);
         self.tell(&ShimMessage::Started {
@@ -125,7 +157,14 @@ impl Service {
             self.note_loss();
             let ready = self.wait();
             if ready.signals && self.on_signals() {
-                break;
+                match self.restart() {
+                    Again::Runs => {
+                        // What is ready is asked anew: some of it belonged to the one before.
+                        continue;
+                    }
+                    Again::No => break,
+                    Again::Failed(exit, failure) => return self.not_restarted(exit, failure),
+                }
             }
             self.on_deadlines();
             self.output.pump(ready.outputs);
@@ -150,6 +189,7 @@ impl Service {
             self.notify_due,
             self.accept_after,
             self.output.due(),
+            self.successor_due,
         ];
         let timeout = due.into_iter().flatten().min().map(|due| {
             let left = due.saturating_duration_since(Instant::now());
@@ -238,6 +278,8 @@ impl Service {
     }
 
     fn kill_all(&mut self) {
+        // A group that was killed in cannot be born into.
+        self.drop_successor();
         if let Some(grant) = &self.request.grant {
             tree::kill_cgroups(grant);
         }
@@ -268,6 +310,9 @@ impl Service {
             self.accept_after = None;
         }
         self.output.on_deadline(now);
+        if is_due(self.successor_due) {
+            self.make_successor();
+        }
     }
 
     fn on_notify(&mut self) {
@@ -323,40 +368,14 @@ impl Service {
     fn finish(mut self) {
         let ended_at = unix_now_ns();
         self.output.finish();
+        self.permit(None);
         if let Some(grant) = &self.request.grant {
             // Others may have been put there: a probe in the service's own context.
             tree::kill_cgroups(grant);
             super::prepare::remove_run_groups(grant, self.request.generation);
         }
-        let status = self.end.unwrap_or(ExitStatus::Unknown);
-        let oom_file = self
-            .request
-            .grant
-            .as_ref()
-            .and_then(|grant| grant.oom_file.as_ref());
-        let oom_after = oom_file.and_then(|file| tree::oom_kills(file));
-        let exit = ExitRecord {
-            generation: self.request.generation,
-            pid: self.started.pid,
-            status,
-            result: verdict(Facts {
-                status,
-                stop_asked: self.stopping.is_some(),
-                unhealthy: self
-                    .stopping
-                    .as_ref()
-                    .is_some_and(|stopping| stopping.unhealthy),
-                timed_out: self
-                    .stopping
-                    .as_ref()
-                    .is_some_and(|stopping| stopping.timed_out),
-                oom_rose: matches!((self.oom_before, oom_after), (Some(before), Some(after)) if after > before),
-                success_codes: &self.request.success_codes,
-            }),
-            started_at: self.started.started_at,
-            ended_at,
-            killed_leftovers: self.killed_leftovers,
-        };
+        let oom = self.oom_kills();
+        let exit = self.exit_record(ended_at, oom);
         let written = self.held.record.exited(&exit);
         note_record(&mut self.loss, written);
         let last_words = self
@@ -378,6 +397,36 @@ impl Service {
                 exit: exit.clone(),
                 loss: loss.clone(),
             });
+        }
+    }
+}
+
+impl Service {
+    /// The OOM counter of its cgroup now.
+    fn oom_kills(&self) -> Option<u64> {
+        let file = self.request.grant.as_ref()?.oom_file.as_ref()?;
+        tree::oom_kills(file)
+    }
+
+    /// How the process that has ended did so.
+    fn exit_record(&self, ended_at: u64, oom_after: Option<u64>) -> ExitRecord {
+        let status = self.end.unwrap_or(ExitStatus::Unknown);
+        let stopping = self.stopping.as_ref();
+        ExitRecord {
+            generation: self.request.generation,
+            pid: self.started.pid,
+            status,
+            result: verdict(Facts {
+                status,
+                stop_asked: stopping.is_some(),
+                unhealthy: stopping.is_some_and(|stopping| stopping.unhealthy),
+                timed_out: stopping.is_some_and(|stopping| stopping.timed_out),
+                oom_rose: matches!((self.oom_before, oom_after), (Some(before), Some(after)) if after > before),
+                success_codes: &self.request.success_codes,
+            }),
+            started_at: self.started.started_at,
+            ended_at,
+            killed_leftovers: self.killed_leftovers,
         }
     }
 }

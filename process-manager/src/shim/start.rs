@@ -28,33 +28,45 @@ pub(crate) struct Running {
 /// request was taken up, in monotonic nanoseconds.
 pub(crate) fn start(request: &SpawnRequest, begun: u64) -> Result<Running, SpawnFailure> {
     let mut prepared = prepare::prepare(request)?;
+    let warnings = std::mem::take(&mut prepared.warnings);
+    let (pid, started) = run(request, &prepared.plan, &prepared.who, begun, warnings)?;
+    // Of its life so far, which is no longer than this function's last lines.
     let grant = request.grant.as_ref();
     let oom_before = grant.and_then(|grant| tree::oom_kills(grant.oom_file.as_ref()?));
+    Ok(Running {
+        pid,
+        started,
+        prepared,
+        oom_before,
+    })
+}
+
+/// Makes the child of a plan, and tells how it went.
+pub(crate) fn run(
+    request: &SpawnRequest,
+    plan: &Plan,
+    who: &Who,
+    begun: u64,
+    mut warnings: Vec<String>,
+) -> Result<(Pid, Started), SpawnFailure> {
+    let grant = request.grant.as_ref();
     let ready = exec::monotonic_ns();
-    let launched = match exec::launch(&prepared.plan) {
+    let launched = match exec::launch(plan) {
         Ok(launched) => launched,
-        Err(error) => {
-            return Err(not_born(
-                request,
-                &prepared.plan,
-                error.raw_os_error().unwrap_or(0),
-            ));
-        }
+        Err(error) => return Err(not_born(request, plan, error.raw_os_error().unwrap_or(0))),
     };
     let done = exec::monotonic_ns();
     let started_at = unix_now_ns();
     let (pid, report) = (launched.pid, launched.report);
     if report.errno != 0 || report.step != Step::Exec {
         let _ = rustix::process::waitpid(Some(pid), WaitOptions::empty());
-        return Err(explain(request, &prepared.plan, &prepared.who, &report));
+        return Err(explain(request, plan, who, &report));
     }
     if let Some(score) = grant.and_then(|grant| grant.oom_score_adj)
         && report.oom_errno != 0
     {
         let error = std::io::Error::from_raw_os_error(report.oom_errno);
-        prepared
-            .warnings
-            .push(format!("OOM score {score} not set: {error}"));
+        warnings.push(format!("OOM score {score} not set: {error}"));
     }
     let step = |step, from: u64, to: u64| StepTime {
         step,
@@ -71,14 +83,9 @@ pub(crate) fn start(request: &SpawnRequest, begun: u64) -> Result<Running, Spawn
             step(SpawnStep::ApplyLimits, ready, report.limits_ns),
             step(SpawnStep::Exec, report.limits_ns, done),
         ],
-        warnings: std::mem::take(&mut prepared.warnings),
+        warnings,
     };
-    Ok(Running {
-        pid,
-        started,
-        prepared,
-        oom_before,
-    })
+    Ok((pid, started))
 }
 
 /// There is no child.

@@ -45,13 +45,16 @@ pub(crate) fn signal_child(pid: Pid, signal: i32, group: bool) -> io::Result<()>
     }
 }
 
-/// Default disposition for every signal, but SIGPIPE, SIGXFSZ (a write error
-/// tells the same) and SIGHUP (there is no terminal) ignored.
+/// Ignored by fork server and shims: a write error tells the same as SIGPIPE and
+/// SIGXFSZ, and there is no terminal for SIGHUP.
+pub(crate) const IGNORED: [i32; 3] = [libc::SIGPIPE, libc::SIGXFSZ, libc::SIGHUP];
+
+/// Default disposition for every signal, but those that are [`IGNORED`].
 pub(crate) fn reset_signals() {
     for signal in 1..=64 {
-        let action = match signal {
-            libc::SIGPIPE | libc::SIGXFSZ | libc::SIGHUP => libc::SIG_IGN,
-            _ => libc::SIG_DFL,
+        let action = match IGNORED.contains(&signal) {
+            true => libc::SIG_IGN,
+            false => libc::SIG_DFL,
         };
         // SAFETY: no handler is installed, only the two constant dispositions.
         // SIGKILL, SIGSTOP and those that the C library keeps are refused with

@@ -173,6 +173,15 @@ pub(crate) fn kill_cgroups(grant: &LimitGrant) -> bool {
     true
 }
 
+/// Whether nothing is in the cgroup `dir`; true for one that is not there.
+pub(crate) fn is_empty(dir: &Path) -> bool {
+    let mut byte = [0; 1];
+    match fs::File::open(dir.join("cgroup.procs")) {
+        Ok(mut file) => matches!(file.read(&mut byte), Ok(0)),
+        Err(_) => true,
+    }
+}
+
 fn thaw(grant: &LimitGrant) {
     if let Some(dir) = &grant.freezer_cgroup {
         let _ = fs::write(Path::new(dir).join("freezer.state"), "THAWED");

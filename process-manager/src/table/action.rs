@@ -2,7 +2,9 @@
 
 use blackhole_bus_schema::health::Probes;
 use blackhole_bus_schema::names::{Generation, InstanceName};
-use blackhole_bus_schema::process::{InstanceRecord, ProcessChanged, ProcessNotified, SpawnSpec};
+use blackhole_bus_schema::process::{
+    InstanceRecord, Permit, ProcessChanged, ProcessNotified, SpawnSpec,
+};
 use blackhole_bus_schema::reply::Status;
 use uuid::Uuid;
 
@@ -58,6 +60,17 @@ pub enum Action {
         instance: InstanceName,
         /// Its number.
         signal: i32,
+    },
+    /// Hand a permit to the shim, or take one back, and answer the command.
+    Permit {
+        /// The command.
+        ticket: Ticket,
+        /// Which.
+        instance: InstanceName,
+        /// Which spawn.
+        generation: Generation,
+        /// The restart; `None` takes an earlier one back.
+        permit: Option<Permit>,
     },
     /// Remove what is left of an instance on disk, and answer the command.
     Erase {

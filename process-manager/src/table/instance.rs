@@ -1,7 +1,8 @@
 //! One row of the table.
 
+use blackhole_bus_schema::names::Generation;
 use blackhole_bus_schema::process::{
-    InstanceRecord, NotifyState, ProcessChanged, ProcessState, SpawnSpec, StateName,
+    ExitRecord, InstanceRecord, NotifyState, ProcessChanged, ProcessState, SpawnSpec, StateName,
 };
 use uuid::Uuid;
 
@@ -60,6 +61,28 @@ impl Instance {
         };
         self.cause = Some(cause);
         self.pending_stop = None;
+        self.advance(Fact::Spawn, out);
+    }
+
+    /// One that failed is started again by permit.
+    pub(super) fn succeed(
+        &mut self,
+        exit: &ExitRecord,
+        generation: Generation,
+        restarts: u32,
+        out: &mut Vec<Action>,
+    ) {
+        if let Some(spec) = &mut self.spec {
+            spec.generation = generation;
+            spec.restarts = restarts;
+            spec.permit = None;
+        }
+        self.record.generation = generation;
+        self.record.notify = NotifyState::default();
+        self.record.steps = Vec::new();
+        self.record.lost_log_lines = 0;
+        self.record.restarts = restarts;
+        self.record.previous_exit = Some(exit.clone());
         self.advance(Fact::Spawn, out);
     }
 
@@ -153,6 +176,7 @@ fn fresh(spec: &SpawnSpec) -> InstanceRecord {
         grant: spec.grant.clone(),
         adopted: false,
         lost_log_lines: 0,
+        previous_exit: None,
         restarts: spec.restarts,
     }
 }

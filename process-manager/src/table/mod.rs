@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 
 use blackhole_bus_schema::names::{Generation, InstanceName};
 use blackhole_bus_schema::process::{
-    ExitRecord, Forget, InstanceRecord, NotifyState, ProcessNotified, ProcessState, Signal,
-    SpawnFailure, SpawnSpec, StepTime, Stop,
+    ExitRecord, Forget, GrantPermit, InstanceRecord, NotifyState, ProcessNotified, ProcessState,
+    Signal, SpawnFailure, SpawnSpec, StepTime, Stop,
 };
 use blackhole_bus_schema::reply::{Code, Status};
 use uuid::Uuid;
@@ -352,6 +352,64 @@ impl Table {
         }
         instance.advance(failure.map_or(Fact::Cancelled, Fact::SpawnFailed), &mut out);
         instance.over(&mut out);
+        out
+    }
+
+    /// `process.permit`.
+    pub fn permit(&self, ticket: Ticket, command: GrantPermit) -> Action {
+        let GrantPermit {
+            instance: name,
+            generation,
+            permit,
+        } = command;
+        let Some(record) = self.record(&name) else {
+            return refusal(
+                ticket,
+                Code::NotFound,
+                format!("there is no instance {name}"),
+            );
+        };
+        if record.generation != generation || !record.state.is_live() {
+            let text = format!(
+                "{name}: generation {} is {}, a permit for {generation} is void",
+                record.generation,
+                record.state.name()
+            );
+            return refusal(ticket, Code::FailedPrecondition, text);
+        }
+        Action::Permit {
+            ticket,
+            instance: name,
+            generation,
+            permit,
+        }
+    }
+
+    /// An instance failed and its shim started the next generation by permit.
+    pub fn restarted(
+        &mut self,
+        name: &InstanceName,
+        exit: &ExitRecord,
+        generation: Generation,
+        restarts: u32,
+        outcome: Result<Launched, SpawnFailure>,
+    ) -> Vec<Action> {
+        let mut out = Vec::new();
+        let Some(instance) = self.instances.get_mut(name) else {
+            return out;
+        };
+        if generation <= instance.record.generation {
+            return out;
+        }
+        if exit.generation == instance.record.generation && instance.record.state.pid().is_some() {
+            instance.advance(Fact::Ended(exit.clone()), &mut out);
+            instance.over(&mut out);
+        }
+        instance.succeed(exit, generation, restarts, &mut out);
+        match outcome {
+            Ok(launched) => out.extend(self.launched(name, generation, launched)),
+            Err(failure) => out.extend(self.not_launched(name, generation, Some(failure))),
+        }
         out
     }
 

@@ -432,6 +432,9 @@ impl World {
                         (record.state.name(), record.generation),
                     );
                 }
+                Action::Permit { ticket, .. } => {
+                    self.answered.insert(ticket.0);
+                }
                 Action::Launch { spec } => {
                     assert!(!self.alive.contains_key(&spec.instance), "two lives");
                     let before = self

@@ -225,6 +225,7 @@ fn spawn(host: &mut Host, spec: &SpawnSpec) -> Result<InstanceRecord, Status> {
         grant: spec.grant.clone(),
         adopted: false,
         lost_log_lines: 0,
+        previous_exit: None,
         restarts: spec.restarts,
     };
     host.records.insert(spec.instance.clone(), record.clone());

@@ -51,6 +51,7 @@ impl Host {
             grant: spec.grant.clone(),
             adopted: false,
             lost_log_lines: 0,
+            previous_exit: None,
             restarts: spec.restarts,
         }
     }

@@ -196,6 +196,7 @@ mod tests {
             grant: None,
             adopted: false,
             lost_log_lines: 0,
+            previous_exit: None,
             restarts: 0,
         };
         // 23:05:30.000001 and a bit: what has that microsecond is of the new run.

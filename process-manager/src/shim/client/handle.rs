@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use blackhole_bus_schema::dirs::Dirs;
 use blackhole_bus_schema::names::{Generation, InstanceName};
-use blackhole_bus_schema::process::{ExitRecord, NotifyState};
+use blackhole_bus_schema::process::{ExitRecord, NotifyState, SpawnFailure};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
 use super::wire::Wire;
-use super::{ClientError, Loss, ShimStatus, StopRequest, instance_lock_held, read_record};
+use super::{ClientError, Loss, ShimStatus, Started, StopRequest, instance_lock_held, read_record};
 use crate::readiness::readable;
-use crate::shim::protocol::{Request, RequestBody, ShimMessage};
+use crate::shim::protocol::{Request, RequestBody, ShimMessage, ShimPermit};
 
 /// Requests waiting for the shim's task: more than anybody asks of one service
 /// at a time. Who comes when it is full waits.
@@ -46,6 +46,26 @@ pub enum ShimEvent {
     Loss(Loss),
     /// It was asked to end, or ended and its rest is being killed.
     Stopping,
+    /// It failed and was started again by permit. All further events are the successor's.
+    Restarted {
+        /// How the one before ended.
+        exit: ExitRecord,
+        /// The successor.
+        generation: Generation,
+        /// Its pid and times.
+        started: Started,
+        /// Permits used since the spawn.
+        restarts: u32,
+    },
+    /// It failed and could not be started again by permit. The last event.
+    NotRestarted {
+        /// How the one before ended.
+        exit: ExitRecord,
+        /// The successor that was to be.
+        generation: Generation,
+        /// Why it is not.
+        failure: SpawnFailure,
+    },
     /// It ended, nothing of it is left, its lock is free. The last event.
     Exited {
         /// How.
@@ -115,6 +135,20 @@ impl ShimHandle {
     /// When the shim is gone, out of reach or does not answer in 5 seconds, or the signal's number is none.
     pub async fn signal(&self, signal: i32) -> Result<(), ClientError> {
         self.ask(RequestBody::Signal { signal }).await.map(drop)
+    }
+
+    /// Grants a restart ahead, or takes it back, if `generation` lives.
+    ///
+    /// # Errors
+    /// When the shim is gone, out of reach or does not answer in 5 seconds, when
+    /// another generation lives, or the shim is of a version that knows no permits.
+    pub async fn permit(
+        &self,
+        generation: Generation,
+        permit: Option<ShimPermit>,
+    ) -> Result<(), ClientError> {
+        let request = RequestBody::Permit { generation, permit };
+        self.ask(request).await.map(drop)
     }
 
     /// Asks how things stand.
@@ -370,6 +404,29 @@ impl Holder {
             ShimMessage::Notify { notify } => ShimEvent::Notify(notify),
             ShimMessage::Loss { loss } => ShimEvent::Loss(loss),
             ShimMessage::Stopping => ShimEvent::Stopping,
+            ShimMessage::Restarted {
+                exit,
+                generation,
+                started,
+                restarts,
+            } => {
+                self.place.generation = generation;
+                ShimEvent::Restarted {
+                    exit,
+                    generation,
+                    started,
+                    restarts,
+                }
+            }
+            ShimMessage::NotRestarted {
+                exit,
+                generation,
+                failure,
+            } => ShimEvent::NotRestarted {
+                exit,
+                generation,
+                failure,
+            },
             ShimMessage::Exited { exit, loss } => ShimEvent::Exited { exit, loss },
             ShimMessage::Started { .. }
             | ShimMessage::SpawnFailed { .. }
@@ -377,7 +434,10 @@ impl Holder {
                 return false;
             }
         };
-        let last = matches!(event, ShimEvent::Exited { .. });
+        let last = matches!(
+            event,
+            ShimEvent::Exited { .. } | ShimEvent::NotRestarted { .. }
+        );
         // When nobody listens the requests still matter.
         let _ = self.events.send(event).await;
         last
@@ -388,12 +448,18 @@ impl Holder {
         loop {
             let held = lock_holder(&self.place.dir);
             if matches!(held, Ok(holder) if holder != Some(self.shim_pid)) {
-                let event = self.last_event().await;
+                let mut event = self.last_event().await;
+                if let ShimEvent::Restarted { generation, .. } = event {
+                    self.place.generation = generation;
+                    let _ = self.events.send(event).await;
+                    event = self.last_event().await;
+                }
                 let _ = self.events.send(event).await;
                 return None;
             }
             match greet(&self.place.socket).await {
                 Ok((wire, status)) if status.started.shim_pid == self.shim_pid => {
+                    self.place.generation = status.generation;
                     let _ = self.events.send(ShimEvent::Status(Box::new(status))).await;
                     return Some(wire);
                 }
@@ -420,20 +486,44 @@ impl Holder {
         }
     }
 
-    /// What the record says of a shim that is gone.
+    /// What the record says of a shim that is gone: of the generation that was
+    /// held, or of those that permits have led to since.
     async fn last_event(&self) -> ShimEvent {
         let dir = self.place.dir.clone();
         let record = tokio::task::spawn_blocking(move || read_record(&dir)).await;
-        match record {
-            Ok(Ok(Some(record))) if record.generation == self.place.generation => match record.exit
-            {
+        let Ok(Ok(Some(record))) = record else {
+            return ShimEvent::Gone;
+        };
+        if record.generation == self.place.generation {
+            return match record.exit {
                 Some(exit) => ShimEvent::Exited {
                     exit,
                     loss: Loss::default(),
                 },
                 None => ShimEvent::Gone,
+            };
+        }
+        let Some(before) = record.previous_exit else {
+            return ShimEvent::Gone;
+        };
+        if before.generation != self.place.generation {
+            return ShimEvent::Gone;
+        }
+        let generation = record.generation;
+        match (record.failure, record.started) {
+            (Some(failure), _) => ShimEvent::NotRestarted {
+                exit: before,
+                generation,
+                failure,
             },
-            _ => ShimEvent::Gone,
+            // Its end, or that it was lost, comes as the next event.
+            (None, Some(started)) => ShimEvent::Restarted {
+                exit: before,
+                generation,
+                started,
+                restarts: record.restarts,
+            },
+            (None, None) => ShimEvent::Gone,
         }
     }
 }

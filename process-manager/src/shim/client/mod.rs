@@ -11,7 +11,9 @@ use blackhole_bus_schema::process::SpawnFailure;
 
 pub use self::handle::{Attached, ShimEvent, ShimEvents, ShimHandle, attach};
 pub use self::server::{ForkServer, ForkServerOptions};
-pub use super::protocol::{Loss, ShimPhase, ShimStatus, SpawnRequest, Started, StopRequest};
+pub use super::protocol::{
+    Loss, ShimPermit, ShimPhase, ShimStatus, SpawnRequest, Started, StopRequest,
+};
 pub use super::record::{Record, RecordError, instance_lock_held, read_record};
 
 /// What can go wrong between the manager and the shims.

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use blackhole_bus_schema::dirs::Dirs;
@@ -12,7 +14,7 @@ use super::wire::Wire;
 use super::{ClientError, ShimEvents, ShimHandle, SpawnError, SpawnRequest, Started};
 use crate::readiness::readable;
 use crate::shim::lock;
-use crate::shim::protocol::{Request, RequestBody, ShimMessage};
+use crate::shim::protocol::{ShimMessage, SpawnFrame};
 use crate::shim::server::{lock_path, socket_path};
 
 /// Between two looks at a fork server that another process is just starting.
@@ -44,11 +46,33 @@ impl ForkServerOptions {
     }
 }
 
-/// A fork server that was found alive. Cheap to clone; no connection is kept.
+/// A fork server that was found alive. Cheap to clone. Clones share connections
+/// to idle shims that were made ahead; those shims end with the last of them.
 #[derive(Debug, Clone)]
 pub struct ForkServer {
     dirs: Dirs,
+    ahead: Arc<Ahead>,
 }
+
+/// Shims that wait for one request each: a spawn is then one write.
+#[derive(Debug)]
+struct Ahead {
+    /// How many there should be.
+    most: usize,
+    wires: Mutex<Vec<Wire>>,
+    /// Somebody is making them.
+    filling: AtomicBool,
+}
+
+impl Ahead {
+    fn wires(&self) -> MutexGuard<'_, Vec<Wire>> {
+        self.wires.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// After a spawn, before the shim that it took is replaced: a start of many has
+/// better to do with its processors.
+const REFILL: Duration = Duration::from_millis(2);
 
 impl ForkServer {
     /// Finds the fork server of `dirs`, or starts one: detached, in its own
@@ -61,7 +85,17 @@ impl ForkServer {
         let (lock, socket) = (lock_path(&dir), socket_path(&dir));
         for _ in 0..RETRIES {
             match holder(&lock)? {
-                Some(_) if socket.exists() => return Ok(Self { dirs: dirs.clone() }),
+                Some(_) if socket.exists() => {
+                    let ahead = Ahead {
+                        most: usize::from(options.pool),
+                        wires: Mutex::default(),
+                        filling: AtomicBool::new(false),
+                    };
+                    return Ok(Self {
+                        dirs: dirs.clone(),
+                        ahead: Arc::new(ahead),
+                    });
+                }
                 // One takes the lock before it listens, a moment apart; or ends.
                 Some(_) => tokio::time::sleep(RETRY).await,
                 None => start(dirs, options).await?,
@@ -93,22 +127,18 @@ impl ForkServer {
         &self,
         request: &SpawnRequest,
     ) -> Result<(Started, ShimHandle, ShimEvents), SpawnError> {
-        let socket = socket_path(&self.dirs.fork_server_dir());
-        let mut wire = Wire::connect(&socket)
-            .await
-            .map_err(|source| ClientError::Io {
-                operation: "connect to the fork server on",
-                path: socket,
-                source,
-            })?;
-        let spawn = RequestBody::Spawn {
-            spawn: Box::new(request.clone()),
+        let made_ahead = self.ahead.wires().pop();
+        let mut wire = match made_ahead {
+            Some(wire) => wire,
+            None => self.connect().await?,
         };
-        wire.send(&Request {
-            id: 0,
-            request: spawn,
-        })
-        .await?;
+        let sent = wire.send(&SpawnFrame::of(request)).await;
+        self.fill();
+        if sent.is_err() {
+            // Its shim is gone, and with its fork server, may be, all others.
+            self.ahead.wires().clear();
+        }
+        sent?;
         let place = Place {
             dir: request.instance_dir.clone(),
             socket: request.socket.clone(),
@@ -153,6 +183,36 @@ impl ForkServer {
     /// When it cannot be signalled.
     pub async fn kill(dirs: &Dirs, pid: u32) -> Result<(), ClientError> {
         Self::end(dirs, Some(pid), Signal::KILL).await
+    }
+
+    async fn connect(&self) -> Result<Wire, ClientError> {
+        let socket = socket_path(&self.dirs.fork_server_dir());
+        Wire::connect(&socket)
+            .await
+            .map_err(|source| ClientError::Io {
+                operation: "connect to the fork server on",
+                path: socket,
+                source,
+            })
+    }
+
+    /// Begins to connect to idle shims ahead of need, unless somebody does. What
+    /// fails is tried again after the next spawn, which does without.
+    pub fn fill(&self) {
+        if self.ahead.filling.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let server = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(REFILL).await;
+            while server.ahead.wires().len() < server.ahead.most {
+                match server.connect().await {
+                    Ok(wire) => server.ahead.wires().insert(0, wire),
+                    Err(_) => break,
+                }
+            }
+            server.ahead.filling.store(false, Ordering::Relaxed);
+        });
     }
 
     /// Ends the fork server of `dirs` and its idle shims, if one lives. Services

@@ -2,13 +2,12 @@
 
 use std::path::Path;
 
+use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use super::ClientError;
-use crate::shim::protocol::{
-    self, FrameError, MAX_MESSAGE_FRAME, MAX_SPAWN_FRAME, Request, ShimMessage,
-};
+use crate::shim::protocol::{self, FrameError, MAX_MESSAGE_FRAME, MAX_SPAWN_FRAME, ShimMessage};
 
 /// A connection to one shim.
 #[derive(Debug)]
@@ -28,7 +27,7 @@ impl Wire {
 
     /// Sends a request. The shim always reads, so this does not wait for long.
     /// Not cancel safe: a frame may be cut.
-    pub(super) async fn send(&mut self, request: &Request) -> Result<(), ClientError> {
+    pub(super) async fn send<T: Serialize>(&mut self, request: &T) -> Result<(), ClientError> {
         let mut bytes = Vec::new();
         protocol::encode(request, MAX_SPAWN_FRAME, &mut bytes).map_err(ClientError::Protocol)?;
         self.stream

@@ -199,6 +199,15 @@ impl Output {
         self.flush();
     }
 
+    /// A successor writes to these pipes; what the ones before held is finished.
+    /// The same log goes on.
+    pub(crate) fn follow(&mut self, pipes: [OwnedFd; 2]) {
+        for (stream, pipe) in self.streams.iter_mut().zip(pipes) {
+            stream.pipe = Some(pipe);
+            stream.capacity = None;
+        }
+    }
+
     /// Reads a pipe once, and tells whether it may hold more.
     fn read(&mut self, index: usize) -> bool {
         let stream = &mut self.streams[index];

@@ -76,6 +76,7 @@ impl Service {
             RequestBody::Stop { stop } => self.stop(&stop),
             RequestBody::Kill { unhealthy } => self.kill(unhealthy),
             RequestBody::Signal { signal } => self.signal(signal, false),
+            RequestBody::Permit { generation, permit } => self.permitted(generation, permit),
             RequestBody::Status | RequestBody::Watch => {
                 let hello = self.hello();
                 if let Some(client) = self.connections.get_mut(index) {
@@ -99,6 +100,7 @@ impl Service {
     /// signal too and can only bring the kill forward.
     pub(super) fn stop(&mut self, request: &StopRequest) -> Result<(), String> {
         let stop = request.stop.as_ref().unwrap_or(&self.request.stop).clone();
+        self.permit(None);
         if self.end.is_some() {
             return Ok(());
         }
@@ -124,6 +126,7 @@ impl Service {
     }
 
     pub(super) fn kill(&mut self, unhealthy: bool) -> Result<(), String> {
+        self.permit(None);
         if self.end.is_none() {
             let stopping = self.stopping.get_or_insert(Stopping {
                 deadline: None,
@@ -165,6 +168,8 @@ impl Service {
             started: self.started.clone(),
             notify: self.notify.as_ref().map(Notify::state).unwrap_or_default(),
             loss: self.all_loss(),
+            previous_exit: self.previous_exit.clone(),
+            restarts: self.restarts,
         };
         ShimMessage::Hello {
             v: PROTOCOL,

@@ -462,6 +462,7 @@ fn record(instance: &str, generation: u64, state: ProcessState) -> InstanceRecor
         grant: None,
         adopted: false,
         lost_log_lines: 0,
+        previous_exit: None,
         restarts: 0,
     }
 }

@@ -1,0 +1,247 @@
+//! A restart by permit: the shim starts the successor itself, at once, with
+//! nobody asked. Between the end of the one before and the exec of the next
+//! stands only what must: that nothing of the one before is left. Its last
+//! output, its record and the word to the watchers come afterwards.
+
+use std::time::{Duration, Instant};
+
+use blackhole_bus_schema::dirs::unix_now_ns;
+use blackhole_bus_schema::limits::JoinMethod;
+use blackhole_bus_schema::names::Generation;
+use blackhole_bus_schema::process::{ExitRecord, ExitStatus, SpawnFailure};
+
+use super::Service;
+use crate::shim::exec::monotonic_ns;
+use crate::shim::notify::Notify;
+use crate::shim::prepare::{self, Successor, note_record};
+use crate::shim::protocol::{ShimMessage, ShimPermit};
+use crate::shim::{record, start, tree};
+
+/// How long after a start its successor is made ready: a start of many has
+/// better to do. One that fails before has its successor made then.
+const AHEAD: Duration = Duration::from_millis(250);
+
+/// One restart that may be made.
+#[derive(Debug)]
+pub(super) struct Permitted {
+    permit: ShimPermit,
+    /// Made ready, in its cgroups' folders; no process.
+    successor: Option<Successor>,
+}
+
+/// What became of a permit when the service had ended.
+#[derive(Debug)]
+pub(super) enum Again {
+    /// There was none, or not for this end.
+    No,
+    /// The successor runs.
+    Runs,
+    /// It could not be started.
+    Failed(ExitRecord, SpawnFailure),
+}
+
+impl Service {
+    /// A client grants a restart or takes it back.
+    pub(super) fn permitted(
+        &mut self,
+        generation: Generation,
+        permit: Option<ShimPermit>,
+    ) -> Result<(), String> {
+        let own = self.request.generation;
+        if generation != own {
+            return Err(format!("generation {own} lives, not {generation}"));
+        }
+        if let Some(permit) = &permit {
+            if permit.permit.generation <= own {
+                let next = permit.permit.generation;
+                return Err(format!("generation {next} cannot follow {own}"));
+            }
+            if self.stopping.is_some() || self.end.is_some() {
+                return Err("it is ending".to_owned());
+            }
+        }
+        self.permit(permit);
+        Ok(())
+    }
+
+    /// Sets or clears the permit. A successor that was made ready goes.
+    pub(super) fn permit(&mut self, permit: Option<ShimPermit>) {
+        self.drop_successor();
+        self.successor_due = None;
+        self.permit = permit.map(|permit| Permitted {
+            permit,
+            successor: None,
+        });
+        if self.permit.is_some() {
+            self.successor_due = Instant::now().checked_add(AHEAD);
+            if self.request.spec.is_empty()
+                && let Ok(Some(record)) = record::read_record(&self.request.instance_dir)
+            {
+                self.request.spec = record.spec;
+            }
+        } else {
+            // Secrets among it.
+            self.request.env.clear();
+        }
+    }
+
+    /// Forgets what was made ready, with its cgroup.
+    pub(super) fn drop_successor(&mut self) {
+        if let Some(permitted) = &mut self.permit
+            && permitted.successor.take().is_some()
+            && let Some(grant) = &self.request.grant
+        {
+            prepare::remove_run_groups(grant, permitted.permit.permit.generation);
+        }
+    }
+
+    /// Makes the successor ready as far as that goes without a process.
+    pub(super) fn make_successor(&mut self) {
+        self.successor_due = None;
+        let Some(mut permitted) = self.permit.take() else {
+            return;
+        };
+        if permitted.successor.is_none() {
+            // What does not work now may work then, or is told then.
+            permitted.successor = self.successor(&permitted.permit).ok();
+        }
+        self.permit = Some(permitted);
+    }
+
+    fn successor(&mut self, permit: &ShimPermit) -> Result<Successor, SpawnFailure> {
+        let own = self.request.generation;
+        let before = self.request.env.clone();
+        self.request.generation = permit.permit.generation;
+        self.request.env.extend(permit.env.clone());
+        let made = prepare::successor(&self.request, self.notify.as_ref().map(Notify::path));
+        self.request.generation = own;
+        self.request.env = before;
+        made
+    }
+
+    /// Whether the permit is for an end like this one: the service failed by
+    /// itself, in time.
+    fn may_restart(&self) -> bool {
+        let Some(permitted) = &self.permit else {
+            return false;
+        };
+        let failed = match self.end {
+            Some(ExitStatus::Exited { code }) => !self.request.success_codes.contains(&code),
+            Some(ExitStatus::Signaled { .. }) => true,
+            Some(ExitStatus::Unknown) | None => false,
+        };
+        let expires = permitted.permit.permit.expires_after_ms;
+        let in_time = expires.is_none_or(|ms| self.began.elapsed() <= Duration::from_millis(ms));
+        failed && in_time && self.stopping.is_none()
+    }
+
+    /// Starts the successor, where that is permitted. Nothing of the service is
+    /// left when this is called.
+    pub(super) fn restart(&mut self) -> Again {
+        if !self.may_restart() {
+            return Again::No;
+        }
+        let begun = monotonic_ns();
+        let ended_at = unix_now_ns();
+        self.kill_strangers();
+        let Some(Permitted { permit, successor }) = self.permit.take() else {
+            return Again::No;
+        };
+        self.successor_due = None;
+        let successor = successor.map_or_else(|| self.successor(&permit), Ok);
+        let outcome = successor.and_then(|successor| {
+            let Successor { plan, output, who } = successor;
+            let ran = start::run(&self.request, &plan, &who, begun, Vec::new());
+            ran.map(|(pid, started)| (pid, started, output))
+        });
+        // It runs; from here on nobody waits.
+        let oom = self.oom_kills();
+        self.output.finish();
+        let exit = self.exit_record(ended_at, oom);
+        let before = self.request.generation;
+        self.request.generation = permit.permit.generation;
+        self.request.env.extend(permit.env);
+        self.restarts += 1;
+        let (pid, started, [out, err]) = match outcome {
+            Ok(outcome) => outcome,
+            Err(failure) => return Again::Failed(exit, failure),
+        };
+        if let Some(grant) = &self.request.grant {
+            prepare::remove_run_groups(grant, before);
+        }
+        let written = self.held.record.restarted(
+            &exit,
+            &self.request,
+            &self.boot_id,
+            self.restarts,
+            Ok(&started),
+        );
+        note_record(&mut self.loss, written);
+        self.output.follow([out, err]);
+        if let Some(notify) = &mut self.notify {
+            notify.reset();
+        }
+        (self.notify_due, self.notify_told) = (None, None);
+        (self.pid, self.end, self.began) = (pid, None, Instant::now());
+        (self.told_stopping, self.killed_leftovers) = (false, 0);
+        self.oom_before = oom;
+        self.previous_exit = Some(exit.clone());
+        self.started = started.clone();
+        // Used up, and with it what only a permit needs.
+        self.permit(None);
+        self.tell(&ShimMessage::Restarted {
+            exit,
+            generation: self.request.generation,
+            started,
+            restarts: self.restarts,
+        });
+        Again::Runs
+    }
+
+    /// Nothing below the shim is left of the one before, but others may have been
+    /// put into its cgroups: a probe in the service's own context.
+    fn kill_strangers(&mut self) {
+        let Some(grant) = &self.request.grant else {
+            return;
+        };
+        let v2 = grant
+            .cgroups
+            .iter()
+            .find(|cgroup| cgroup.join == JoinMethod::V2);
+        let dir = match (v2, &grant.freezer_cgroup) {
+            (Some(cgroup), _) => prepare::run_group(&cgroup.path, self.request.generation),
+            (None, Some(freezer)) => freezer.into(),
+            (None, None) => return,
+        };
+        if !tree::is_empty(&dir) {
+            self.kill_all();
+        }
+    }
+
+    /// The end of a shim whose successor could not be started.
+    pub(super) fn not_restarted(mut self, exit: ExitRecord, failure: SpawnFailure) {
+        if let Some(grant) = &self.request.grant {
+            tree::kill_cgroups(grant);
+            prepare::remove_run_groups(grant, exit.generation);
+            prepare::remove_run_groups(grant, self.request.generation);
+        }
+        let written = self.held.record.restarted(
+            &exit,
+            &self.request,
+            &self.boot_id,
+            self.restarts,
+            Err(&failure),
+        );
+        note_record(&mut self.loss, written);
+        crate::shim::remove_sockets(&self.request.socket);
+        self.held.lock.remove();
+        let message = ShimMessage::NotRestarted {
+            exit,
+            generation: self.request.generation,
+            failure,
+        };
+        for mut client in self.connections {
+            client.send(&message);
+        }
+    }
+}
