@@ -138,8 +138,9 @@ impl Account {
         let mut generations: Vec<u64> = starts
             .iter()
             .map(|line| {
-                line.parse()
-                    .unwrap_or_else(|_| panic!("{line} in {self:#?}"))
+                let generation = line.parse::<u64>();
+                assert!(generation.is_ok(), "{line} in {self:#?}");
+                generation.unwrap_or_default()
             })
             .collect();
         let in_order = generations.clone();
@@ -263,13 +264,13 @@ where
 }
 
 /// What the owner says when it is asked afresh.
-fn fresh<C: Paged>(
+fn fresh<C>(
     dirs: &Dirs,
     owner: Component,
     name: fn(&C::Item) -> String,
 ) -> BTreeMap<String, C::Item>
 where
-    C: Command<Reply = Snapshot<C::Item>>,
+    C: Paged + Command<Reply = Snapshot<C::Item>>,
 {
     on_a_runtime(async {
         let me = ClientName::fresh("cli");

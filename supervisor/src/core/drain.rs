@@ -173,6 +173,12 @@ impl Instance {
         })
     }
 
+    /// Whether it was told to finish: there is no way back.
+    pub(super) fn drain_begun(&self, generation: Generation) -> bool {
+        let drain = self.drain.as_ref();
+        drain.is_some_and(|drain| drain.generation == generation)
+    }
+
     /// How long its drain has taken, in milliseconds: at most half of its grace.
     pub(super) fn drained_for(&self, now: Now, generation: Generation) -> Option<u64> {
         let drain = self

@@ -142,6 +142,8 @@ pub(super) struct Instance {
     pub(super) record: Option<InstanceRecord>,
     pub(super) source: Source,
     pub(super) fate: Fate,
+    /// The spawn that was sent last was one that had been sent before.
+    pub(super) again: bool,
     pub(super) stopping: Option<Generation>,
     pub(super) forgetting: bool,
     pub(super) retry: Retry,
@@ -215,6 +217,7 @@ impl Instance {
             record: None,
             source: Source::Stream,
             fate: Fate::Unknown,
+            again: false,
             stopping: None,
             forgetting: false,
             retry: Retry::default(),

@@ -317,8 +317,13 @@ impl Core {
                         if status.code == Code::FailedPrecondition {
                             // It was stopped before it came, or a later one is known there:
                             // asked again it would be refused for ever. It is over, and the
-                            // next try is another one.
+                            // next try is another one; at once, where this was one of an
+                            // earlier day.
                             instance.ended = instance.ended.max(generation);
+                            if instance.again {
+                                instance.retry.clear();
+                                return;
+                            }
                         }
                         instance.why = Some(format!("refused: {}", status.message));
                         instance.last_error = Some(status.message.clone());

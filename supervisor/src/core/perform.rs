@@ -111,6 +111,7 @@ impl Core {
         // One that follows at once from something keeps that as its reason.
         instance.why.get_or_insert(what);
         instance.fate = Fate::InFlight;
+        instance.again = again;
         instance.retry.at = None;
         let grant = match &instance.grant {
             Grant::Granted(grant) => Some((**grant).clone()),

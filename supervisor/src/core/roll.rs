@@ -279,23 +279,26 @@ impl Core {
         if held_up {
             return Turn::Wait;
         }
-        let serves = |one: &Instance| self.is_ready(one) && !one.bouncing();
         let replaced = |one: &&&Instance| !one.rolling();
         let under_way = replicas.iter().any(|one| one.bouncing());
-        if under_way || !replicas.iter().filter(replaced).all(|one| serves(one)) {
+        if under_way || !replicas.iter().filter(replaced).all(|one| self.serves(one)) {
             return Turn::Wait;
         }
         // One that serves nobody first: then there is nothing to lose.
         let marked = || replicas.iter().filter(|one| one.rolling());
-        let next = marked().find(|one| !serves(one)).or(marked().next());
+        let next = marked().find(|one| !self.serves(one)).or(marked().next());
         next.map_or(Turn::Done, |one| Turn::Next(one.name.clone()))
+    }
+
+    fn serves(&self, one: &Instance) -> bool {
+        self.is_ready(one) && !one.bouncing()
     }
 
     /// Who is waited for.
     fn late(&self, service: &ServiceName, waited: Duration) -> String {
         let late = self
             .instances_of(service)
-            .filter(|one| !one.surplus && !(self.is_ready(one) && !one.bouncing()))
+            .filter(|one| !one.surplus && !self.serves(one))
             .map(|one| format!("{} ({})", one.name, one.phase.word()));
         let late: Vec<_> = late.collect();
         format!("after {} not ready: {}", seconds(waited), late.join(", "))

@@ -191,7 +191,8 @@ impl Core {
     ) -> Step {
         let asked = !wanted || generation <= instance.bounce;
         if asked {
-            if self.outlived(service) {
+            // One whose calls were finished is of no use any more to whom it would wait for.
+            if self.outlived(service) && !instance.drain_begun(generation) {
                 return Step::Rest(Phase::Stopping, None);
             }
             if instance.asked < generation && instance.stopping == Some(generation) {

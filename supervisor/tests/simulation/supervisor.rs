@@ -144,7 +144,6 @@ impl World {
                     at: self.now,
                     links: self.links,
                     life: self.life,
-                    commands: self.commands,
                 };
                 let before = self.drains.insert((instance.clone(), generation), begun);
                 assert!(
@@ -179,10 +178,8 @@ impl World {
         let Some(begun) = self.drains.get(&(instance.clone(), generation)) else {
             return;
         };
-        // Another command may stop a dependent, which then ends first.
-        let alone =
-            begun.links == self.links && begun.life == self.life && begun.commands == self.commands;
-        if alone {
+        // A manager that is away, or a new supervisor, is another matter.
+        if begun.links == self.links && begun.life == self.life {
             let took = self.now - begun.at;
             let first = self.drained.insert((instance.clone(), generation));
             assert!(

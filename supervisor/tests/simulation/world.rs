@@ -126,7 +126,6 @@ pub(crate) struct Begun {
     pub(crate) at: u64,
     pub(crate) links: u64,
     pub(crate) life: u64,
-    pub(crate) commands: u32,
 }
 
 /// The supervisor's link to the manager.

@@ -484,9 +484,13 @@ fn a_spawn_that_was_stopped_before_it_came_is_followed_by_another() {
     bench.pass(secs(5));
     assert_eq!(bench.take(), ["spawn a.1 #1"], "its fate is not known");
     answer(&mut bench, 1, refused());
-    bench.pass(secs(3));
     assert_eq!(bench.take(), ["spawn a.1 #2"]);
+    // One that was never sent before is not tried again without a pause.
+    answer(&mut bench, 2, refused());
+    assert_eq!(bench.take(), [""; 0]);
+    assert_eq!(bench.refused(started).0, Code::FailedPrecondition);
+    bench.pass(secs(30));
+    assert_eq!(bench.take(), ["spawn a.1 #3"]);
     bench.runs("a.1");
     assert!(bench.status("a.1").last_error.is_none());
-    assert_eq!(bench.refused(started).0, Code::FailedPrecondition);
 }
