@@ -329,6 +329,10 @@ services:
         let mut following = Following::start(&deployment, arguments);
         let mut last = following.number();
         for _ in 0..3 {
+            // It may not be back yet from the time before.
+            deployment.wait_until("a process-manager", |status| {
+                status.component_pid("process-manager").is_some()
+            });
             deployment.kill_component("process-manager");
             for _ in 0..500 {
                 let next = following.number();
