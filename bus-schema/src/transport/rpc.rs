@@ -12,15 +12,16 @@
 //! I/O has read ahead of its user, at most 1024 messages: both run on one thread
 //! and take turns.
 
+mod frame;
+
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use bytes::Bytes;
-use omq_tokio::message::Payload;
 use omq_tokio::options::ReconnectPolicy;
 use omq_tokio::{
     AuthenticationResult, Authenticator, DisconnectReason, Error, Identity, IdentitySocket,
@@ -37,14 +38,10 @@ const SEND_HIGH_WATER_MARK: u32 = 8_192;
 /// Messages queued from one peer. When full, that peer's socket is not read:
 /// it feels it as a slow bridge, the others do not.
 const RECV_HIGH_WATER_MARK: u32 = 1_024;
-/// Bytes of large frames that may be queued towards one peer: four of the largest.
-pub const PEER_BYTES: usize = 64 * 1024 * 1024;
-/// The same for all peers of a ROUTER together.
-pub const ALL_BYTES: usize = 512 * 1024 * 1024;
-/// Frames from this size on are counted; the others are bounded by their number.
-const COUNTED_BYTES: usize = 1024;
 /// Connection events kept for a slow watcher; it is told when it missed some.
 const EVENTS: usize = 4_096;
+
+pub use frame::{ALL_BYTES, Frame, Ledger, PEER_BYTES};
 
 fn options() -> Options {
     Options {
@@ -70,128 +67,6 @@ fn open_error(
         operation,
         path,
         source,
-    }
-}
-
-/// One frame of a message. Short ones are held in place, longer ones are shared
-/// without a copy.
-#[derive(Clone, Default)]
-pub struct Frame(Payload);
-
-impl Frame {
-    /// No bytes.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// A copy of these bytes.
-    pub fn copy_of(bytes: &[u8]) -> Self {
-        Self(Payload::from_slice(bytes))
-    }
-
-    /// Its length in bytes.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether it has no bytes.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Its bytes, copied only where they are few.
-    pub fn into_bytes(self) -> Bytes {
-        self.0.into_bytes()
-    }
-
-    /// Counts its bytes until the last copy of it is gone, where they are many.
-    fn counted(self, ledger: &Ledger) -> Result<Self, SendError> {
-        if self.len() < COUNTED_BYTES {
-            return Ok(self);
-        }
-        let bytes = self.into_bytes();
-        let counted = ledger.take(bytes)?;
-        Ok(Self(Payload::from_bytes(Bytes::from_owner(counted))))
-    }
-}
-
-impl AsRef<[u8]> for Frame {
-    fn as_ref(&self) -> &[u8] {
-        self.0.as_slice()
-    }
-}
-
-impl From<Bytes> for Frame {
-    fn from(bytes: Bytes) -> Self {
-        Self(Payload::from_bytes(bytes))
-    }
-}
-
-impl From<Vec<u8>> for Frame {
-    fn from(bytes: Vec<u8>) -> Self {
-        Bytes::from(bytes).into()
-    }
-}
-
-impl PartialEq for Frame {
-    fn eq(&self, other: &Self) -> bool {
-        self.as_ref() == other.as_ref()
-    }
-}
-
-impl std::fmt::Debug for Frame {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "Frame({} bytes)", self.len())
-    }
-}
-
-/// What is queued towards one peer, in bytes of large frames. Its clones count together.
-#[derive(Debug, Clone)]
-pub struct Ledger {
-    peer: Arc<AtomicUsize>,
-    all: Arc<AtomicUsize>,
-}
-
-impl Ledger {
-    /// Bytes queued now.
-    pub fn bytes(&self) -> usize {
-        self.peer.load(Ordering::Relaxed)
-    }
-
-    fn take(&self, bytes: Bytes) -> Result<Counted, SendError> {
-        let length = bytes.len();
-        if self.peer.load(Ordering::Relaxed) + length > PEER_BYTES {
-            return Err(SendError::Full);
-        }
-        if self.all.load(Ordering::Relaxed) + length > ALL_BYTES {
-            return Err(SendError::NoRoom);
-        }
-        self.peer.fetch_add(length, Ordering::Relaxed);
-        self.all.fetch_add(length, Ordering::Relaxed);
-        Ok(Counted {
-            bytes,
-            ledger: self.clone(),
-        })
-    }
-}
-
-/// Bytes that are counted while they live.
-struct Counted {
-    bytes: Bytes,
-    ledger: Ledger,
-}
-
-impl AsRef<[u8]> for Counted {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        let length = self.bytes.len();
-        self.ledger.peer.fetch_sub(length, Ordering::Relaxed);
-        self.ledger.all.fetch_sub(length, Ordering::Relaxed);
     }
 }
 
@@ -335,10 +210,7 @@ impl Router {
 
     /// A count of what is queued towards one peer, for [`Router::send_counted`].
     pub fn ledger(&self) -> Ledger {
-        Ledger {
-            peer: Arc::default(),
-            all: self.queued.clone(),
-        }
+        Ledger::new(self.queued.clone())
     }
 
     /// The next message, fairly from all peers. Cancel safe.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use bytes::Bytes;
 
 use super::*;
-use blackhole_bus_schema::names::Generation;
+use blackhole_bus_schema::names::{Generation, ServiceName};
 use blackhole_bus_schema::rpc::header::{Register, Request};
 use blackhole_bus_schema::rpc::{DEFAULT_BUDGET, MAX_CALLS};
 
