@@ -21,13 +21,20 @@ impl Core {
         self.controller.up = true;
         for instance in self.instances.values_mut() {
             instance.registered = false;
+        }
+        self.forget_grants();
+        self.register_alive();
+        self.touch_all();
+    }
+
+    /// Limits of what does not run are asked for anew.
+    pub(super) fn forget_grants(&mut self) {
+        for instance in self.instances.values_mut() {
             let alive = matches!(instance.life(), Life::Live(..) | Life::Sent(Fate::InFlight));
             if !alive && instance.grant != Grant::Asking {
                 instance.grant = Grant::Unasked;
             }
         }
-        self.register_alive();
-        self.touch_all();
     }
 
     /// Tells the controller of everything alive that it has not been told of in

@@ -144,6 +144,9 @@ pub(super) struct Instance {
     pub(super) fate: Fate,
     /// The spawn that was sent last was one that had been sent before.
     pub(super) again: bool,
+    /// What was last said about a permit, and to which generation; `None`: an
+    /// earlier run may have said anything.
+    pub(super) permit: Option<(Generation, bool)>,
     pub(super) stopping: Option<Generation>,
     pub(super) forgetting: bool,
     pub(super) retry: Retry,
@@ -218,6 +221,7 @@ impl Instance {
             source: Source::Stream,
             fate: Fate::Unknown,
             again: false,
+            permit: None,
             stopping: None,
             forgetting: false,
             retry: Retry::default(),

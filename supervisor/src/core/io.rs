@@ -6,7 +6,7 @@ use blackhole_bus_schema::config::Config;
 use blackhole_bus_schema::health::ProbeResult;
 use blackhole_bus_schema::limits::{LimitGrant, Limits};
 use blackhole_bus_schema::names::{Generation, InstanceName};
-use blackhole_bus_schema::process::{InstanceRecord, ProcessNotified, SpawnSpec, StopSpec};
+use blackhole_bus_schema::process::{InstanceRecord, Permit, ProcessNotified, SpawnSpec, StopSpec};
 use blackhole_bus_schema::registry::{Drained, Registration, RegistryChanged};
 use blackhole_bus_schema::reply::Status;
 use blackhole_bus_schema::supervision::{InstanceStatus, Outcome, Target};
@@ -203,6 +203,16 @@ pub enum Action {
         generation: Generation,
         /// Longest wait, in milliseconds.
         within_ms: u64,
+    },
+    /// Grant the living generation one restart ahead, or take it back. What
+    /// becomes of it shows in the records; an answer is not needed.
+    Permit {
+        /// Which instance.
+        instance: InstanceName,
+        /// The generation that lives.
+        generation: Generation,
+        /// The restart; `None` takes an earlier one back.
+        permit: Option<Permit>,
     },
     /// Have the process-manager stop it.
     Stop {

@@ -163,10 +163,11 @@ impl Core {
             instance.source = source;
         }
         if generation > instance.generation {
-            // A permit was used, or this memory is older than the world.
-            instance.generation = generation;
-            instance.restarts.total = instance.restarts.total.max(record.restarts);
+            self.succeeded(now, &name, &record);
         }
+        let Some(instance) = self.instances.get_mut(&name) else {
+            return;
+        };
         let end = match &record.state {
             ProcessState::Terminated { exit: Some(exit) }
             | ProcessState::Failed {

@@ -23,6 +23,7 @@
 //! | `step.rs`, `perform.rs` | the next step of one instance |
 //! | `manager.rs`, `end.rs` | what records of processes mean, and their ends |
 //! | `restart.rs`, `storm.rs` | waits, circuit, host-wide brake |
+//! | `permit.rs` | restarts granted ahead, and what they count as |
 //! | `health.rs` | probe results |
 //! | `controller.rs` | limits and admission |
 //! | `drain.rs` | calls that are finished before a stop |
@@ -40,6 +41,7 @@ mod io;
 mod manager;
 mod ops;
 mod perform;
+mod permit;
 mod random;
 mod repeat;
 mod restart;
@@ -173,7 +175,11 @@ impl Core {
 
     fn take_in(&mut self, now: Now, input: Input) {
         match input {
-            Input::Configured(config) => self.configure(&config, now),
+            Input::Configured(config) => {
+                // Limits made ahead may be others now.
+                self.forget_grants();
+                self.configure(&config, now);
+            }
             Input::Command {
                 ticket,
                 deadline,

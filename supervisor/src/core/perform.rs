@@ -56,7 +56,7 @@ impl Core {
                     self.actions.push(prepare(name, config));
                 }
             }
-            Step::Spawn { again } => self.spawn(name, again),
+            Step::Spawn { again } => self.spawn(now, name, again),
             Step::Ask(generation) => {
                 instance.asked = instance.asked.max(generation);
                 self.save(name, false);
@@ -66,6 +66,16 @@ impl Core {
                 generation,
                 unhealthy,
             } => self.stop(now, name, generation, unhealthy),
+            Step::Permit(generation, permit) => {
+                instance.permit = Some((generation, permit.is_some()));
+                // What the permit follows from, before it can be used.
+                self.save(name, false);
+                self.actions.push(Action::Permit {
+                    instance: name.clone(),
+                    generation,
+                    permit,
+                });
+            }
             Step::Release => {
                 instance.grant = Grant::Unasked;
                 instance.registered = false;
@@ -84,7 +94,7 @@ impl Core {
         }
     }
 
-    fn spawn(&mut self, name: &InstanceName, again: bool) {
+    fn spawn(&mut self, now: Now, name: &InstanceName, again: bool) {
         let Some(instance) = self.instances.get_mut(name) else {
             return;
         };
@@ -121,7 +131,11 @@ impl Core {
             // Asked for anew at the next start.
             instance.grant = Grant::Unasked;
         }
-        let spec = spec(instance, config, grant);
+        let mut spec = spec(instance, config, grant);
+        spec.permit = self.permit_of(now, name, spec.generation);
+        if let Some(instance) = self.instances.get_mut(name) {
+            instance.permit = Some((spec.generation, spec.permit.is_some()));
+        }
         self.save(name, false);
         self.actions.push(Action::Spawn(Box::new(spec)));
     }
@@ -257,8 +271,6 @@ fn spec(instance: &Instance, config: &ServiceConfig, grant: Option<LimitGrant>) 
         probes: config.probes.clone(),
         logs: config.logs.clone(),
         grant,
-        // An immediate restart without a question would pass by the storm
-        // bucket and the dependencies; it is not granted yet.
         permit: None,
         restarts: instance.restarts.total,
     }

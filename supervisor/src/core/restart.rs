@@ -91,6 +91,11 @@ impl Restarts {
         any
     }
 
+    /// Whether the next failure is the first, so that a restart follows at once.
+    pub(super) fn is_pristine(&self) -> bool {
+        self.attempts == 0 && self.step == 0 && self.circuit == Circuit::Closed
+    }
+
     /// An operator wants it to begin anew.
     pub(super) fn reset(&mut self) {
         *self = Self::default();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use blackhole_bus_schema::config::ServiceConfig;
 use blackhole_bus_schema::names::{Component, Generation, InstanceName};
-use blackhole_bus_schema::process::StateName;
+use blackhole_bus_schema::process::{Permit, StateName};
 use blackhole_bus_schema::reply::{Code, Status};
 use blackhole_bus_schema::supervision::{Circuit, Phase};
 
@@ -42,6 +42,8 @@ pub(super) enum Step {
         /// For its health.
         unhealthy: bool,
     },
+    /// Grant the living generation one restart ahead, or take it back.
+    Permit(Generation, Option<Permit>),
     /// It is at rest: give its reservation back.
     Release,
     /// It is gone from the configuration: have its record forgotten.
@@ -203,6 +205,12 @@ impl Core {
         if instance.probing.unhealthy() && state == StateName::Running {
             return self.decide_stop(now, instance, generation, true);
         }
+        if state == StateName::Running && self.manager.synced && service.config().is_some() {
+            let permit = self.permit(now, instance, service, generation);
+            if instance.permit != Some((generation, permit.is_some())) {
+                return Step::Permit(generation, permit);
+            }
+        }
         let probing = &instance.probing;
         let phase = match state {
             StateName::Spawn => Phase::Spawning,
@@ -254,7 +262,10 @@ impl Core {
                         on: self.missing(service),
                     }
                 };
-                self.at_rest(now, instance, phase)
+                match service.config() {
+                    Some(config) if reserves_nothing(config) => self.limits_ahead(instance, phase),
+                    _ => self.at_rest(now, instance, phase),
+                }
             }
             (Setup::Left { foreign: true, .. }, _) => Step::Drop,
             (Setup::Left { .. }, _) => Step::Rest(Phase::Idle, None),
@@ -277,6 +288,16 @@ impl Core {
                 Step::Rest(waiting_for(Component::ProcessManager(None)), None)
             }
             None => Step::Forget,
+        }
+    }
+
+    /// It may be started at any time and takes nothing from others until then: its
+    /// limits are made ahead, so that its start does not wait for them.
+    fn limits_ahead(&self, instance: &Instance, phase: Phase) -> Step {
+        let ask = self.controller.up && !instance.releasing && instance.grant == Grant::Unasked;
+        match ask {
+            true => Step::Prepare,
+            false => Step::Rest(phase, None),
         }
     }
 
@@ -338,7 +359,11 @@ impl Core {
         }
         let missing = self.missing(service);
         if !missing.is_empty() {
-            return Step::Rest(Phase::WaitingForDependency { on: missing }, None);
+            let phase = Phase::WaitingForDependency { on: missing };
+            return match reserves_nothing(config) {
+                true => self.limits_ahead(instance, phase),
+                false => Step::Rest(phase, None),
+            };
         }
         if !self.manager.synced {
             return Step::Rest(waiting_for(Component::ProcessManager(None)), None);
@@ -391,6 +416,12 @@ impl Core {
             Grant::Unasked => None,
         }
     }
+}
+
+/// Whether admission has nothing to count for it.
+fn reserves_nothing(config: &ServiceConfig) -> bool {
+    let limits = &config.limits;
+    limits.cpu_request_percent.is_none() && limits.memory_request_bytes.is_none()
 }
 
 /// Shown where a service with `limits: required` cannot be started.

@@ -29,6 +29,11 @@ impl Storm {
         self.refill = refill;
     }
 
+    /// Whether a token could be taken and used at once.
+    pub(super) fn has_token(&self, now: Duration) -> bool {
+        self.clone().reserve(now) <= now
+    }
+
     /// Takes a token and tells from when it may be used: `now`, or later when
     /// the bucket is empty.
     pub(super) fn reserve(&mut self, now: Duration) -> Duration {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use blackhole_bus_schema::bus::{Link, RequestError};
 use blackhole_bus_schema::message::Command;
-use blackhole_bus_schema::process::{Forget, Spawn, Stop};
+use blackhole_bus_schema::process::{Forget, GrantPermit, Spawn, Stop};
 use blackhole_bus_schema::registry::Drain;
 use blackhole_bus_schema::reply::Code;
 use blackhole_bus_schema::resource::{Prepare, Release};
@@ -81,6 +81,25 @@ impl Shell {
                         instance,
                         generation,
                         result,
+                    }
+                });
+            }
+            Action::Permit {
+                instance,
+                generation,
+                permit,
+            } => {
+                let command = GrantPermit {
+                    instance,
+                    generation,
+                    permit,
+                };
+                let link = self.manager.clone();
+                tokio::spawn(async move {
+                    let asked = link.request_caused(&command, BUDGET, cause).await;
+                    if let Err(error) = asked {
+                        // Without it a restart takes its usual way.
+                        tracing::debug!(instance = %command.instance, error = chain(&error), "permit");
                     }
                 });
             }

@@ -2,8 +2,8 @@
 //! requests, events and answers. One loop; nothing in it decides anything.
 //!
 //! Writes to the database are made in the loop: what follows them must wait for
-//! them anyway. One costs some tens of microseconds, an operator's wish one
-//! fsync more.
+//! them anyway. One costs some tens of microseconds. An operator's wish costs an
+//! fsync more, for which its answer waits, and nothing that is begun because of it.
 
 mod act;
 mod clock;
@@ -21,6 +21,7 @@ use blackhole_bus_schema::process::ListProcesses;
 use blackhole_bus_schema::registry::ListRegistry;
 use blackhole_bus_schema::topic;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use crate::core::{Action, Change, Core, Input, Random, Ticket};
@@ -59,6 +60,8 @@ struct Shell {
     notes: Vec<String>,
     /// An operator's wish is among the changes that are not on the disk.
     wish_at_risk: bool,
+    /// A wish on its way to the disk.
+    flushing: Option<JoinHandle<std::io::Result<()>>>,
 }
 
 /// Serves until a signal asks for the end. Services run on after it; commands
@@ -106,6 +109,7 @@ pub async fn serve(daemon: Daemon) -> Result<(), SupervisorError> {
         last_ticket: 0,
         notes: Vec::new(),
         wish_at_risk: false,
+        flushing: None,
     };
     shell.handle(Input::Tick, None).await;
     let shutdown = shell.daemon.shutdown.clone();
@@ -148,30 +152,77 @@ impl Shell {
         self.say_what_is_missing();
     }
 
-    /// Performs actions in their order: what is to be remembered is written
-    /// before what follows it is begun.
+    /// Performs actions in their order. All that is to be remembered is written
+    /// first, in one transaction: what follows from it has then been decided for
+    /// good, whatever dies. An operator's wish is on its way to the disk
+    /// meanwhile, and is there before the operator is answered.
     async fn perform(&mut self, actions: Vec<Action>, cause: Option<Uuid>) {
         let mut changes = Vec::new();
         let mut durable = false;
+        let mut rest = Vec::with_capacity(actions.len());
         for action in actions {
-            if let Action::Persist { change, durable: d } = action {
-                changes.push(change);
-                durable |= d;
-                continue;
+            match action {
+                Action::Persist { change, durable: d } => {
+                    changes.push(change);
+                    durable |= d;
+                }
+                action => rest.push(action),
             }
-            if !changes.is_empty() {
-                self.write(std::mem::take(&mut changes), std::mem::take(&mut durable));
-            }
-            self.act(action, cause).await;
         }
         if !changes.is_empty() {
             self.write(changes, durable);
+        }
+        let (answers, begun): (Vec<_>, Vec<_>) = rest
+            .into_iter()
+            .partition(|action| matches!(action, Action::Answer { .. }));
+        for action in begun {
+            self.act(action, cause).await;
+        }
+        if durable {
+            self.flush();
+        }
+        for action in answers {
+            self.flushed().await;
+            self.act(action, cause).await;
+        }
+    }
+
+    /// Begins to bring what has been written to the disk. Its own thread: what
+    /// was decided does not wait for it.
+    fn flush(&mut self) {
+        let (wal, before) = (self.store.wal(), self.flushing.take());
+        self.flushing = Some(tokio::spawn(async move {
+            if let Some(before) = before {
+                before.await.unwrap_or_else(|error| Err(error.into()))?;
+            }
+            let sync = move || std::fs::File::open(wal)?.sync_data();
+            let synced = tokio::task::spawn_blocking(sync).await;
+            synced.unwrap_or_else(|error| Err(error.into()))
+        }));
+    }
+
+    /// Waits until every wish is on the disk.
+    async fn flushed(&mut self) {
+        let Some(flushing) = self.flushing.take() else {
+            return;
+        };
+        let flushed = flushing.await.unwrap_or_else(|error| Err(error.into()));
+        if let Err(error) = flushed {
+            tracing::error!(
+                error = chain(&error),
+                "an operator's wish may not be on the disk"
+            );
+            // Whoever waits is told, and the next write tries again, whole.
+            self.wish_at_risk = true;
         }
     }
 
     fn write(&mut self, changes: Vec<Change>, durable: bool) {
         let before = self.store.outstanding();
-        match self.store.write(changes, durable) {
+        let nothing = changes.is_empty() && before == 0;
+        // A wish that could not be flushed is, with whatever is written next.
+        match self.store.write(changes, self.wish_at_risk) {
+            Ok(()) if nothing => {}
             Ok(()) => {
                 self.wish_at_risk = false;
                 if before > 0 {

@@ -90,7 +90,7 @@ impl Shell {
             Ok(command) => operator(command),
             Err(status) => return incoming.fail(status).await,
         };
-        incoming.accept().await;
+        // Not accepted in words: a client that repeats itself is told by the bus.
         self.last_ticket += 1;
         let ticket = Ticket(self.last_ticket);
         let left = incoming

@@ -247,6 +247,15 @@ impl Store {
         result
     }
 
+    /// The file that commits are in until the next checkpoint. What has been
+    /// written is on the disk when this is: a commit with `synchronous=FULL` does
+    /// no more (<https://www.sqlite.org/wal.html>), and a checkpoint syncs it first.
+    pub fn wal(&self) -> PathBuf {
+        let mut path = self.path.clone().into_os_string();
+        path.push("-wal");
+        path.into()
+    }
+
     /// How many changes wait for the disk.
     pub fn outstanding(&self) -> usize {
         self.outstanding.len()

@@ -24,6 +24,8 @@ pub(crate) struct Process {
     pub(crate) asked: Option<ExitResult>,
     /// Started by a request whose sender was dead when it arrived.
     pub(crate) orphan: bool,
+    /// The generation that its shim may start by itself when it fails.
+    pub(crate) permit: Option<Generation>,
 }
 
 /// What survives the process-manager: processes, and records on the disk.
@@ -32,6 +34,8 @@ pub(crate) struct Host {
     pub(crate) processes: BTreeMap<InstanceName, Process>,
     pub(crate) disk: BTreeMap<InstanceName, InstanceRecord>,
     next_pid: u32,
+    /// Permits used.
+    pub(crate) permits_used: u32,
     /// All starts (and failures to start) of an instance.
     pub(crate) starts: BTreeMap<InstanceName, u32>,
     /// Spawns that were ready at some time.
@@ -73,6 +77,7 @@ impl Host {
             ready_at,
             asked: None,
             orphan,
+            permit: spec.permit.as_ref().map(|permit| permit.generation),
         };
         let before = self.processes.insert(spec.instance.clone(), process);
         assert!(
@@ -104,6 +109,41 @@ impl Host {
         let record = self.record(spec, state);
         self.disk.insert(spec.instance.clone(), record.clone());
         record
+    }
+
+    /// What the shim does with a permit, whoever lives beside it: its service has
+    /// just ended with `ended`; what is on the disk afterwards.
+    pub(crate) fn succeed(
+        &mut self,
+        ended: &InstanceRecord,
+        generation: Generation,
+        unix: u64,
+        ready_at: u64,
+    ) -> Option<InstanceRecord> {
+        self.next_pid += 1;
+        self.permits_used += 1;
+        let name = &ended.instance;
+        *self.starts.entry(name.clone()).or_default() += 1;
+        let process = Process {
+            generation,
+            pid: self.next_pid,
+            started_at: unix,
+            ready_at,
+            asked: None,
+            orphan: false,
+            permit: None,
+        };
+        let before = self.processes.insert(name.clone(), process);
+        assert!(before.is_none(), "two live processes of {name}: {before:?}");
+        let record = self.disk.get_mut(name)?;
+        record.generation = generation;
+        record.restarts += 1;
+        record.previous_exit = ended.state.exit().cloned();
+        record.state = ProcessState::Running {
+            pid: self.next_pid,
+            started_at: unix,
+        };
+        Some(record.clone())
     }
 
     /// Ends a process; what is on the disk afterwards.

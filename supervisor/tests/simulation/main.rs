@@ -192,3 +192,42 @@ fn a_reply_that_is_ahead_of_the_snapshot() {
         delay: 1067,
     }));
 }
+
+/// Supervisor and process-manager are dead: the shim starts the successor, and
+/// both account for it when they return.
+#[test]
+fn a_permit_is_used_while_nobody_lives() {
+    let world = simulate(&Plan {
+        seed: 1,
+        members: vec![good(1, true, &[])],
+        faults: vec![
+            (20_000, Fault::SupervisorDies(0, 5000)),
+            (20_001, Fault::ManagerDies(3000)),
+            (21_000, Fault::Kill(0)),
+        ],
+        loss: 0,
+        delay: 1,
+    });
+    check(&world);
+    assert_eq!(world.host.permits_used, 1);
+    let status = world.core.as_ref().unwrap().statuses().next().unwrap();
+    assert_eq!(status.restarts, 1, "{status:#?}");
+    let starts: Vec<_> = world.host.starts.values().collect();
+    assert_eq!(starts, [&2], "nothing was started for it again");
+}
+
+/// A permit is one restart: what fails again waits as its policy says.
+#[test]
+fn a_permit_does_not_add_to_the_restarts() {
+    let world = simulate(&Plan {
+        seed: 2,
+        members: vec![member(Nature::Crashing, 1, false, &[])],
+        faults: Vec::new(),
+        loss: 0,
+        delay: 1,
+    });
+    check(&world);
+    assert_eq!(world.host.permits_used, 1);
+    let starts: Vec<_> = world.host.starts.values().collect();
+    assert_eq!(starts, [&(1 + MAX_ATTEMPTS)]);
+}

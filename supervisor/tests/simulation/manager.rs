@@ -180,6 +180,21 @@ impl World {
             } => {
                 self.stop(incarnation, id, &instance, generation, unhealthy);
             }
+            Request::Permit {
+                instance,
+                generation,
+                permit,
+            } => {
+                let process = self.host.processes.get_mut(&instance);
+                let reply = match process.filter(|process| process.generation == generation) {
+                    Some(process) if process.asked.is_none() => {
+                        process.permit = permit;
+                        Reply::Done
+                    }
+                    _ => Reply::Refused(Status::new(Code::FailedPrecondition, "not that one")),
+                };
+                self.answer(id, reply);
+            }
             Request::Prepare(_) | Request::Release(_) | Request::Drain { .. } => {}
         }
     }
@@ -209,34 +224,7 @@ impl World {
             let ready_at = self.now + self.below(3000);
             let unix = self.clock().unix_ns;
             let record = self.host.start(spec, unix, ready_at, orphan);
-            if !self.plan.members[index].probed {
-                // Without probes it is ready when it runs.
-                let ready = self
-                    .host
-                    .was_ready
-                    .entry(spec.instance.clone())
-                    .or_default();
-                ready.push(spec.generation);
-            }
-            let registers = self.now + 1 + self.below(500);
-            self.at(registers, Event::Registers(spec.instance.clone()));
-            let life = match nature {
-                Nature::Crashing | Nature::BadJob => Some(ExitResult::ExitCode),
-                Nature::Job => Some(ExitResult::Success),
-                Nature::Good | Nature::Missing => None,
-            };
-            if let Some(result) = life {
-                let (instance, pid) = (spec.instance.clone(), record.state.pid().unwrap());
-                let at = self.now + 1 + self.below(4000);
-                self.at(
-                    at,
-                    Event::Ends {
-                        instance,
-                        pid,
-                        result,
-                    },
-                );
-            }
+            self.begins(&record);
             record
         };
         self.publish(record.clone());
@@ -247,6 +235,39 @@ impl World {
             .and_then(|m| m.stops.remove(&spec.instance));
         if let Some((id, unhealthy)) = waits {
             self.stop(incarnation, id, &spec.instance, spec.generation, unhealthy);
+        }
+    }
+
+    /// The life of a process that has just started.
+    fn begins(&mut self, record: &InstanceRecord) {
+        let index: usize = record.instance.service().as_str()[1..].parse().unwrap();
+        let registers = self.now + 1 + self.below(500);
+        self.at(registers, Event::Registers(record.instance.clone()));
+        if !self.plan.members[index].probed {
+            // Without probes it is ready when it runs.
+            let ready = self
+                .host
+                .was_ready
+                .entry(record.instance.clone())
+                .or_default();
+            ready.push(record.generation);
+        }
+        let life = match self.plan.members[index].nature {
+            Nature::Crashing | Nature::BadJob => Some(ExitResult::ExitCode),
+            Nature::Job => Some(ExitResult::Success),
+            Nature::Good | Nature::Missing => None,
+        };
+        if let Some(result) = life {
+            let (instance, pid) = (record.instance.clone(), record.state.pid().unwrap());
+            let at = self.now + 1 + self.below(4000);
+            self.at(
+                at,
+                Event::Ends {
+                    instance,
+                    pid,
+                    result,
+                },
+            );
         }
     }
 
@@ -291,6 +312,7 @@ impl World {
         } else {
             ExitResult::Stopped
         });
+        process.permit = None;
         let (pid, started_at) = (process.pid, process.started_at);
         let stopping = InstanceRecord {
             state: ProcessState::Stopping { pid, started_at },
@@ -354,9 +376,20 @@ impl World {
             return;
         }
         let unix = self.clock().unix_ns;
-        if let Some(record) = self.host.end(instance, result, unix) {
+        let permit = self.host.processes.get(instance).and_then(|p| p.permit);
+        let Some(ended) = self.host.end(instance, result, unix) else {
+            return;
+        };
+        let failed = matches!(ended.state, ProcessState::Failed { .. });
+        let successor = permit.filter(|_| failed).and_then(|generation| {
+            let ready_at = self.now + self.below(3000);
+            self.host.succeed(&ended, generation, unix, ready_at)
+        });
+        self.publish(ended);
+        self.unregister(instance);
+        if let Some(record) = successor {
+            self.begins(&record);
             self.publish(record);
         }
-        self.unregister(instance);
     }
 }

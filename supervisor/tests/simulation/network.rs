@@ -149,6 +149,7 @@ impl World {
                     result,
                 });
             }
+            Request::Permit { .. } => {}
             Request::List if self.link.syncing != Some(id) => {}
             Request::List => {
                 self.link.syncing = None;

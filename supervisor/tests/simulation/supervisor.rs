@@ -109,6 +109,18 @@ impl World {
                 self.check_dependencies(&spec);
                 self.call(Request::Spawn(spec), 5000);
             }
+            Action::Permit {
+                instance,
+                generation,
+                permit,
+            } => {
+                let request = Request::Permit {
+                    instance,
+                    generation,
+                    permit: permit.map(|permit| permit.generation),
+                };
+                self.call(request, 5000);
+            }
             Action::Stop {
                 instance,
                 generation,

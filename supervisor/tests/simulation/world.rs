@@ -29,6 +29,11 @@ pub(crate) enum Request {
         generation: Generation,
         unhealthy: bool,
     },
+    Permit {
+        instance: InstanceName,
+        generation: Generation,
+        permit: Option<Generation>,
+    },
     Forget(InstanceName),
     List,
     Drain {

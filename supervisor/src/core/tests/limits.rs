@@ -52,9 +52,37 @@ fn the_grant_travels_with_the_spawn_and_is_used_again() {
     );
 }
 
+/// One whose reservation others may want when it does not run.
+fn reserving() -> ServiceConfig {
+    let mut config = service();
+    config.limits.memory_request_bytes = Some(1 << 20);
+    config
+}
+
+#[test]
+fn limits_that_take_nothing_from_others_are_made_ahead() {
+    let mut config = service();
+    config.autostart = false;
+    let mut bench = raw(&[("a", config)]);
+    prepared(&mut bench, "a.1", Ok(grant("/a")));
+    assert_eq!(bench.phase("a.1"), "idle");
+    bench.command(start(&["a"]));
+    assert_eq!(
+        bench.spec("a.1").grant,
+        Some(grant("/a")),
+        "nobody is asked"
+    );
+    bench.runs("a.1");
+    bench.command(stop(&["a"]));
+    bench.stopped("a.1");
+    bench.sent.clear();
+    bench.command(start(&["a"]));
+    assert_eq!(bench.spec("a.1").grant, Some(grant("/a")), "and kept");
+}
+
 #[test]
 fn refused_by_admission_it_waits_for_room() {
-    let mut bench = raw(&[("a", service()), ("b", service())]);
+    let mut bench = raw(&[("a", reserving()), ("b", reserving())]);
     prepared(&mut bench, "a.1", Ok(grant("/a")));
     prepared(&mut bench, "b.1", Err(exhausted()));
     bench.runs("a.1");
@@ -175,7 +203,7 @@ fn a_start_between_a_controllers_death_and_return_waits_a_little() {
         "a",
         ServiceConfig {
             autostart: false,
-            ..service()
+            ..reserving()
         },
     )]);
     bench.pass(secs(100));
@@ -190,7 +218,7 @@ fn a_start_between_a_controllers_death_and_return_waits_a_little() {
 
 #[test]
 fn a_release_and_the_next_prepare_do_not_pass_each_other() {
-    let mut bench = raw(&[("a", service())]);
+    let mut bench = raw(&[("a", reserving())]);
     prepared(&mut bench, "a.1", Ok(grant("/a")));
     bench.runs("a.1");
     bench.command(stop(&["a"]));

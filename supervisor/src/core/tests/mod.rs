@@ -5,6 +5,7 @@ mod drain;
 mod limits;
 mod manager;
 mod ops;
+mod permit;
 mod repeat;
 mod restart;
 mod roll;
@@ -142,6 +143,8 @@ struct Bench {
     answers: Vec<(Ticket, Result<Outcome, Status>)>,
     /// `<instance> <phase>: <why>`.
     said: Vec<String>,
+    /// Permits granted and taken back after a spawn: `a.1 #1: #2`, `a.1 #1: none`.
+    permits: Vec<String>,
     tickets: u64,
 }
 
@@ -164,6 +167,7 @@ impl Bench {
             sent,
             answers,
             said,
+            permits: Vec::new(),
             tickets: 0,
         };
         bench.input(Input::Tick);
@@ -202,6 +206,16 @@ impl Bench {
                     ));
                 }
                 Action::Answer { ticket, result } => self.answers.push((ticket, result)),
+                Action::Permit {
+                    instance,
+                    generation,
+                    permit,
+                } => {
+                    let next = permit.map(|permit| format!("#{}", permit.generation));
+                    let next = next.unwrap_or_else(|| "none".to_owned());
+                    self.permits
+                        .push(format!("{instance} #{generation}: {next}"));
+                }
                 action => {
                     if let Action::Spawn(spec) = &action {
                         let row = self

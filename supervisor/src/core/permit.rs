@@ -1,0 +1,88 @@
+//! Restarts granted ahead: the shim makes one by itself, without a message in
+//! between and whether any daemon lives or not.
+//!
+//! A permit is granted only where the policy would restart at once whatever else
+//! is going on: the next failure is the first in a row, nothing the service
+//! depends on has to be looked at first, and the host-wide bucket has a token.
+//! Its generation is always the next one. So a supervisor that hears of the
+//! failure before it hears of the successor decides the very same spawn, and the
+//! process-manager, which has it already, answers that one; no generation means
+//! two things, and what was on the disk before the permit was sent is enough.
+
+use blackhole_bus_schema::config::{Condition, RestartMode};
+use blackhole_bus_schema::names::{Generation, InstanceName};
+use blackhole_bus_schema::process::{InstanceRecord, Permit};
+
+use super::Core;
+use super::deps::Service;
+use super::end::End;
+use super::instance::Instance;
+use super::io::Now;
+
+impl Core {
+    /// The permit that an instance whose generation `generation` lives should have.
+    pub(super) fn permit(
+        &self,
+        now: Now,
+        instance: &Instance,
+        service: &Service,
+        generation: Generation,
+    ) -> Option<Permit> {
+        let config = service.config()?;
+        let policy = &config.restart_policy;
+        let at_once = config.restart_mode != RestartMode::Never
+            && !config.oneshot
+            && policy.max_attempts > 0
+            && instance.restarts.is_pristine();
+        let on_its_own = service.wanted
+            && !instance.surplus
+            && generation > instance.bounce.max(instance.asked)
+            && service
+                .dependencies()
+                .iter()
+                .all(|(_, on)| on.condition == Condition::Completed);
+        // One that was granted stays: its token is taken when it is used.
+        let granted = instance.permit == Some((generation, true));
+        let allowed = at_once && on_its_own && (granted || self.storm.has_token(now.mono));
+        allowed.then(|| Permit {
+            generation: generation.next(),
+            expires_after_ms: None,
+        })
+    }
+
+    /// The permit that goes with a spawn.
+    pub(super) fn permit_of(
+        &self,
+        now: Now,
+        name: &InstanceName,
+        generation: Generation,
+    ) -> Option<Permit> {
+        let instance = self.instances.get(name)?;
+        let service = self.services.get(name.service())?;
+        self.permit(now, instance, service, generation)
+    }
+
+    /// A generation lives (or has lived) that nobody here decided on: a permit
+    /// was used, or this memory is older than the world. The failure that led to
+    /// it counts as any other.
+    pub(super) fn succeeded(&mut self, now: Now, name: &InstanceName, record: &InstanceRecord) {
+        if let Some(exit) = &record.previous_exit {
+            self.ended(now, name, exit.generation, End::Exit(exit.clone()));
+        }
+        let Some(instance) = self.instances.get_mut(name) else {
+            return;
+        };
+        if instance.restarts.due.is_some() {
+            if !instance.restarts.slot {
+                // The token that the permit was granted upon.
+                self.storm.reserve(now.mono);
+            }
+            instance.restarts.spawned();
+        }
+        instance.generation = record.generation;
+        instance.restarts.total = instance.restarts.total.max(record.restarts);
+        instance.permit = Some((record.generation, false));
+        // The spawn that was decided in its place was the same, or is void.
+        instance.retry.clear();
+    }
+}
