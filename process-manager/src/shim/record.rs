@@ -110,6 +110,8 @@ impl Record {
 }
 
 /// One frame of the file.
+// One at a time is written or read, and none is kept.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Entry {
