@@ -342,6 +342,9 @@ services:
         }
     }
     assert!(has_rotated(deployment.path()));
+    deployment.wait_until("a process-manager", |status| {
+        status.component_pid("process-manager").is_some()
+    });
     deployment.down();
 }
 
