@@ -3,7 +3,8 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::de::IntoDeserializer;
+use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
 use crate::message::Message;
@@ -63,11 +64,20 @@ impl fmt::Display for Code {
     }
 }
 
+/// A code by its name; one that this version does not know is [`Code::Unknown`].
+pub(crate) fn known_code<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Code, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    let name: serde::de::value::StrDeserializer<'_, serde::de::value::Error> =
+        name.as_str().into_deserializer();
+    Ok(Code::deserialize(name).unwrap_or(Code::Unknown))
+}
+
 /// A refusal or failure, with what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct Status {
-    /// Which kind.
+    /// Which kind. One that this version does not know is [`Code::Unknown`].
+    #[serde(deserialize_with = "known_code")]
     pub code: Code,
     /// For a person.
     pub message: String,

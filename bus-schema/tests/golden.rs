@@ -21,8 +21,8 @@ use blackhole_bus_schema::names::{Component, Generation, InstanceName};
 use blackhole_bus_schema::process::{
     ExitRecord, ExitResult, ExitStatus, Failure, FollowLog, Forget, GrantPermit, InstanceRecord,
     ListProcesses, LogChunk, LogCursor, LogFormat, LogLines, LogSpec, NotifyState, Permit,
-    ProcessChanged, ProcessNotified, ProcessState, ReadLog, Signal, Spawn, SpawnFailure, SpawnSpec,
-    SpawnStep, StateName, StepTime, Stop, StopSpec,
+    ProcessChanged, ProcessForgotten, ProcessNotified, ProcessState, ReadLog, Signal, Spawn,
+    SpawnFailure, SpawnSpec, SpawnStep, StateName, StepTime, Stop, StopSpec,
 };
 use blackhole_bus_schema::registry::{
     CallStats, Drain, Drained, ListCalls, ListRegistry, Registration, RegistryChanged,
@@ -325,6 +325,9 @@ fn process_messages() {
         record: record(ProcessState::Failed {
             failure: Failure::Exit { exit: exit() },
         }),
+    });
+    check(&ProcessForgotten {
+        instance: instance(),
     });
     check(&ProcessNotified {
         instance: instance(),

@@ -289,6 +289,16 @@ pub struct ProcessNotified {
     pub notify: NotifyState,
 }
 
+/// An instance was forgotten: it is no longer part of the owner's state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessForgotten {
+    /// Which.
+    pub instance: InstanceName,
+}
+
+impl Message for ProcessForgotten {
+    const KIND: &'static str = "process.forgotten";
+}
 impl Message for ProcessChanged {
     const KIND: &'static str = "process.changed";
 }

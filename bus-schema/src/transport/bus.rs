@@ -54,7 +54,7 @@ fn options() -> Options {
         .handshake_timeout(Duration::from_secs(5))
         .heartbeat_interval(Duration::from_secs(5))
         .heartbeat_timeout(Duration::from_secs(15))
-        .max_pending_handshakes(4096)
+        .max_pending_handshakes(512)
         // Lets the last message of a short-lived client out.
         .linger(Duration::from_millis(500))
         .reconnect(ReconnectPolicy::Exponential {

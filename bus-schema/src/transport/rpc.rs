@@ -53,7 +53,9 @@ fn options() -> Options {
             .handshake_timeout(Duration::from_secs(5))
             .heartbeat_interval(Duration::from_secs(5))
             .heartbeat_timeout(Duration::from_secs(15))
-            .max_pending_handshakes(4096)
+            // Anybody can begin one: at most 0.9 MB each until its token is checked. Of a
+            // thousand services that start at once the rest comes in at the next attempt.
+            .max_pending_handshakes(512)
             .linger(Duration::from_millis(500))
     }
 }

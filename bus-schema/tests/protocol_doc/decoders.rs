@@ -10,10 +10,10 @@ use blackhole_bus_schema::limits::{
 };
 use blackhole_bus_schema::message::Snapshot;
 use blackhole_bus_schema::process::{
-    ExitRecord, ExitResult, ExitStatus, Failure, FollowLog, Forget, InstanceRecord, ListProcesses,
-    LogChunk, LogCursor, LogFormat, LogLines, LogSpec, NotifyState, Permit, ProcessChanged,
-    ProcessNotified, ProcessState, ReadLog, Signal, Spawn, SpawnFailure, SpawnSpec, SpawnStep,
-    StateName, StepTime, Stop, StopSpec,
+    ExitRecord, ExitResult, ExitStatus, Failure, FollowLog, Forget, GrantPermit, InstanceRecord,
+    ListProcesses, LogChunk, LogCursor, LogFormat, LogLines, LogSpec, NotifyState, Permit,
+    ProcessChanged, ProcessForgotten, ProcessNotified, ProcessState, ReadLog, Signal, Spawn,
+    SpawnFailure, SpawnSpec, SpawnStep, StateName, StepTime, Stop, StopSpec,
 };
 use blackhole_bus_schema::registry::{
     CallStats, Drain, Drained, ListCalls, ListRegistry, Registration, RegistryChanged,
@@ -58,12 +58,14 @@ pub(super) fn structures() -> BTreeMap<&'static str, Decodes> {
         "process.spawn" => Spawn,
         "process.stop" => Stop,
         "process.signal" => Signal,
+        "process.permit" => GrantPermit,
         "process.forget" => Forget,
         "process.list" => ListProcesses,
         "process.read_log" => ReadLog,
         "process.follow_log" => FollowLog,
         "process.changed" => ProcessChanged,
         "process.notified" => ProcessNotified,
+        "process.forgotten" => ProcessForgotten,
         "health.probe" => ProbeResult,
         "log.lines" => LogLines,
         "SpawnSpec" => SpawnSpec,

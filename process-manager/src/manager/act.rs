@@ -6,7 +6,9 @@ use std::time::Duration;
 use blackhole_bus_schema::dirs::{Dirs, unix_now_ns};
 use blackhole_bus_schema::health::ProbeResult;
 use blackhole_bus_schema::names::{Generation, InstanceName};
-use blackhole_bus_schema::process::{Forget, GrantPermit, Permit, Signal, SpawnSpec};
+use blackhole_bus_schema::process::{
+    Forget, GrantPermit, Permit, ProcessForgotten, Signal, SpawnSpec,
+};
 use blackhole_bus_schema::reply::{Code, Status};
 use blackhole_bus_schema::topic::Topic;
 use tokio::sync::mpsc;
@@ -282,7 +284,17 @@ impl Manager {
                 format!("{name} is not forgotten whole: {error}"),
             )
         });
-        if let Some(incoming) = self.waiting.remove(&ticket) {
+        let incoming = self.waiting.remove(&ticket);
+        if result.is_ok() {
+            let forgotten = ProcessForgotten {
+                instance: name.clone(),
+            };
+            let cause = incoming.as_ref().map(|incoming| incoming.id);
+            self.server
+                .publish(Topic::process(name), &forgotten, cause)
+                .await;
+        }
+        if let Some(incoming) = incoming {
             incoming.reply::<Forget>(result).await;
         }
     }

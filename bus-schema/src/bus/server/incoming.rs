@@ -46,7 +46,14 @@ impl Incoming {
             let text = format!("a {} command is not a {}", self.kind, C::KIND);
             return Err(Status::new(Code::InvalidArgument, text));
         }
-        from_value(&self.body).map_err(|error| {
+        let empty = rmpv::Value::Map(Vec::new());
+        // A body that is left out is one without fields.
+        let body = if self.body.is_nil() {
+            &empty
+        } else {
+            &self.body
+        };
+        from_value(body).map_err(|error| {
             let text = format!("the body of {} is not understood: {error}", C::KIND);
             Status::new(Code::InvalidArgument, text)
         })

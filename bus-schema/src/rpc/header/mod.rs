@@ -6,7 +6,7 @@ mod fast;
 
 use std::borrow::Cow;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::names::{InstanceName, NameError, ServiceName};
 use crate::reply::{Code, Status};
@@ -268,7 +268,11 @@ struct Wire<'a> {
     window: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     bytes: Option<u32>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "some_code",
+        skip_serializing_if = "Option::is_none"
+    )]
     code: Option<Code>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     message: Option<&'a str>,
@@ -473,6 +477,17 @@ impl<'a> Header<'a> {
             }
         })
     }
+}
+
+/// The code of a response, see [`crate::reply::known_code`].
+fn some_code<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Code>, D::Error> {
+    struct Known(Code);
+    impl<'de> Deserialize<'de> for Known {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            crate::reply::known_code(deserializer).map(Self)
+        }
+    }
+    Ok(Option::<Known>::deserialize(deserializer)?.map(|known| known.0))
 }
 
 fn need<T>(kind: &'static str, field: &'static str, value: Option<T>) -> Result<T, HeaderError> {

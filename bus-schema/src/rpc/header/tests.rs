@@ -234,3 +234,18 @@ proptest! {
         let _ = Header::decode(&frame);
     }
 }
+
+#[test]
+fn a_code_of_a_later_version_is_unknown() {
+    let frame = rmp_serde::to_vec_named(&serde_json::json!({
+        "kind": "response", "id": 7, "code": "no_such_code", "message": "why"
+    }))
+    .unwrap();
+    let Header::Response(response) = Header::decode(&frame).unwrap() else {
+        panic!("a response");
+    };
+    assert_eq!(
+        (response.id, response.code, response.message.as_ref()),
+        (7, Code::Unknown, "why")
+    );
+}
