@@ -7,7 +7,7 @@ use blackhole_bus_schema::bus::{self, Incoming, Interest, Link, LinkEvent, Serve
 use blackhole_bus_schema::daemon::{Daemon, Shutdown};
 use blackhole_bus_schema::dirs::Dirs;
 use blackhole_bus_schema::message::Message;
-use blackhole_bus_schema::names::{ClientName, Component, Generation};
+use blackhole_bus_schema::names::{ClientName, Component, Generation, InstanceName};
 use blackhole_bus_schema::process::{InstanceRecord, ListProcesses, ProcessChanged};
 use blackhole_bus_schema::registry::{Drain, ListCalls, ListRegistry};
 use blackhole_bus_schema::rpc::header::{Header, HeaderError};
@@ -53,6 +53,8 @@ pub(crate) struct Shell {
     /// The core's actions while they are carried out; kept for its memory.
     actions: Vec<Action>,
     offences: Reports,
+    /// What the log was told last of each registered instance.
+    told: HashMap<InstanceName, (Generation, bool)>,
     direct: DirectSockets,
     /// Drains to be answered. Bounded by the server's queue of commands and by
     /// their budgets; the core answers each.
@@ -120,6 +122,7 @@ impl Shell {
             later: Vec::new(),
             actions: Vec::new(),
             offences: Reports::of("offences"),
+            told: HashMap::new(),
             direct,
             drains: HashMap::new(),
             next_drain: 0,
@@ -220,6 +223,7 @@ impl Shell {
             }
             Err(error) => {
                 tracing::debug!(instance = peer.username(), %error, "a message is not understood");
+                self.core.not_understood(conn);
             }
         }
     }
@@ -373,15 +377,23 @@ impl Shell {
                 Action::Publish(changed) => {
                     let topic = Topic::registry(changed.instance.service());
                     match &changed.registration {
-                        Some(entry) => tracing::info!(
-                            instance = %changed.instance,
-                            generation = %entry.generation,
-                            methods = entry.methods.len(),
-                            draining = entry.draining,
-                            "registered"
-                        ),
+                        Some(entry) => {
+                            let told = (entry.generation, entry.draining);
+                            let before = self.told.insert(changed.instance.clone(), told);
+                            // A service may change its methods a thousand times.
+                            if before != Some(told) {
+                                tracing::info!(
+                                    instance = %changed.instance,
+                                    generation = %entry.generation,
+                                    methods = entry.methods.len(),
+                                    draining = entry.draining,
+                                    "registered"
+                                );
+                            }
+                        }
                         None => {
                             tracing::info!(instance = %changed.instance, "unregistered");
+                            self.told.remove(&changed.instance);
                             self.direct.sweep();
                         }
                     }

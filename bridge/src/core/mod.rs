@@ -470,6 +470,11 @@ impl Core {
         }
     }
 
+    /// A message came in whose header is none. It is skipped.
+    pub fn not_understood(&mut self, conn: Conn) {
+        self.offence(conn, "sent a message that is not understood");
+    }
+
     fn offence(&mut self, conn: Conn, what: &str) {
         if let Some(connection) = self.connections.get_mut(&conn)
             && !std::mem::replace(&mut connection.offended, true)
