@@ -82,7 +82,7 @@ fn random_bytes() {
 /// are closed after the handshake's time, and until then others come in.
 #[test]
 fn half_greetings_held_open() {
-    const HELD: usize = 600;
+    const HELD: usize = 400;
     const BOUND: u64 = SLACK + HELD as u64 * CONNECTION;
     let mut victim = victim();
     let pair = Pair::start(&victim);
@@ -147,10 +147,10 @@ fn slow_handshakes() {
 /// wait until the time of those is over, and get in then. Who is in, stays in.
 #[test]
 fn more_half_greetings_than_there_may_be() {
-    const HELD: usize = 4_600;
+    const HELD: usize = 1_200;
     // Those that are in their handshake at one time, as many as the transport
-    // takes (4096); the others wait in the kernel, or are closed.
-    const BOUND: u64 = SLACK + 4096 * CONNECTION;
+    // takes (512); the others wait in the kernel, or are closed.
+    const BOUND: u64 = SLACK + 512 * CONNECTION;
     let mut victim = victim();
     let pair = Pair::start(&victim);
     let (memory, files) = (victim.begin_to_measure(), victim.files());
