@@ -213,6 +213,13 @@ impl Core {
                 instance.probing.begin(&config.probes, now.mono);
             }
         }
+        let before = instance.record.as_ref().map(|record| record.state.name());
+        if let (StateName::Running, Some(StateName::Spawn), Some(config), false) =
+            (record.state.name(), before, config, first)
+        {
+            // It is probed from now on, however long its spawn took.
+            instance.probing.begin(&config.probes, now.mono);
+        }
         if record.state.name() == StateName::Running {
             instance.refused = None;
             instance.retry.clear();

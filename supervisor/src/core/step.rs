@@ -220,7 +220,9 @@ impl Core {
             StateName::Stopping | StateName::Terminated | StateName::Failed => Phase::Stopping,
         };
         let stable_at = instance.stable_at.filter(|at| *at > now.mono);
-        Step::Rest(phase, probing.wake().into_iter().chain(stable_at).min())
+        // Silence says nothing of what does not run, nor does it ever pass there.
+        let quiet_at = probing.wake().filter(|_| state == StateName::Running);
+        Step::Rest(phase, quiet_at.into_iter().chain(stable_at).min())
     }
 
     fn decide_stop(

@@ -263,6 +263,9 @@ impl World {
                 }
             } else {
                 self.tell(Input::Tick);
+                let due = self.core.as_ref().and_then(Core::next_deadline);
+                let now = self.clock().mono;
+                assert!(due.is_none_or(|due| due > now), "due for ever: {due:?}");
             }
         }
     }

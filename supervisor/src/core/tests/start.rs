@@ -149,3 +149,22 @@ fn a_one_shot_is_through_once() {
     bench.pass(secs(60));
     assert_eq!(bench.take(), ["spawn job.1 #2"], "but again after a boot");
 }
+
+/// Around a fork server that hangs: nothing is due meanwhile, and the time is
+/// not counted against (or for) its probes.
+#[test]
+fn a_spawn_that_takes_long_keeps_nobody_busy_and_its_probes_are_waited_for_from_its_start() {
+    let mut bench = Bench::new(&[("a", probed())]);
+    assert_eq!(bench.take(), ["spawn a.1 #1"]);
+    bench.tell(record("a.1", 1, ProcessState::Spawn {}));
+    for _ in 0..100 {
+        bench.now = bench.now.after(secs(1));
+        bench.input(Input::Tick);
+        let due = bench.core.next_deadline();
+        assert!(due.is_none_or(|due| due > bench.now.mono), "{due:?}");
+    }
+    bench.runs("a.1");
+    assert_eq!(bench.phase("a.1"), "probing");
+    bench.ready("a.1");
+    assert_eq!(bench.phase("a.1"), "ready");
+}
