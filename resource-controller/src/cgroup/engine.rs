@@ -311,6 +311,15 @@ impl Engine {
     /// services run on; without any, everything that was made or switched on
     /// is undone. True when nothing is left.
     pub fn close(mut self) -> bool {
+        let names: Vec<InstanceName> = self.instances.keys().cloned().collect();
+        // Made ahead and used by nobody: without any service nothing is to stay.
+        if !names.iter().any(|name| self.populated(name)) {
+            for name in names {
+                if let Err(error) = self.release(&name) {
+                    tracing::debug!(instance = %name, error = chain(&error), "its groups stay");
+                }
+            }
+        }
         if !self.instances.is_empty() {
             self.save();
             return false;

@@ -64,6 +64,15 @@ impl Core {
             self.controller.grace_until = now.mono.saturating_add(CONTROLLER_GRACE);
         }
         self.controller.up = false;
+        for instance in self.instances.values_mut() {
+            // Made ahead; a controller that ends in order takes them along.
+            if instance.is_gone()
+                && instance.restarts.due.is_none()
+                && instance.grant != Grant::Asking
+            {
+                instance.grant = Grant::Unasked;
+            }
+        }
         self.touch_all();
     }
 
