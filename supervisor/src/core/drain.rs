@@ -33,6 +33,18 @@ pub(super) struct Bridge {
     registered: BTreeMap<InstanceName, Generation>,
 }
 
+impl Bridge {
+    pub(super) fn is_up(&self) -> bool {
+        self.up
+    }
+
+    /// Whether the process that runs answers calls.
+    pub(super) fn knows(&self, instance: &Instance) -> bool {
+        let current = instance.current();
+        current.is_some() && self.registered.get(&instance.name) == current.as_ref()
+    }
+}
+
 /// The drain of one spawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Drain {

@@ -137,6 +137,8 @@ pub(super) struct Instance {
     pub(super) roll: Generation,
     /// A replacement failed before it was ready: for the rolling restart.
     pub(super) roll_broken: Option<String>,
+    /// It answered calls when the rolling restart began.
+    pub(super) roll_answers: bool,
     /// Its calls are, or were, being finished before it is stopped.
     pub(super) drain: Option<Drain>,
     pub(super) record: Option<InstanceRecord>,
@@ -216,6 +218,7 @@ impl Instance {
             bounce: row.bounce,
             roll: row.roll,
             roll_broken: None,
+            roll_answers: false,
             drain: None,
             record: None,
             source: Source::Stream,

@@ -69,6 +69,7 @@ pub use saved::{Change, Restored, SavedInstance, SavedService};
 use deps::{Service, Setup};
 use drain::Bridge;
 use instance::Instance;
+use repeat::Remembered;
 use roll::Rolls;
 use storm::Storm;
 use tickets::Pending;
@@ -103,8 +104,8 @@ pub struct Core {
     controller: Controller,
     bridge: Bridge,
     rolls: Rolls,
-    /// Commands that have taken effect, by their ids, which rise with time.
-    commands: BTreeSet<Uuid>,
+    /// Commands that have taken effect.
+    commands: Remembered,
     storm: Storm,
     random: Random,
     tickets: BTreeMap<Ticket, Pending>,
@@ -133,7 +134,7 @@ impl Core {
             },
             bridge: Bridge::default(),
             rolls: Rolls::default(),
-            commands: restored.commands.iter().copied().collect(),
+            commands: Remembered::new(restored.commands.iter().copied()),
             storm: Storm::new(1, Duration::ZERO),
             random,
             tickets: BTreeMap::new(),

@@ -3,6 +3,10 @@
 //! is written down with what the command changes, so that it takes effect once:
 //! a repetition only waits for what the first one began.
 
+use std::collections::{BTreeSet, VecDeque};
+
+use uuid::Uuid;
+
 use super::Core;
 use super::io::{Action, Operator};
 use super::saved::Change;
@@ -10,6 +14,42 @@ use super::saved::Change;
 /// Most ids kept. A client repeats for as long as its budget lasts, minutes:
 /// whoever has given more commands than this meanwhile is not repeating one.
 const MOST: usize = 4096;
+
+/// The latest commands that have taken effect. Ids are any 16 bytes: which is
+/// the oldest is told by when they came.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Remembered {
+    ids: BTreeSet<Uuid>,
+    order: VecDeque<Uuid>,
+}
+
+impl Remembered {
+    /// Those of an earlier run, the oldest first.
+    pub(super) fn new(ids: impl Iterator<Item = Uuid>) -> Self {
+        let order: VecDeque<_> = ids.collect();
+        Self {
+            ids: order.iter().copied().collect(),
+            order,
+        }
+    }
+
+    pub(super) fn contains(&self, id: &Uuid) -> bool {
+        self.ids.contains(id)
+    }
+
+    /// Adds one; gives back which one had to go for it.
+    fn add(&mut self, id: Uuid) -> Option<Uuid> {
+        if self.ids.insert(id) {
+            self.order.push_back(id);
+        }
+        if self.order.len() <= MOST {
+            return None;
+        }
+        let oldest = self.order.pop_front()?;
+        self.ids.remove(&oldest);
+        Some(oldest)
+    }
+}
 
 impl Core {
     /// Whether this command has taken effect already.
@@ -26,12 +66,9 @@ impl Core {
         let Some(id) = self.cause.filter(|_| is_remembered(command)) else {
             return;
         };
-        self.commands.insert(id);
         self.persist(Change::Command(id));
-        while self.commands.len() > MOST {
-            if let Some(oldest) = self.commands.pop_first() {
-                self.persist(Change::RemoveCommand(oldest));
-            }
+        if let Some(oldest) = self.commands.add(id) {
+            self.persist(Change::RemoveCommand(oldest));
         }
     }
 

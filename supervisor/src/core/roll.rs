@@ -2,8 +2,9 @@
 //!
 //! Each replica carries the mark up to which its spawns are to be replaced
 //! (`Instance::roll`). The next one is taken when nothing is being replaced and
-//! whatever has been (or was never marked) is ready, so that at any time at most
-//! one replica is down because of it. The marks are on the disk before the
+//! whatever has been (or was never marked) is ready, and registered with the
+//! bridge where it was before, so that at any time at most one replica is down
+//! because of it. The marks are on the disk before the
 //! first process is stopped: a supervisor that dies over a rolling restart
 //! leaves it to its successor, which goes on with it.
 //!
@@ -101,6 +102,7 @@ impl Core {
             if let Some(instance) = self.instances.get_mut(name)
                 && !instance.surplus
             {
+                instance.roll_answers = self.bridge.knows(instance);
                 let alive = instance.current().unwrap_or_default();
                 instance.roll = instance.generation.max(alive);
                 instance.roll_broken = None;
@@ -154,6 +156,7 @@ impl Core {
                 }
                 instance.roll = Generation::default();
                 instance.roll_broken = None;
+                instance.roll_answers = false;
                 self.save(&name, false);
             }
         }
@@ -290,8 +293,11 @@ impl Core {
         next.map_or(Turn::Done, |one| Turn::Next(one.name.clone()))
     }
 
+    /// What answered calls before its turn has to be registered again: without a
+    /// readiness probe, ready only means that there is a process.
     fn serves(&self, one: &Instance) -> bool {
-        self.is_ready(one) && !one.bouncing()
+        let answers = !one.roll_answers || self.bridge.knows(one) || !self.bridge.is_up();
+        self.is_ready(one) && !one.bouncing() && answers
     }
 
     /// Who is waited for.
@@ -299,7 +305,10 @@ impl Core {
         let late = self
             .instances_of(service)
             .filter(|one| !one.surplus && !self.serves(one))
-            .map(|one| format!("{} ({})", one.name, one.phase.word()));
+            .map(|one| match self.is_ready(one) && !one.bouncing() {
+                true => format!("{} (it does not answer calls yet)", one.name),
+                false => format!("{} ({})", one.name, one.phase.word()),
+            });
         let late: Vec<_> = late.collect();
         format!("after {} not ready: {}", seconds(waited), late.join(", "))
     }

@@ -74,7 +74,8 @@ impl Core {
                 if let Some(status) = rolls.iter().find_map(failure) {
                     return Some(Err(status.clone()));
                 }
-                if instances.iter().all(|name| self.is_up(name)) {
+                let rolled = |(name, number): &(_, _)| self.rolls.number(name) != Some(*number);
+                if instances.iter().all(|name| self.is_up(name)) && rolls.iter().all(rolled) {
                     return Some(Ok(self.outcome(instances)));
                 }
                 self.hindrance(instances, about).map(Err)

@@ -91,7 +91,7 @@ pub(super) fn read(connection: &Connection) -> rusqlite::Result<Restored> {
     let services = services.query_map([], |row| Ok(service(row)))?;
     let mut instances = connection.prepare("SELECT * FROM instance ORDER BY name")?;
     let instances = instances.query_map([], |row| Ok(instance(row)))?;
-    let mut commands = connection.prepare("SELECT id FROM command ORDER BY id")?;
+    let mut commands = connection.prepare("SELECT id FROM command ORDER BY rowid")?;
     let commands = commands.query_map([], |row| {
         let id: String = row.get(0)?;
         Ok(id.parse::<Uuid>().map_err(text))

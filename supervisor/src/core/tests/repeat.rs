@@ -79,3 +79,27 @@ fn only_so_many_ids_are_kept() {
     assert_eq!(bench.disk.commands.len(), 4096);
     assert_eq!(bench.disk.commands.last(), Some(&Uuid::from_u128(5000)));
 }
+
+#[test]
+fn the_commands_that_came_first_are_forgotten_first_whatever_their_ids() {
+    let mut bench = Bench::new(&[("a", service())]);
+    bench.take();
+    bench.runs("a.1");
+    // Ids that fall, as a clock that is set back makes them.
+    for id in (0..5_000).rev() {
+        ask(&mut bench, id, Operator::Start(target(&["a"])));
+    }
+    bench.take();
+    assert_eq!(bench.disk.commands.len(), 4_096);
+    let (newest, oldest_kept) = (Uuid::from_u128(0), Uuid::from_u128(4_095));
+    assert_eq!(bench.disk.commands.first(), Some(&oldest_kept));
+    assert_eq!(bench.disk.commands.last(), Some(&newest));
+    // The latest one, given once more, does nothing.
+    ask(&mut bench, 9_999, restart());
+    assert_eq!(bench.take(), ["stop a.1 #1"]);
+    bench.stopped("a.1");
+    bench.take();
+    bench.runs("a.1");
+    ask(&mut bench, 9_999, restart());
+    assert_eq!(bench.take(), [""; 0]);
+}

@@ -193,3 +193,29 @@ fn each_replica_finishes_its_calls() {
     bench.drained("a.1", 1);
     assert_eq!(bench.take(), ["stop a.1 #1"]);
 }
+
+#[test]
+fn what_answered_calls_is_registered_again_before_the_next() {
+    let plain = ServiceConfig {
+        replicas: 2,
+        ..service()
+    };
+    let mut bench = serving(&[("a", plain)], &["a.1", "a.2"]);
+    bench.input(Input::BridgeUp);
+    bench.registered("a.1");
+    bench.registered("a.2");
+    let restarted = bench.command_within(restart(&["a"]), secs(600));
+    for name in ["a.1", "a.2"] {
+        assert_eq!(bench.take(), [format!("drain {name} #1")]);
+        bench.drained(name, 1);
+        assert_eq!(bench.take(), [format!("stop {name} #1")]);
+        bench.stopped(name);
+        assert_eq!(bench.take(), [format!("spawn {name} #2")]);
+        bench.runs(name);
+        assert_eq!(bench.take(), [""; 0], "it runs, and answers no call yet");
+        assert!(bench.answer(restarted).is_none());
+        bench.registered(name);
+    }
+    assert_eq!(bench.take(), [""; 0]);
+    assert!(bench.answer(restarted).unwrap().is_ok());
+}
