@@ -26,15 +26,18 @@ pub enum Kind {
     Between,
     /// Two services and the bridge.
     Bridge,
+    /// Two services that the bridge has made acquainted.
+    Direct,
 }
 
 impl Kind {
     /// All of them, floors first.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::UnixSocket,
         Self::DealerRouter,
         Self::Between,
         Self::Bridge,
+        Self::Direct,
     ];
 
     /// For tables.
@@ -44,6 +47,7 @@ impl Kind {
             Self::DealerRouter => "floor: bare DEALER and ROUTER",
             Self::Between => "floor: bare ROUTER in between",
             Self::Bridge => "through the bridge",
+            Self::Direct => "direct",
         }
     }
 
@@ -104,12 +108,17 @@ impl Subject {
                 let answering = vec![between, outer(&["dealer-echo", &socket])];
                 (answering, dealers(), None)
             }
-            Kind::Bridge => {
+            Kind::Bridge | Kind::Direct => {
                 let hosts = Hosts::start(placement, dir);
-                let answering = vec![hosts.peer(placement, Side::Outer, "callee", "callee.1", &[])];
+                // Whoever speaks to each other is on different processors, where there are two.
+                let (way, side) = match kind {
+                    Kind::Direct => ("direct-caller", Side::Inner),
+                    _ => ("caller", Side::Outer),
+                };
+                let answering = vec![hosts.peer(placement, side, "callee", "callee.1", &[])];
                 let caller = |n| {
                     let instance = format!("caller.{n}");
-                    hosts.peer(placement, Side::Outer, "caller", &instance, &["callee"])
+                    hosts.peer(placement, Side::Outer, way, &instance, &["callee"])
                 };
                 (answering, numbers.map(caller).collect(), Some(hosts.bridge))
             }

@@ -9,6 +9,7 @@
 //! rpc-peer dealer-caller PATH NUMBER         caller of either ROUTER
 //! rpc-peer callee SOCKET INSTANCE TOKEN      the client library, serving
 //! rpc-peer caller SOCKET INSTANCE TOKEN SERVICE   the client library, calling
+//! rpc-peer direct-caller SOCKET INSTANCE TOKEN SERVICE   without the bridge in between
 //! ```
 //!
 //! Prints `ready`. Callers then read `CALLS IN_FLIGHT BYTES` from standard
@@ -25,7 +26,7 @@ use std::time::{Duration, Instant};
 use blackhole_benches::bare;
 use blackhole_benches::peers::Round;
 use blackhole_benches::runtime;
-use blackhole_bus_schema::rpc::{Client, ConnectOptions, Methods};
+use blackhole_bus_schema::rpc::{Client, ConnectOptions, Direct, Methods};
 use bytes::Bytes;
 use omq_tokio::{IdentitySocket, Message, Socket, SocketType};
 use tokio::sync::mpsc;
@@ -54,6 +55,14 @@ fn main() {
             run(caller(
                 options(socket, instance, token),
                 (*service).to_owned(),
+                false,
+            ));
+        }
+        ["direct-caller", socket, instance, token, service] => {
+            run(caller(
+                options(socket, instance, token),
+                (*service).to_owned(),
+                true,
             ));
         }
         _ => {
@@ -240,19 +249,21 @@ async fn dealer_caller(path: String, number: u8) {
 
 async fn callee(options: ConnectOptions) {
     let client = Client::connect(options).await.unwrap();
-    client.serve(Methods::new().on("echo", |request| async move { Ok(request.payload) }));
+    let methods = Methods::new().on("echo", |request| async move { Ok(request.payload) });
+    client.serve(methods.direct());
     client.registered(BUDGET).await.unwrap();
     ready();
     std::future::pending::<()>().await;
 }
 
-async fn caller(options: ConnectOptions, service: String) {
+async fn caller(options: ConnectOptions, service: String, direct: bool) {
     let client = Client::connect(options).await.unwrap();
     client.registered(BUDGET).await.unwrap();
-    client
-        .call(&service, "echo", Bytes::new(), BUDGET)
-        .await
-        .unwrap();
+    let way = match direct {
+        true => Way::Direct(client.direct(&service)),
+        false => Way::Bridge(client, service),
+    };
+    way.echo(Bytes::new()).await;
     ready();
     let mut rounds = rounds();
     while let Some(round) = rounds.recv().await {
@@ -260,16 +271,16 @@ async fn caller(options: ConnectOptions, service: String) {
         let begin = Instant::now();
         let mut took = Vec::with_capacity(round.calls);
         if round.in_flight == 1 {
-            calls(&client, &service, payload, round.calls, &mut took).await;
+            calls(&way, payload, round.calls, &mut took).await;
         } else {
             let mut tasks = tokio::task::JoinSet::new();
             for number in 0..round.in_flight {
-                let (client, service) = (client.clone(), service.clone());
+                let way = way.clone();
                 let payload = payload.clone();
                 let share = (round.calls + number) / round.in_flight;
                 tasks.spawn(async move {
                     let mut took = Vec::with_capacity(share);
-                    calls(&client, &service, payload, share, &mut took).await;
+                    calls(&way, payload, share, &mut took).await;
                     took
                 });
             }
@@ -281,13 +292,27 @@ async fn caller(options: ConnectOptions, service: String) {
     }
 }
 
-async fn calls(client: &Client, service: &str, payload: Bytes, times: usize, took: &mut Vec<u64>) {
+/// How a caller reaches its callee.
+#[derive(Clone)]
+enum Way {
+    Bridge(Client, String),
+    Direct(Direct),
+}
+
+impl Way {
+    async fn echo(&self, payload: Bytes) -> Bytes {
+        let answer = match self {
+            Self::Bridge(client, service) => client.call(service, "echo", payload, BUDGET).await,
+            Self::Direct(direct) => direct.call("echo", payload, BUDGET).await,
+        };
+        answer.unwrap()
+    }
+}
+
+async fn calls(way: &Way, payload: Bytes, times: usize, took: &mut Vec<u64>) {
     for _ in 0..times {
         let sent = Instant::now();
-        let answer = client
-            .call(service, "echo", payload.clone(), BUDGET)
-            .await
-            .unwrap();
+        let answer = way.echo(payload.clone()).await;
         assert_eq!(answer.len(), payload.len());
         took.push(nanos(sent));
     }
