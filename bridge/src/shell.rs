@@ -28,6 +28,10 @@ use crate::reports::Reports;
 
 /// Messages taken from the ROUTER before the other inputs have a turn.
 const BURST: usize = 64;
+/// Messages taken from the ROUTER when a connection is gone, before its calls
+/// fail: of one connection no more than 1024 are in the queue, see
+/// [`blackhole_bus_schema::transport::rpc`].
+const LAST_WORDS: usize = 4096;
 /// How long the supervisor is waited for, at the start without a configuration,
 /// before a service that nobody has named counts as unknown.
 const SETTLE: Duration = Duration::from_secs(3);
@@ -244,14 +248,30 @@ impl Shell {
     async fn peer(&mut self, event: PeerEvent) {
         match event {
             PeerEvent::Gone(conn) => {
+                self.last_words();
                 self.routes.remove(&conn);
                 self.core.disconnected(Instant::now(), conn);
             }
             PeerEvent::Refused(reason) => tracing::debug!(reason, "a handshake failed"),
             PeerEvent::Missed => {
                 let there = self.router.connections().await.into_iter().collect();
+                self.last_words();
                 self.core.retain(Instant::now(), &there);
                 self.routes.retain(|conn, _| there.contains(conn));
+            }
+        }
+    }
+
+    /// Takes what is queued: of a connection that is gone the answers that it gave
+    /// before, which count.
+    fn last_words(&mut self) {
+        for taken in 1..=LAST_WORDS {
+            let Some(message) = self.router.try_recv() else {
+                break;
+            };
+            self.message(Instant::now(), message);
+            if taken % BURST == 0 {
+                self.send_now();
             }
         }
     }

@@ -1,6 +1,8 @@
 //! A real bridge in its own directory, and clients of it.
 #![allow(clippy::unwrap_used, clippy::panic, dead_code)]
 
+pub(crate) mod raw;
+
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 

@@ -1,0 +1,50 @@
+//! Peers that use no library, and none of its patience.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod support;
+
+use blackhole_bus_schema::rpc::Code;
+use blackhole_bus_schema::rpc::header::{Header, Register, Response};
+use support::raw::Raw;
+use support::{Bridge, PATIENCE};
+
+/// Serves one call, and is gone behind its answer.
+fn answer_and_close(mut peer: Raw) {
+    let request = loop {
+        if let Header::Request(request) = peer.receive().unwrap() {
+            break request;
+        }
+    };
+    let goaway = Header::Goaway {
+        reason: "the service ends".into(),
+        ends: false,
+    };
+    peer.send(&goaway, b"").unwrap();
+    let answer = Header::Response(Response::new(request.id, Ok(())));
+    peer.send(&answer, b"done").unwrap();
+}
+
+#[tokio::test]
+async fn an_answer_before_a_close_is_not_lost() {
+    const ROUNDS: u64 = 200;
+    let bridge = Bridge::start(&["front", "back"]);
+    let front = bridge.registered("front.1", 1).await;
+    let mut lost = Vec::new();
+    for round in 1..=ROUNDS {
+        let mut peer = Raw::connect(&bridge.options("back.1", round)).unwrap();
+        let register = Register {
+            version: 1,
+            methods: vec!["work".into()],
+            ..Register::default()
+        };
+        peer.send(&Header::Register(register), b"").unwrap();
+        assert!(matches!(peer.receive().unwrap(), Header::Registered(_)));
+        let serving = tokio::task::spawn_blocking(move || answer_and_close(peer));
+        if let Err(status) = front.call("back", "work", "", PATIENCE).await {
+            assert_eq!(status.code, Code::Unavailable);
+            lost.push((round, status.message));
+        }
+        serving.await.unwrap();
+    }
+    assert!(lost.is_empty(), "{} of {ROUNDS}: {lost:?}", lost.len());
+}
