@@ -23,15 +23,18 @@ pub(super) const COUNT_BITS: u32 = 40;
 
 /// Calls of all callers together. Each takes some 300 bytes besides its payload.
 const MAX_ALL: usize = 65_536;
-/// Payload bytes of one caller's calls under way, and the windows of their streamed
+/// The part of it, and of the bytes, that one service may have: all its instances
+/// and their connections together. Whatever it does, the others have theirs.
+const SHARE: usize = 4;
+/// Payload bytes of one connection's calls under way, and the windows of their streamed
 /// answers: four of the largest ones. A callee that does not read leaves the
 /// first in the bridge's memory, a caller that does not the second.
 const MAX_CALLER_BYTES: usize = 64 * 1024 * 1024;
-/// Payload bytes of all calls under way.
+/// Payload bytes and windows of all calls under way.
 const MAX_ALL_BYTES: usize = 512 * 1024 * 1024;
-/// Calls that wait for one service that is not there.
-const MAX_PARKED: usize = 256;
-/// Payload bytes that wait, all services together.
+/// Calls that wait for one service that is not there; a quarter of one service's.
+const MAX_PARKED: usize = 1024;
+/// Payload bytes that wait, for all services together; a quarter of one service's.
 const MAX_PARKED_BYTES: usize = 64 * 1024 * 1024;
 /// Routes measured one by one; the calls of further ones are counted together.
 const MAX_ROUTES: usize = 1024;
@@ -127,6 +130,14 @@ impl Measurement {
     }
 }
 
+/// What a service has under way.
+#[derive(Debug, Default)]
+struct Share {
+    calls: usize,
+    bytes: usize,
+    parked_bytes: usize,
+}
+
 #[derive(Debug)]
 pub(super) struct Calls {
     calls: IdMap<CallId, Call>,
@@ -139,6 +150,10 @@ pub(super) struct Calls {
     /// The services that have called; each has proven its name by a token.
     names: Vec<String>,
     by_name: HashMap<String, NameId>,
+    /// By the number of the service that calls.
+    shares: Vec<Share>,
+    /// Calls that wait, by the service that called and the one that was; none is 0.
+    parked_of: IdMap<u64, usize>,
     /// By caller and method.
     measurements: IdMap<u64, Measurement>,
 }
@@ -155,6 +170,8 @@ impl Calls {
             next_id: first_id,
             names: Vec::new(),
             by_name: HashMap::new(),
+            shares: Vec::new(),
+            parked_of: IdMap::default(),
             measurements: IdMap::default(),
         }
     }
@@ -178,24 +195,32 @@ impl Calls {
         }
         let id = NameId::try_from(self.names.len()).unwrap_or(NameId::MAX);
         self.names.push(service.to_owned());
+        self.shares.push(Share::default());
         self.by_name.insert(service.to_owned(), id);
         id
     }
 
-    /// Whether one more call of `bytes` may be taken from a caller with so many
-    /// calls of so many bytes.
+    /// Whether one more call of `bytes` may be taken from a service, on a connection
+    /// with so many calls of so many bytes.
     pub(super) fn admit(
         &self,
-        of_caller: (usize, usize),
+        caller: NameId,
+        of_connection: (usize, usize),
         bytes: usize,
         ending: bool,
     ) -> Result<(), Status> {
         if ending {
             return Err(Status::new(Code::Unavailable, "the bridge ends"));
         }
-        let (calls, called_bytes) = of_caller;
+        let (calls, called_bytes) = of_connection;
+        let (of_service, service_bytes) = self
+            .shares
+            .get(caller as usize)
+            .map_or((0, 0), |share| (share.calls, share.bytes));
         let whose = if calls >= MAX_CALLS || called_bytes + bytes > MAX_CALLER_BYTES {
             Some((calls, called_bytes, "of this caller"))
+        } else if of_service >= MAX_ALL / SHARE || service_bytes + bytes > MAX_ALL_BYTES / SHARE {
+            Some((of_service, service_bytes, "of this caller's service"))
         } else if self.calls.len() >= MAX_ALL || self.bytes + bytes > MAX_ALL_BYTES {
             Some((self.calls.len(), self.bytes, "of all services"))
         } else {
@@ -222,16 +247,22 @@ impl Calls {
         }
         self.deadlines.push(Reverse((call.deadline, id)));
         self.bytes += call.bytes;
+        if let Some(share) = self.shares.get_mut(call.caller_name as usize) {
+            share.calls += 1;
+            share.bytes += call.bytes;
+        }
         self.calls.insert(id, call);
         id
     }
 
     pub(super) fn remove(&mut self, id: CallId) -> Option<Call> {
+        self.unpark(id);
         let call = self.calls.remove(&id)?;
-        if call.parked {
-            self.parked_bytes = self.parked_bytes.saturating_sub(call.parked_bytes());
-        }
         self.bytes = self.bytes.saturating_sub(call.bytes);
+        if let Some(share) = self.shares.get_mut(call.caller_name as usize) {
+            share.calls = share.calls.saturating_sub(1);
+            share.bytes = share.bytes.saturating_sub(call.bytes);
+        }
         Some(call)
     }
 
@@ -245,24 +276,53 @@ impl Calls {
         let Some(call) = self.calls.get_mut(&id) else {
             return Ok(());
         };
-        let bytes = self.parked_bytes + call.parked_bytes();
-        if waiting >= MAX_PARKED || bytes > MAX_PARKED_BYTES {
+        let bytes = call.parked_bytes();
+        let route = u64::from(call.caller_name) << 32 | u64::from(call.service);
+        let own = self.parked_of.get(&route).copied().unwrap_or(0);
+        let mut nobodys = Share::default();
+        let share = self
+            .shares
+            .get_mut(call.caller_name as usize)
+            .unwrap_or(&mut nobodys);
+        if waiting >= MAX_PARKED || self.parked_bytes + bytes > MAX_PARKED_BYTES {
             let message = format!(
                 "no instance of {service} is there, and {waiting} calls ({} bytes in all) wait already",
                 self.parked_bytes
             );
             return Err(Status::new(Code::ResourceExhausted, message));
         }
+        if own >= MAX_PARKED / SHARE || share.parked_bytes + bytes > MAX_PARKED_BYTES / SHARE {
+            let message = format!(
+                "no instance of {service} is there, and {own} calls of this caller's service ({} bytes in all) wait already",
+                share.parked_bytes
+            );
+            return Err(Status::new(Code::ResourceExhausted, message));
+        }
         call.parked = true;
-        self.parked_bytes = bytes;
+        share.parked_bytes += bytes;
+        self.parked_bytes += bytes;
+        self.parked_of.insert(route, own + 1);
         Ok(())
     }
 
     pub(super) fn unpark(&mut self, id: CallId) {
-        if let Some(call) = self.calls.get_mut(&id)
-            && std::mem::replace(&mut call.parked, false)
-        {
-            self.parked_bytes = self.parked_bytes.saturating_sub(call.parked_bytes());
+        let Some(call) = self.calls.get_mut(&id) else {
+            return;
+        };
+        if !std::mem::replace(&mut call.parked, false) {
+            return;
+        }
+        let bytes = call.parked_bytes();
+        self.parked_bytes = self.parked_bytes.saturating_sub(bytes);
+        if let Some(share) = self.shares.get_mut(call.caller_name as usize) {
+            share.parked_bytes = share.parked_bytes.saturating_sub(bytes);
+        }
+        let route = u64::from(call.caller_name) << 32 | u64::from(call.service);
+        match self.parked_of.get_mut(&route) {
+            Some(own) if *own > 1 => *own -= 1,
+            _ => {
+                self.parked_of.remove(&route);
+            }
         }
     }
 

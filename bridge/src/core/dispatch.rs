@@ -34,9 +34,11 @@ impl Core {
             .filter(|window| *window > 0)
             .map(|window| window.min(header::MAX_WINDOW));
         let bytes = payload.len() + window.unwrap_or(0) as usize;
-        let of_caller = (connection.made.len(), connection.made_bytes);
+        let of_connection = (connection.made.len(), connection.made_bytes);
         let caller_name = connection.service;
-        let admitted = self.calls.admit(of_caller, bytes, self.ending);
+        let admitted = self
+            .calls
+            .admit(caller_name, of_connection, bytes, self.ending);
         let callee = match admitted.and_then(|()| self.callee(&request.service)) {
             Ok(callee) => callee,
             Err(status) => return self.respond(conn, request.id, Err(status)),

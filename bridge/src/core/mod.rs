@@ -9,8 +9,9 @@
 //! ```
 //!
 //! Bounds: 65,536 calls under way and 512 MiB of their payloads and windows, of
-//! one caller 1024 and 64 MiB; 256 calls and 64 MiB in all that wait for a
-//! service; 64 connections of one instance; a window of 4 MiB and 4096 parts for
+//! one connection 1024 and 64 MiB; 1024 calls that wait for a service, and 64 MiB
+//! for all. One service, all its instances and connections together, never has more
+//! than a quarter of any of these. 64 connections of one instance; a window of 4 MiB and 4096 parts for
 //! each streamed answer. A caller or callee that does not read is disconnected
 //! when 8192 messages or 64 MiB are queued for it, see
 //! [`blackhole_bus_schema::transport::rpc`].

@@ -13,6 +13,7 @@ mod calls;
 mod drains;
 mod lives;
 mod property;
+mod shares;
 mod streams;
 
 const MS: Duration = Duration::from_millis(1);
