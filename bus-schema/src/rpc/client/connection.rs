@@ -16,6 +16,8 @@ use crate::transport::rpc::{DealerEvent, DealerWatch, Frame};
 
 /// Messages taken before anything else has a turn.
 const BURST: usize = 64;
+/// Messages taken when the connection is lost: those that its queue holds.
+const LAST_WORDS: usize = 1024;
 /// There is one connection to the bridge at a time.
 const BRIDGE: u64 = 0;
 
@@ -111,6 +113,13 @@ impl Connection {
                 self.register().await;
             }
             DealerEvent::Down => {
+                // Answers that came before it have come. No more than the queue holds.
+                for _ in 0..LAST_WORDS {
+                    let Some((header, payload)) = self.shared.calls.dealer.try_recv() else {
+                        break;
+                    };
+                    self.received(header, payload).await;
+                }
                 self.connected = false;
                 self.unconfirmed = 0;
                 self.shared.standing.send_replace(Standing::Away);

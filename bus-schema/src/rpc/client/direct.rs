@@ -492,6 +492,10 @@ async fn caller(calls: Arc<Calls>, mut events: DealerWatch, path: watch::Sender<
         }
     }
     path.send_replace(Path::Closed);
+    // Answers that came before the loss have come.
+    while let Some((header, payload)) = calls.dealer.try_recv() {
+        take(&calls, header, payload, &path);
+    }
     calls.fail_all();
 }
 
