@@ -17,7 +17,7 @@ use blackhole_bus_schema::supervision::{
 };
 use blackhole_bus_schema::topic::{self, Topic};
 use blackhole_bus_schema::transport::rpc::{
-    Frame, FromPeer, Ledger, Peer, PeerEvent, PeerWatch, Route, Router, SendError,
+    Admitted, Frame, FromPeer, Ledger, Peer, PeerEvent, PeerWatch, Route, Router, SendError,
 };
 use tokio::sync::mpsc;
 
@@ -215,7 +215,8 @@ impl Shell {
             header,
             payload,
         } = message;
-        if !self.core.knows(peer.connection) && !self.connected(now, &peer) {
+        let known = self.core.knows(peer.connection) && self.routes.contains_key(&peer.connection);
+        if !known && !self.connected(now, &peer) {
             return;
         }
         let conn = peer.connection;
@@ -247,6 +248,7 @@ impl Shell {
 
     async fn peer(&mut self, event: PeerEvent) {
         match event {
+            PeerEvent::Admitted(peer) => self.admitted(&peer),
             PeerEvent::Gone(conn) => {
                 self.last_words();
                 self.routes.remove(&conn);
@@ -254,11 +256,22 @@ impl Shell {
             }
             PeerEvent::Refused(reason) => tracing::debug!(reason, "a handshake failed"),
             PeerEvent::Missed => {
-                let there = self.router.connections().await.into_iter().collect();
+                let admitted = self.router.admitted().await;
+                let there = admitted.iter().map(|peer| peer.connection).collect();
                 self.last_words();
                 self.core.retain(Instant::now(), &there);
                 self.routes.retain(|conn, _| there.contains(conn));
+                for peer in &admitted {
+                    self.admitted(peer);
+                }
             }
+        }
+    }
+
+    /// Counts a connection that may never say anything.
+    fn admitted(&mut self, peer: &Admitted) {
+        if let Some(who) = credentials(&peer.username, &peer.proven) {
+            self.core.connected(Instant::now(), peer.connection, who);
         }
     }
 

@@ -48,3 +48,29 @@ async fn an_answer_before_a_close_is_not_lost() {
     }
     assert!(lost.is_empty(), "{} of {ROUNDS}: {lost:?}", lost.len());
 }
+
+#[tokio::test]
+async fn connections_that_say_nothing_are_limited() {
+    const MOST: usize = 64;
+    const OPENED: usize = 300;
+    let bridge = Bridge::start(&["front", "evil"]);
+    let _first = bridge.registered("front.1", 1).await;
+    let options = bridge.options("evil.1", 1);
+    // Some are ended before they have seen the end of their handshake.
+    let mut open: Vec<Raw> = (0..OPENED)
+        .filter_map(|_| Raw::connect(&options).ok())
+        .collect();
+    while open.len() > MOST {
+        open.retain_mut(|peer| !peer.is_closed());
+        // Whoever is admitted now was counted after all of those.
+        let other = bridge.client("front.2", 1).await;
+        assert!(other.registered(PATIENCE).await.is_ok());
+    }
+    open.retain_mut(|peer| !peer.is_closed());
+    assert_eq!(open.len(), MOST);
+    let told = "has more than 64 connections";
+    assert_eq!(bridge.log().matches(told).count(), 1);
+    // Those that end leave room.
+    drop(open);
+    let _evil = bridge.registered("evil.1", 1).await;
+}

@@ -19,6 +19,7 @@ impl Core {
             return;
         };
         let instance = connection.who.instance;
+        self.presence.leave(&instance);
         if self.directory.is_registered(&instance, conn) {
             self.unregister(&instance);
         }
@@ -162,7 +163,8 @@ impl Core {
     /// The bridge ends: nothing new is taken, what is under way may finish.
     pub fn end(&mut self) {
         self.ending = true;
-        let mut all: Vec<Conn> = self.connections.keys().copied().collect();
+        let spoke = self.connections.iter().filter(|(_, c)| c.spoke);
+        let mut all: Vec<Conn> = spoke.map(|(conn, _)| *conn).collect();
         all.sort_unstable();
         for conn in all {
             let reason = "the bridge ends".into();
@@ -177,6 +179,7 @@ impl Core {
     /// Whatever is due at `now`.
     pub fn tick(&mut self, now: Instant) {
         self.finish_drains(Some(now));
+        self.end_silent(now);
         while let Some(id) = self.calls.expired(now) {
             let Some(call) = self.calls.get(id) else {
                 continue;

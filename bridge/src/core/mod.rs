@@ -22,6 +22,7 @@ mod dispatch;
 mod drains;
 mod events;
 mod ids;
+mod presence;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -44,6 +45,7 @@ use directory::Directory;
 pub use directory::{Outlook, ProcessReport};
 use drains::Drains;
 pub use ids::{IdMap, IdSet};
+use presence::{CONNECTIONS_OF_ONE, Presence};
 
 /// Silence after which a registered connection counts as hung: it no longer
 /// gets calls until it speaks again.
@@ -51,10 +53,6 @@ pub const SILENCE: Duration = Duration::from_millis(HEARTBEAT.as_millis() as u64
 /// Connections that are gone and whose last messages may still come out of the
 /// queue; the oldest is forgotten first.
 const REMEMBERED: usize = 4096;
-
-/// Connections that one instance may have: workers of a service may each open
-/// one. Further ones are ended.
-const CONNECTIONS_OF_ONE: usize = 64;
 
 /// A connection of the ROUTER, never used again.
 pub type Conn = u64;
@@ -134,6 +132,8 @@ struct Connection {
     /// What they count for together.
     made_bytes: usize,
     offended: bool,
+    /// Whether a message came; before, none is sent.
+    spoke: bool,
     /// Whether it stands in `Core::silences`.
     watched: bool,
     /// Whether its spawn is over, as of this version of the directory.
@@ -172,6 +172,7 @@ pub struct Core {
     key: Key,
     connections: IdMap<Conn, Connection>,
     gone: Gone,
+    presence: Presence,
     directory: Directory,
     calls: Calls,
     /// When to look whether a registered connection is silent, see `tick`.
@@ -192,6 +193,7 @@ impl Core {
             key,
             connections: IdMap::default(),
             gone: Gone::default(),
+            presence: Presence::default(),
             directory: Directory::default(),
             calls: Calls::new(incarnation),
             silences: BTreeSet::new(),
@@ -222,6 +224,7 @@ impl Core {
             self.calls.next_deadline(),
             silence,
             self.drains.next_deadline(),
+            self.presence.next_deadline(),
         ]
         .into_iter()
         .flatten()
@@ -266,17 +269,27 @@ impl Core {
         self.connections.contains_key(&conn)
     }
 
-    /// A connection of which nothing was heard yet. Returns whether its messages
-    /// are taken; one that is gone may have left some behind.
+    /// A connection was admitted, or a first message came from it; whichever is
+    /// told first. Returns whether its messages are taken; one that is gone may have
+    /// left some behind.
     pub fn connected(&mut self, now: Instant, conn: Conn, who: Credentials) -> bool {
+        if self.knows(conn) {
+            return true;
+        }
         if self.gone.contains(conn) {
             return false;
         }
-        if self.has_too_many(&who.instance) {
+        if let Err(news) = self.presence.enter(&who.instance) {
             self.gone.remember(conn);
             self.actions.push(Action::Disconnect(conn));
+            if news {
+                let what = format!("has more than {CONNECTIONS_OF_ONE} connections: ended");
+                let who = who.instance;
+                self.actions.push(Action::Offence { who, what });
+            }
             return false;
         }
+        self.await_first_word(now, conn);
         let connection = Connection {
             name: who.instance.to_string(),
             service: self.calls.name(who.instance.service().as_str()),
@@ -286,6 +299,7 @@ impl Core {
             made: IdMap::default(),
             made_bytes: 0,
             offended: false,
+            spoke: false,
             watched: false,
             over: (u64::MAX, false),
         };
@@ -299,6 +313,7 @@ impl Core {
             return;
         };
         connection.last_heard = now;
+        connection.spoke = true;
         let version = self.directory.version();
         if connection.over.0 != version {
             connection.over = (version, self.directory.is_over(&connection.who));
@@ -332,14 +347,6 @@ impl Core {
             }
             Header::Registered(_) => self.offence(conn, "sent a header that only the bridge sends"),
         }
-    }
-
-    fn has_too_many(&self, instance: &InstanceName) -> bool {
-        self.connections
-            .values()
-            .filter(|c| c.who.instance == *instance)
-            .count()
-            >= CONNECTIONS_OF_ONE
     }
 
     /// A process that has been replaced, or is reported dead, still speaks.
@@ -473,6 +480,9 @@ impl Core {
 
     /// A message came in whose header is none. It is skipped.
     pub fn not_understood(&mut self, conn: Conn) {
+        if let Some(connection) = self.connections.get_mut(&conn) {
+            connection.spoke = true;
+        }
         self.offence(conn, "sent a message that is not understood");
     }
 

@@ -288,13 +288,15 @@ impl Router {
 
     /// The numbers of the connections there are now.
     pub async fn connections(&self) -> Vec<u64> {
-        match self.socket.connections().await {
-            Ok(list) => list
-                .into_iter()
-                .map(|status| status.connection_id)
-                .collect(),
-            Err(_) => Vec::new(),
-        }
+        let all = self.socket.connections().await.unwrap_or_default();
+        all.iter().map(|status| status.connection_id).collect()
+    }
+
+    /// The peers that are admitted now.
+    pub async fn admitted(&self) -> Vec<Admitted> {
+        let all = self.socket.connections().await.unwrap_or_default();
+        let admitted = all.iter().filter_map(|status| status.peer_info.as_ref());
+        admitted.map(Admitted::of).collect()
     }
 
     /// Ends a connection. Its peer will connect again unless it is refused.
@@ -327,9 +329,32 @@ fn from_peer((identity, mut message): (Identity, Message)) -> Option<FromPeer> {
     })
 }
 
+/// A peer that came through the handshake.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admitted {
+    /// Number of the connection.
+    pub connection: u64,
+    /// PLAIN username.
+    pub username: String,
+    /// What the authenticator said of it.
+    pub proven: Bytes,
+}
+
+impl Admitted {
+    fn of(peer: &omq_tokio::PeerInfo) -> Self {
+        Self {
+            connection: peer.connection_id,
+            username: peer.authentication.username.clone().unwrap_or_default(),
+            proven: peer.authentication.user_id.clone().unwrap_or_default(),
+        }
+    }
+}
+
 /// What became of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PeerEvent {
+    /// A peer was admitted; it may never send anything.
+    Admitted(Admitted),
     /// This connection was lost.
     Gone(u64),
     /// A peer was not admitted, or did not get through the handshake.
@@ -349,6 +374,9 @@ impl PeerWatch {
     pub async fn next(&mut self) -> PeerEvent {
         loop {
             match self.stream.recv().await {
+                Ok(MonitorEvent::HandshakeSucceeded { peer, .. }) => {
+                    return PeerEvent::Admitted(Admitted::of(&peer));
+                }
                 Ok(MonitorEvent::Disconnected { peer, .. }) => {
                     return PeerEvent::Gone(peer.connection_id);
                 }

@@ -290,7 +290,43 @@ fn absurd_registrations_are_refused() {
     for conn in 10..10 + CONNECTIONS_OF_ONE as u64 {
         assert_eq!(goaways(&world.register(conn, "web.1", &[])), 0);
     }
-    assert_eq!(world.register(1000, "web.1", &[]), [Did::Disconnect(1000)]);
+    let ended = world.register(1000, "web.1", &[]);
+    assert_eq!((&ended[0], offences(&ended)), (&Did::Disconnect(1000), 1));
+    assert_eq!(world.register(1001, "web.1", &[]), [Did::Disconnect(1001)]);
+    world.gone(10);
+    assert_eq!(goaways(&world.register(1002, "web.1", &[])), 0);
+}
+
+#[test]
+fn connections_that_say_nothing_count_and_are_ended() {
+    let mut world = World::new();
+    let admit = |world: &mut World, conn: Conn| {
+        let who = Credentials {
+            instance: instance("web.1"),
+            generation: Generation(1),
+        };
+        world.core.connected(world.now, conn, who)
+    };
+    let most = CONNECTIONS_OF_ONE as u64;
+    assert!((0..most).all(|conn| admit(&mut world, conn)));
+    assert!(admit(&mut world, 0), "told twice, counted once");
+    assert!(!admit(&mut world, most));
+    world.take();
+    world.register(0, "web.1", &["get"]);
+    assert_eq!(world.core.next_deadline(), Some(world.now + 30_000 * MS));
+    world.now += 20_000 * MS;
+    world.say(0, "web.1", Header::Heartbeat { registered: None });
+    let ended = world.pass(10_000 * MS);
+    let disconnected: Vec<Conn> = ended
+        .iter()
+        .filter_map(|did| match did {
+            Did::Disconnect(conn) => Some(*conn),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(disconnected, (1..most).collect::<Vec<_>>());
+    assert!(world.core.knows(0));
+    assert!(admit(&mut world, most + 1), "there is room again");
 }
 
 #[test]

@@ -153,6 +153,7 @@ impl Server {
                         self.ledgers.remove(&connection);
                         self.work.lost(connection);
                     }
+                    PeerEvent::Admitted(_) => {}
                     PeerEvent::Refused(reason) => tracing::debug!(reason, "a direct caller was refused"),
                     PeerEvent::Missed => {
                         let there = router.connections().await;
