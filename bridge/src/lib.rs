@@ -45,5 +45,12 @@ pub enum BridgeError {
 /// # Errors
 /// When its key or a socket is not to be had; later faults are answered or logged.
 pub async fn run(daemon: Daemon) -> Result<(), BridgeError> {
-    shell::Shell::open(daemon).await?.run().await
+    // In a task of its own: whenever the future that a runtime blocks on is woken by a
+    // task, the runtime looks at all its descriptors once more before it polls it.
+    let work = tokio::spawn(async move { shell::Shell::open(daemon).await?.run().await });
+    match work.await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => Ok(()),
+    }
 }
