@@ -300,7 +300,7 @@ impl Following {
     fn number(&mut self) -> u64 {
         let line = self.lines.next().expect("a line").expect("a text");
         let number = line.rsplit(' ').next().and_then(|word| word.parse().ok());
-        number.unwrap_or_else(|| panic!("{line:?}"))
+        number.expect("a line with its number")
     }
 }
 

@@ -14,8 +14,11 @@ mod decode;
 pub use self::core::bridge_core;
 pub use decode::{bus_message, config, names, record_file, rpc_header, shim_frames, token};
 
+/// What takes any bytes and must not panic.
+pub type Target = fn(&[u8]);
+
 /// All targets by name, for those who run them over files.
-pub const TARGETS: [(&str, fn(&[u8])); 8] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("bridge_core", bridge_core),
     ("bus_message", bus_message),
     ("config", config),
