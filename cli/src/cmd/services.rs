@@ -167,13 +167,21 @@ where
     let (link, mut events) = way;
     let budget = context.timeout(BUDGET);
     let mut last = BTreeMap::new();
+    let mut told = BTreeMap::new();
     let request = link.request(&command, budget);
     tokio::pin!(request);
     let result = loop {
         tokio::select! {
             // Events first: the last one tells what the result is about.
             biased;
-            event = events.recv() => progress(context, &mut last, event),
+            event = events.recv() => {
+                if let Some(LinkEvent::Event(received)) = &event
+                    && let Ok(changed) = received.parse::<SupervisionChanged>()
+                {
+                    told.insert(changed.status.instance.to_string(), changed.status);
+                }
+                progress(context, &mut last, event);
+            }
             result = &mut request => break result,
         }
     };
