@@ -15,7 +15,7 @@ use super::keeper::{Keeper, Takeover, holder_of};
 use super::process::Process;
 use super::report::Report;
 use super::signals::Signals;
-use super::{another, teardown};
+use super::{another, leftover, teardown};
 
 /// Ends everything. Nothing running is no error.
 ///
@@ -33,6 +33,8 @@ pub async fn down(context: &Context) -> Result<(), Error> {
         by_hand(context, report).await?;
     } else if keeper.is_none() {
         teardown::shut_down_fork_server(dirs).await;
+        // What was killed to the last process could not clear away after itself.
+        leftover::clean(dirs).await;
         out::note(format!("nothing is running in {}", dirs.state.display()));
         return Ok(());
     }

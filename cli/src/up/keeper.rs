@@ -403,6 +403,13 @@ impl Keeper {
             .is_some_and(|index| self.daemons[index].process.is_some())
     }
 
+    /// Whether the process of one of these daemons lives.
+    pub(super) fn lives_any(&self, of: impl Fn(&Component) -> bool) -> bool {
+        self.daemons
+            .iter()
+            .any(|daemon| of(&daemon.component) && daemon.process.is_some())
+    }
+
     /// A daemon that has failed again and again without ever answering.
     pub(super) fn hopeless(&self) -> Option<&Component> {
         self.daemons

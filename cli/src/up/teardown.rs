@@ -45,7 +45,7 @@ pub(super) async fn run(
             Way::Done => {}
             Way::Failed(why) => {
                 out::note(format!(
-                    "{why}: the services are stopped without the supervisor"
+                    "{why}: the services are stopped through their shims, without the supervisor"
                 ));
             }
             Way::Signal => killing = true,
@@ -66,6 +66,9 @@ pub(super) async fn run(
             );
         if component == Component::ResourceController {
             shut_down_fork_server(dirs).await;
+            // A process-manager that was killed in the midst of a start may have
+            // left a shim that took it only now; with the fork server none is left.
+            killing = by_shims(keeper, dirs, signals, killing).await;
             release_groups(keeper).await;
         }
         tokio::select! {
@@ -101,6 +104,10 @@ async fn by_supervisor(keeper: &mut Keeper, signals: &mut Signals) -> Way {
     let Some(link) = keeper.watch.link(&Component::Supervisor).cloned() else {
         return Way::Failed("the supervisor cannot be asked".to_owned());
     };
+    // None is started any more: the supervisor would wait for one for ever.
+    if !keeper.lives_any(|component| matches!(component, Component::ProcessManager(_))) {
+        return Way::Failed("there is no process-manager".to_owned());
+    }
     let request = stop_all(link);
     tokio::pin!(request);
     loop {

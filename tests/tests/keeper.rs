@@ -1,0 +1,79 @@
+//! Deployments whose keeper, process-manager or both were killed: `down` comes
+//! to its end, commands say what they wait for, and what is missing is shown.
+
+use blackhole_bus_schema::dirs::Lock;
+use blackhole_tests::{Deployment, processes, wait_for};
+
+const PAIR: &str = r#"
+services:
+  base: {command: [blackhole-example, idle]}
+  after: {command: [blackhole-example, idle], depends_on: {base: ready}}
+"#;
+
+/// Who holds a lock, while they live.
+fn holder(deployment: &Deployment, name: &str) -> Option<u32> {
+    Lock::holder(&deployment.dirs().lock(name)).filter(|pid| processes::is_alive(*pid))
+}
+
+#[track_caller]
+fn kill_holder(deployment: &Deployment, name: &str) -> u32 {
+    let pid = wait_for(&format!("a {name}"), || {
+        holder(deployment, name).ok_or_else(|| format!("no {name}"))
+    });
+    deployment.kill(pid);
+    pid
+}
+
+#[test]
+fn down_ends_everything_without_keeper_and_process_manager() {
+    let deployment = Deployment::new(PAIR);
+    deployment.up();
+    kill_holder(&deployment, "up");
+    kill_holder(&deployment, "process-manager");
+    let output = deployment.down();
+    assert!(
+        output.stderr.contains("there is no process-manager")
+            && output.stderr.contains("through their shims"),
+        "{output:#?}"
+    );
+    // Dependents first, as ever.
+    let said = |name: &str| output.stderr.find(name);
+    assert!(said("after.1") < said("base.1"), "{output:#?}");
+    // What ran at `down` is what the next `up` starts.
+    deployment.up();
+    let status = deployment.status();
+    assert!(
+        status.is("base.1", "RUNNING") && status.is("after.1", "RUNNING"),
+        "{status:?}"
+    );
+    deployment.down();
+}
+
+/// The keeper waits longer and longer before it starts a manager again; `down`
+/// does not wait for one that will not come.
+#[test]
+fn down_comes_to_its_end_between_two_lives_of_the_process_manager() {
+    let deployment = Deployment::new(PAIR);
+    deployment.up();
+    for kills in 1..=4 {
+        let pid = kill_holder(&deployment, "process-manager");
+        if kills < 4 {
+            wait_for("the next process-manager", || {
+                holder(&deployment, "process-manager")
+                    .filter(|next| *next != pid)
+                    .ok_or_else(|| "none".to_owned())
+            });
+        }
+    }
+    deployment.down();
+}
+
+/// With every process dead there is nothing to end, but sockets and groups to remove.
+#[test]
+fn down_clears_away_after_processes_that_were_all_killed() {
+    let deployment = Deployment::new(PAIR);
+    deployment.up();
+    kill_holder(&deployment, "up");
+    processes::kill_all(&processes::mark(deployment.path()), &deployment.cgroup());
+    deployment.down();
+}
