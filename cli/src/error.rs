@@ -86,6 +86,16 @@ pub enum Error {
         /// The time allowed.
         after: Duration,
     },
+    /// It took longer than allowed because a daemon is away that nothing goes on without.
+    #[error("cannot {operation} within {}: the {component} does not answer", human::duration(*.after))]
+    Waited {
+        /// What was wanted, as a verb.
+        operation: String,
+        /// The time allowed.
+        after: Duration,
+        /// Who did not answer.
+        component: &'static str,
+    },
     /// A daemon refused or failed it.
     #[error("cannot {operation}")]
     Refused {
@@ -174,7 +184,7 @@ impl Error {
             | Self::Dirs(DirsError::Unknown { .. } | DirsError::TooLong { .. }) => Exit::Usage,
             Self::NotFound { .. } => Exit::NotFound,
             Self::Unreachable { .. } | Self::Nobody { .. } => Exit::Unreachable,
-            Self::TimedOut { .. } => Exit::TimedOut,
+            Self::TimedOut { .. } | Self::Waited { .. } => Exit::TimedOut,
             Self::Refused { status, .. } | Self::Called { status, .. } => exit_of(status.code),
             Self::Forbidden { .. } => Exit::Refused,
             Self::BrokenPipe => Exit::Done,
@@ -219,6 +229,10 @@ impl Error {
             Self::TimedOut { .. } => "it may still go on: `blackhole status` shows how far it is; \
                  --timeout allows more time"
                 .to_owned(),
+            Self::Waited { component, .. } => format!(
+                "the supervisor keeps the command and carries it out when there is a {component} \
+                 again: `blackhole up -d` starts it; `blackhole --offline stop` does without"
+            ),
             Self::Refused { status, .. } => match status.code {
                 Code::ResourceExhausted => {
                     "stop something, or lower its cpu_request_percent or memory_request_mb"

@@ -77,3 +77,32 @@ fn down_clears_away_after_processes_that_were_all_killed() {
     processes::kill_all(&processes::mark(deployment.path()), &deployment.cgroup());
     deployment.down();
 }
+
+#[test]
+fn commands_without_a_process_manager_say_what_they_wait_for_and_end() {
+    let deployment = Deployment::new(PAIR);
+    deployment.up();
+    kill_holder(&deployment, "up");
+    let before = deployment.status().running();
+    kill_holder(&deployment, "process-manager");
+    for verb in ["stop", "restart", "start"] {
+        let output = deployment
+            .cli(&[verb, "after", "--timeout", "4s"])
+            .exits_with(5);
+        assert!(
+            output
+                .stderr
+                .contains("the process-manager does not answer: services go on running"),
+            "{output:#?}"
+        );
+        assert!(output.stderr.contains("waiting up to 4.0 s"), "{output:#?}");
+        let error = format!("error: cannot {verb} after within 4.0 s: the process-manager");
+        assert!(output.stderr.contains(&error), "{output:#?}");
+        assert!(output.stderr.contains("blackhole up -d"), "{output:#?}");
+    }
+    for (name, (pid, _)) in &before {
+        let pid = u32::try_from(*pid).expect("a pid");
+        assert!(processes::is_alive(pid), "{name} was touched");
+    }
+    deployment.down();
+}

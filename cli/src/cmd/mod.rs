@@ -14,6 +14,7 @@ mod services;
 mod signal;
 mod status;
 mod tap;
+mod waiting;
 
 use clap::CommandFactory;
 

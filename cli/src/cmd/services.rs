@@ -7,6 +7,7 @@ use blackhole_bus_schema::bus::{Link, LinkEvent};
 use blackhole_bus_schema::health::Health;
 use blackhole_bus_schema::message::Command;
 use blackhole_bus_schema::names::Component;
+use blackhole_bus_schema::reply::Code;
 use blackhole_bus_schema::supervision::{
     Desired, InstanceStatus, Outcome, Phase, ResetServices, RestartServices, StartServices,
     StopServices, SupervisionChanged, Target,
@@ -26,6 +27,8 @@ use crate::view::names::{self, Filter};
 use crate::view::service::{Answers, ServiceRow, rows};
 use crate::view::status;
 use crate::{human, offline, out};
+
+use super::waiting::{Managers, Word};
 
 /// Time for a whole command when the operator does not say: longer than the
 /// usual grace, and than the first restarts of something that fails.
@@ -168,6 +171,7 @@ where
     let budget = context.timeout(BUDGET);
     let mut last = BTreeMap::new();
     let mut told = BTreeMap::new();
+    let mut managers = Managers::open(&context.dirs).await?;
     let request = link.request(&command, budget);
     tokio::pin!(request);
     let result = loop {
@@ -183,9 +187,20 @@ where
                 progress(context, &mut last, event);
             }
             result = &mut request => break result,
+            word = managers.word() => out::note(waiting_words(word, budget)),
         }
     };
-    let mut outcome = result.map_err(|error| client::request_error(operation, error, budget))?;
+    let mut outcome = result.map_err(|error| {
+        let late = error.code() == Code::DeadlineExceeded;
+        match late && managers.are_silent() {
+            true => Error::Waited {
+                operation: operation.to_owned(),
+                after: budget,
+                component: "process-manager",
+            },
+            false => client::request_error(operation, error, budget),
+        }
+    })?;
     hold(
         context,
         watch.unwrap_or_default(),
@@ -221,6 +236,18 @@ where
                really up"
             .to_owned(),
     })
+}
+
+/// What is said while a command waits.
+fn waiting_words(word: Word, budget: Duration) -> String {
+    match word {
+        Word::Silent => format!(
+            "the process-manager does not answer: services go on running, none is started or \
+             stopped; waiting up to {} for it",
+            human::duration(budget)
+        ),
+        Word::Back => "the process-manager answers".to_owned(),
+    }
 }
 
 /// A service without probes counts as ready as soon as it runs, also one that dies
