@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use blackhole_bus_schema::dirs::Dirs;
+use blackhole_bus_schema::dirs::{Dirs, Lock};
 use serde::{Deserialize, Serialize};
 
+use crate::client;
 use crate::error::Error;
+use crate::view::keeper::{Keeper, State};
 
 /// Name of the keeper's lock in the state directory.
 pub const LOCK: &str = "up";
@@ -52,6 +54,22 @@ impl KeeperFile {
     }
 }
 
+/// Looks for the keeper; `None` where the daemons were not started by one.
+pub fn find(dirs: &Dirs) -> Option<Keeper> {
+    let lock = dirs.lock(LOCK);
+    if client::is_locked(&lock) {
+        return Some(Keeper {
+            state: State::Running,
+            pid: Lock::holder(&lock),
+        });
+    }
+    // Its file outlives only one that was killed or gave up.
+    KeeperFile::read(dirs).map(|_| Keeper {
+        state: State::Missing,
+        pid: None,
+    })
+}
+
 /// Tells whether a file has changed: its length and FNV-1a hash. Not for
 /// protection against anybody.
 pub fn fingerprint(path: &Path) -> String {
@@ -82,6 +100,29 @@ mod tests {
         assert_eq!(KeeperFile::read(&dirs), Some(file));
         std::fs::write(temp.path().join("keeper.json"), b"{half").unwrap();
         assert_eq!(KeeperFile::read(&dirs), None);
+    }
+
+    #[test]
+    fn a_keeper_is_found_by_its_lock_and_missed_by_its_file() {
+        let temp = tempfile::tempdir().unwrap();
+        let dirs = Dirs::resolve(Some(temp.path().join("r")), Some(temp.path().join("s"))).unwrap();
+        dirs.create().unwrap();
+        assert_eq!(find(&dirs), None);
+        let file = KeeperFile {
+            config: "/x.yaml".into(),
+            fingerprint: String::new(),
+            version: String::new(),
+            stopping: false,
+        };
+        file.write(&dirs).unwrap();
+        let lock = Lock::try_take(&dirs.lock(LOCK)).unwrap();
+        let running = find(&dirs).unwrap();
+        assert_eq!(
+            (running.state, running.pid),
+            (State::Running, Some(std::process::id()))
+        );
+        drop(lock);
+        assert_eq!(find(&dirs).unwrap().state, State::Missing);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! to its end, commands say what they wait for, and what is missing is shown.
 
 use blackhole_bus_schema::dirs::Lock;
-use blackhole_tests::{Deployment, processes, wait_for};
+use blackhole_tests::{Deployment, Status, processes, wait_for};
 
 const PAIR: &str = r#"
 services:
@@ -105,4 +105,66 @@ fn commands_without_a_process_manager_say_what_they_wait_for_and_end() {
         assert!(processes::is_alive(pid), "{name} was touched");
     }
     deployment.down();
+}
+
+/// A dead keeper is shown wherever the state of things is, and `up -d` takes
+/// its daemons over: they and the services go on, and are restarted again.
+#[test]
+fn a_dead_keeper_is_shown_and_replaced() {
+    let deployment = Deployment::new(PAIR);
+    deployment.up();
+    let keeper = deployment.status().0["keeper"].clone();
+    assert_eq!(keeper["state"], "RUNNING");
+    assert_eq!(
+        keeper["pid"].as_u64(),
+        holder(&deployment, "up").map(u64::from)
+    );
+    let before = deployment.status();
+    kill_holder(&deployment, "up");
+
+    for command in ["status", "health", "component list", "doctor"] {
+        let mut words: Vec<&str> = command.split(' ').collect();
+        let text = deployment.cli(&words);
+        let all = format!("{}{}", text.stdout, text.stderr);
+        assert!(
+            all.contains("keeper") && all.contains("`blackhole up -d` takes"),
+            "{text:#?}"
+        );
+        words.extend(["-o", "json"]);
+        let json = deployment.cli(&words).json();
+        match command {
+            "doctor" => {
+                let checks = json["checks"].as_array().expect("checks").iter();
+                let grade = checks
+                    .filter(|check| check["what"] == "keeper")
+                    .map(|check| check["grade"].clone())
+                    .next();
+                assert_eq!(grade, Some("WARN".into()), "{json:#}");
+            }
+            _ => assert_eq!(json["keeper"]["state"], "MISSING", "{json:#}"),
+        }
+    }
+
+    deployment.up();
+    let after = deployment.status();
+    assert_eq!(after.0["keeper"]["state"], "RUNNING", "{after:?}");
+    assert_eq!(after.running(), before.running(), "services were touched");
+    let pids = |status: &Status| {
+        let pid = |name| status.component_pid(name);
+        blackhole_tests::deployment::DAEMONS.map(pid)
+    };
+    assert_eq!(pids(&after), pids(&before), "daemons were replaced");
+    // Now somebody restarts them again.
+    let killed = deployment.kill_component("bridge");
+    deployment.wait_until("another bridge", |status| {
+        status
+            .component_pid("bridge")
+            .is_some_and(|pid| pid != killed)
+    });
+    let shown = deployment.cli(&["status"]).ok();
+    assert!(!shown.stdout.contains("no keeper"), "{shown:#?}");
+    deployment.down();
+    // Nobody is missed where nothing is left.
+    let doctor = deployment.cli(&["doctor"]);
+    assert!(!doctor.stdout.contains("keeper"), "{doctor:#?}");
 }

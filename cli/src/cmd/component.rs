@@ -16,8 +16,9 @@ use crate::keeper_file::LOCK;
 use crate::out::Tone;
 use crate::up::holder_of;
 use crate::view::component::{self, ComponentRow, Found};
-use crate::view::problem;
-use crate::{human, out};
+use crate::view::keeper::Keeper;
+use crate::view::{keeper, problem};
+use crate::{human, keeper_file, out};
 
 /// Time for a daemon's end and its next start when the operator does not say:
 /// more than the keeper waits between two starts.
@@ -26,6 +27,8 @@ const RESTART: Duration = Duration::from_secs(30);
 #[derive(Serialize)]
 struct Document {
     components: Vec<Row>,
+    /// Who restarts them; `null` where no `up` did that.
+    keeper: Option<Keeper>,
 }
 
 /// One daemon. The field names are part of the interface.
@@ -59,10 +62,12 @@ pub(super) async fn list(context: &Context) -> Result<(), Error> {
     let now = human::now_ns();
     let document = Document {
         components: found.iter().map(|found| Row::new(now, found)).collect(),
+        keeper: keeper_file::find(&context.dirs),
     };
     out::document(context.format, &document, || {
         let mut text = component::table(context.style, now, &found);
-        for problem in problem::of_components(&found) {
+        let problems = problem::of_components(&found).into_iter();
+        for problem in problems.chain(keeper::problem(document.keeper, &found)) {
             text.push_str(&context.style.paint(problem.tone, &problem.text));
             text.push('\n');
         }
@@ -139,6 +144,7 @@ pub(super) async fn restart(context: &Context, name: &str) -> Result<(), Error> 
     let now = human::now_ns();
     let document = Document {
         components: found.iter().map(|found| Row::new(now, found)).collect(),
+        keeper: keeper_file::find(&context.dirs),
     };
     out::document(context.format, &document, || {
         let ended = context.style.paint(Tone::Dim, &process.pid().to_string());

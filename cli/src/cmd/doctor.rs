@@ -17,8 +17,9 @@ use crate::host::{self, Hierarchy};
 use crate::out::{self, Tone};
 use crate::table::{Table, plain, toned};
 use crate::view::component::{Found, Presence};
+use crate::view::keeper::{self, Keeper, State};
 use crate::view::problem;
-use crate::{human, offline};
+use crate::{human, keeper_file, offline};
 
 /// Below this much room a state directory is worth a warning, bytes.
 const LITTLE_ROOM: u64 = 512 * 1024 * 1024;
@@ -98,10 +99,9 @@ pub(super) async fn run(context: &Context) -> Result<(), Error> {
         checks.extend(programs(config));
     }
     let overview = Overview::open(dirs, context.timeout(client::WAIT)).await?;
-    checks.extend(daemons(
-        &overview.who().await,
-        offline::live(dirs).await.len(),
-    ));
+    let found = overview.who().await;
+    checks.extend(daemons(&found, offline::live(dirs).await.len()));
+    checks.extend(keeper(keeper_file::find(dirs), &found));
     checks.push(stale(dirs));
     let document = Document { checks };
     out::document(context.format, &document, || {
@@ -475,6 +475,21 @@ fn daemons(found: &[Found], live: usize) -> Vec<Check> {
             .map(|problem| warn("daemons", problem.text, "")),
     );
     checks
+}
+
+/// Whether somebody restarts the daemons; nothing where no `up` did that, or none runs.
+fn keeper(keeper: Option<Keeper>, found: &[Found]) -> Option<Check> {
+    const WHAT: &str = "keeper";
+    if keeper::problem(keeper, found).is_some() {
+        return Some(warn(
+            WHAT,
+            "does not run: nobody starts a daemon again that ends",
+            "`blackhole up -d` takes the daemons over, services go on",
+        ));
+    }
+    let pid = keeper.filter(|keeper| keeper.state == State::Running)?.pid;
+    let pid = pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
+    Some(ok(WHAT, format!("pid {pid}")))
 }
 
 /// Sockets of daemons that do not live. They do no harm: the next daemon replaces them.

@@ -5,15 +5,18 @@ use crate::context::Context;
 use crate::error::{Error, Exit};
 use crate::out;
 use crate::view::health::HealthView;
-use crate::view::problem;
+use crate::view::{keeper, problem};
 
 use super::status;
 
 pub(super) async fn run(context: &Context, args: &args::Status) -> Result<(), Error> {
     let view = status::picture(context, &args.names).await?;
-    let health = HealthView::new(&view.services);
+    let health = HealthView::new(&view.services, view.keeper);
     out::document(context.format, &health, || health.table(context.style))?;
-    for problem in problem::of_components(view.found()) {
+    let problems = problem::of_components(view.found())
+        .into_iter()
+        .chain(keeper::problem(view.keeper, view.found()));
+    for problem in problems {
         out::note(context.style_err.paint(problem.tone, &problem.text));
     }
     if health.healthy {

@@ -12,7 +12,7 @@ use crate::out::{self, Tone};
 use crate::view::names::Filter;
 use crate::view::status::StatusView;
 use crate::watch::{Change, Watch};
-use crate::{client, human};
+use crate::{client, human, keeper_file};
 
 use super::status;
 
@@ -31,7 +31,9 @@ pub(super) async fn run(context: &Context, args: &args::Monitor) -> Result<(), E
     loop {
         let view = StatusView::new(human::now_ns(), &watch.model.answers(), watch.found());
         // A name may come and go while it is watched.
-        let view = view.only(|row| filter.covers(&row.instance));
+        let view = view
+            .only(|row| filter.covers(&row.instance))
+            .kept_by(keeper_file::find(&context.dirs));
         show(context, &view, live)?;
         let begin = Instant::now();
         let calm = begin + CALM.min(args.interval);

@@ -12,7 +12,7 @@ use crate::view::component::{Found, Presence};
 use crate::view::names::Filter;
 use crate::view::service::Answers;
 use crate::view::status::StatusView;
-use crate::{human, offline, out};
+use crate::{human, keeper_file, offline, out};
 
 /// Longest time for the lists themselves, once a daemon has answered at all.
 pub(super) const LISTS: Duration = Duration::from_secs(5);
@@ -45,7 +45,9 @@ pub(super) async fn picture(context: &Context, names: &[String]) -> Result<Statu
         }
         (answers, found)
     };
-    select(StatusView::new(human::now_ns(), &answers, found), &filter)
+    let view =
+        StatusView::new(human::now_ns(), &answers, found).kept_by(keeper_file::find(&context.dirs));
+    select(view, &filter)
 }
 
 /// Whose locks are held: without the bus that is all that can be told.

@@ -43,7 +43,7 @@ use crate::args;
 use crate::client::{self, Overview};
 use crate::context::Context;
 use crate::error::{Error, Exit};
-use crate::keeper_file::{KeeperFile, LOCK, fingerprint};
+use crate::keeper_file::{self, KeeperFile, LOCK, fingerprint};
 use crate::out::{self, Tone};
 use crate::view::progress::Assessment;
 use crate::view::status::StatusView;
@@ -342,7 +342,8 @@ async fn summary(
 async fn show(context: &Context) -> Result<(), Error> {
     let overview = Overview::open(&context.dirs, client::WAIT).await?;
     let (answers, found) = overview.ask().await;
-    let view = StatusView::new(human::now_ns(), &answers, found);
+    let view =
+        StatusView::new(human::now_ns(), &answers, found).kept_by(keeper_file::find(&context.dirs));
     out::document(context.format, &view, || view.table(context.style))
 }
 

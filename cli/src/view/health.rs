@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::out::{Style, Tone};
 use crate::table::{Table, plain, toned};
+use crate::view::keeper::Keeper;
 use crate::view::problem;
 use crate::view::service::{LastExit, ServiceRow};
 
@@ -56,16 +57,22 @@ pub struct HealthView {
     pub healthy: bool,
     /// The instances.
     pub services: Vec<HealthRow>,
+    /// Who restarts the daemons; `null` where no `up` did that.
+    pub keeper: Option<Keeper>,
 }
 
 impl HealthView {
     /// Judges the rows.
-    pub fn new(rows: &[ServiceRow]) -> Self {
+    pub fn new(rows: &[ServiceRow], keeper: Option<Keeper>) -> Self {
         let services: Vec<HealthRow> = rows.iter().map(row).collect();
         let healthy = !services
             .iter()
             .any(|row| matches!(row.verdict, Verdict::Unhealthy | Verdict::Failed));
-        Self { healthy, services }
+        Self {
+            healthy,
+            services,
+            keeper,
+        }
     }
 
     /// The table for people.
@@ -199,7 +206,7 @@ mod tests {
             status: Some(vec![db.clone(), api, flaky, migrate, stopped, web]),
             ..Answers::default()
         };
-        let view = HealthView::new(&rows(0, &answers));
+        let view = HealthView::new(&rows(0, &answers), None);
         assert!(!view.healthy);
         insta::assert_snapshot!(view.table(Style::PLAIN), @r"
         INSTANCE   VERDICT    STATE       RESTARTS  WHY
@@ -214,6 +221,6 @@ mod tests {
             status: Some(vec![db]),
             ..Answers::default()
         };
-        assert!(HealthView::new(&rows(0, &well)).healthy);
+        assert!(HealthView::new(&rows(0, &well), None).healthy);
     }
 }

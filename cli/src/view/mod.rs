@@ -5,6 +5,7 @@ pub mod component;
 pub mod config;
 pub mod event;
 pub mod health;
+pub mod keeper;
 pub mod log;
 pub mod metrics;
 pub mod moment;

@@ -10,6 +10,7 @@ use crate::human;
 use crate::out::{Style, Tone};
 use crate::table::{Field, Table, maybe, plain, toned};
 use crate::view::component::{self, ComponentRow, Found};
+use crate::view::keeper::{self, Keeper};
 use crate::view::problem::{self, Problem};
 use crate::view::service::{self, Answers, ServiceRow, exit_words, limits_word};
 
@@ -20,6 +21,8 @@ pub struct StatusView {
     pub services: Vec<ServiceRow>,
     /// The daemons.
     pub components: Vec<ComponentRow>,
+    /// Who restarts the daemons; `null` where no `up` did that.
+    pub keeper: Option<Keeper>,
     #[serde(skip)]
     now: u64,
     #[serde(skip)]
@@ -32,9 +35,16 @@ impl StatusView {
         Self {
             services: service::rows(now, answers),
             components: found.iter().map(ComponentRow::from).collect(),
+            keeper: None,
             now,
             found,
         }
+    }
+
+    /// With what is known of the keeper.
+    #[must_use]
+    pub fn kept_by(self, keeper: Option<Keeper>) -> Self {
+        Self { keeper, ..self }
     }
 
     /// Leaves out the instances that are not wanted.
@@ -52,6 +62,7 @@ impl StatusView {
     /// What is wrong, with the worst first.
     pub fn problems(&self) -> Vec<Problem> {
         let mut problems = problem::of_components(&self.found);
+        problems.extend(keeper::problem(self.keeper, &self.found));
         problems.extend(problem::of_services(self.now, &self.services));
         problems
     }
