@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::{ClientName, Component, InstanceName, ServiceName};
 
+/// Prefix of all events.
+pub const EVENT: &str = "evt.";
 /// Prefix of a process-manager's changes of state.
 pub const PROCESS: &str = "evt.process.";
 /// Prefix of a process-manager's probe results.
@@ -21,6 +23,8 @@ pub const REGISTRY: &str = "evt.registry.";
 pub const COMPONENT: &str = "evt.component.";
 /// Prefix of log lines.
 pub const LOG: &str = "log.";
+/// Prefix of commands, and of their repetitions by the component that took them.
+pub const COMMAND: &str = "cmd.";
 
 /// A whole topic, never longer than some 200 bytes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -30,7 +34,7 @@ pub struct Topic(String);
 impl Topic {
     /// Commands to a component.
     pub fn command(component: &Component) -> Self {
-        Self(format!("cmd.{component}."))
+        Self(format!("{COMMAND}{component}."))
     }
 
     /// Replies to a client.

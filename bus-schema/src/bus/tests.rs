@@ -100,9 +100,9 @@ async fn requests_are_answered_refused_and_time_out() {
         instance: "web.1".parse().unwrap(),
         signal: 15,
     };
-    // Nobody takes commands yet: the request waits and its budget ends.
+    // Nobody takes commands yet: the request waits and its budget ends, long after it was repeated once.
     let error = link
-        .request(&signal, Duration::from_millis(120))
+        .request(&signal, Duration::from_secs(1))
         .await
         .unwrap_err();
     assert!(
@@ -262,6 +262,65 @@ async fn a_slow_user_loses_events_and_gets_a_snapshot_instead() {
     assert!(
         snapshots > 1 || seen == 6000,
         "snapshots {snapshots}, seen {seen}"
+    );
+    served.abort();
+}
+
+/// The commands that a component repeats have clients as their sources, of
+/// incarnation 0: whoever follows everything stays in step.
+#[tokio::test]
+async fn whoever_follows_all_topics_hears_of_commands_and_keeps_the_component() {
+    let temp = tempfile::tempdir().unwrap();
+    let dirs = dirs(&temp);
+    let manager = Component::ProcessManager(None);
+    let (server, commands) = Server::bind(&dirs, manager.clone(), 5).await.unwrap();
+    let served = serve(server.clone(), commands, vec![record("web.1", 1)]);
+    let interest = Interest::none()
+        .prefix("")
+        .stream::<ListProcesses>(topic::PROCESS);
+    let (link, mut events) = Link::open(&dirs, ClientName::fresh("all"), manager.clone(), interest)
+        .await
+        .unwrap();
+    // What is published before it is part of it.
+    while !matches!(next(&mut events).await, LinkEvent::Snapshot { .. }) {}
+    let (other, _none) = Link::open(&dirs, ClientName::fresh("other"), manager, Interest::none())
+        .await
+        .unwrap();
+    let signal = Signal {
+        instance: "web.1".parse().unwrap(),
+        signal: 15,
+    };
+    for asks in [&other, &link] {
+        asks.request(&signal, LONG).await.unwrap();
+    }
+    let changed = ProcessChanged {
+        from: None,
+        record: record("web.1", 1),
+    };
+    let topic = Topic::process(&"web.1".parse().unwrap());
+    server.publish(topic, &changed, None).await;
+    // By id: a command that is late is repeated.
+    let mut heard = std::collections::BTreeMap::new();
+    loop {
+        match next(&mut events).await {
+            LinkEvent::Event(event) if event.topic.as_str() == "cmd.process-manager." => {
+                let incarnation = event.envelope.source.incarnation;
+                heard.insert(event.envelope.id, (event.kind().to_owned(), incarnation));
+            }
+            // The last thing that happened has come.
+            LinkEvent::Event(event) if event.kind() == "process.changed" => break,
+            LinkEvent::Event(_) | LinkEvent::Snapshot { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    let signal = ("process.signal".to_owned(), 0);
+    let signals = heard.values().filter(|one| **one == signal).count();
+    assert_eq!(signals, 2, "{heard:?}");
+    let counters = link.counters();
+    assert_eq!(
+        (counters["link.reconnects"], counters["link.unknown_kind"]),
+        (0, 0),
+        "{counters:?}"
     );
     served.abort();
 }

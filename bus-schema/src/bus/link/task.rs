@@ -18,7 +18,7 @@ use crate::component::{Bye, ComponentInfo, Heartbeat, Hello, Ping};
 use crate::envelope::{self, Envelope, EnvelopeError};
 use crate::message::Message;
 use crate::reply::{Reply, Verdict};
-use crate::topic::Topic;
+use crate::topic::{self, Topic};
 use crate::transport::{ConnectionWatch, SubSocket};
 use crate::value::from_value;
 
@@ -289,6 +289,14 @@ impl Task {
             self.reply(&received);
             return;
         }
+        if topic.starts_with(topic::COMMAND) {
+            // A command that the component repeats: its source is the client that sent it,
+            // which says nothing of the component's life. Nobody who did not ask gets it.
+            if matches!(self.life, Life::Present { .. }) {
+                self.offer(received);
+            }
+            return;
+        }
         match &mut self.life {
             Life::Present { incarnation, heard } => {
                 if received.envelope.source.incarnation == *incarnation {
@@ -317,7 +325,8 @@ impl Task {
             }
             return;
         }
-        if !is_known_event(received.kind()) {
+        // Of others' replies, which come to who follows everything, there are no kinds to know.
+        if topic.starts_with(topic::EVENT) && !is_known_event(received.kind()) {
             self.count(|all| &all.unknown);
             if self.first_time(received.kind()) {
                 tracing::warn!(
