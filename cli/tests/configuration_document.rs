@@ -8,7 +8,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use blackhole_bus_schema::config::Config;
+use blackhole_bus_schema::config::{Config, Document};
+use blackhole_cli::view::config::show;
 use serde_json::{Map, Value, json};
 
 const DOCUMENT: &str = include_str!("../../docs/configuration.md");
@@ -279,6 +280,40 @@ fn each_mistake_prints_what_the_document_says() {
                 path_of(place, &row.key),
                 row.printed
             );
+        }
+    }
+}
+
+/// What goes into the services' own limits, and the long form of a dependency.
+const SHOWN_OTHERWISE: [&str; 3] = [
+    "runtime.orchestrator.resource_limits",
+    "runtime.orchestrator.profiles",
+    "services.*.depends_on.*",
+];
+
+/// `config show` leaves no key out, and what it prints is the same configuration.
+#[test]
+fn each_key_is_shown_and_reads_back() {
+    for row in rows() {
+        for place in &row.places {
+            let text = configuration(place, row.example.clone());
+            let document = Document::parse(&text, "test").unwrap_or_else(|error| panic!("{error}"));
+            let shown = show(&document);
+            let yaml = blackhole_cli::out::yaml(&shown).unwrap_or_else(|error| panic!("{error}"));
+            let again = Document::parse(&yaml, "shown").unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(again, document, "{text} is shown as\n{yaml}");
+            let path = path_of(place, &row.key);
+            if SHOWN_OTHERWISE.iter().any(|begin| path.starts_with(begin)) {
+                continue;
+            }
+            let mut at = &shown;
+            for part in place.iter().chain([&row.key]) {
+                at = match part.strip_suffix("[]") {
+                    None => &at[part.as_str()],
+                    Some(list) => &at[list][0],
+                };
+            }
+            assert!(!at.is_null(), "{path} is not in\n{yaml}");
         }
     }
 }

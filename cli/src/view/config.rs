@@ -8,7 +8,7 @@ use blackhole_bus_schema::config::{
 };
 use blackhole_bus_schema::health::{Probe, ProbeCheck, Probes};
 use blackhole_bus_schema::limits::Limits;
-use blackhole_bus_schema::process::signal_name;
+use blackhole_bus_schema::process::{LogSpec, signal_name};
 use serde_json::{Map, Value, json};
 
 /// The configuration with all defaults and profiles applied.
@@ -118,10 +118,18 @@ fn service(one: &ServiceConfig) -> Map<String, Value> {
         json!({ "signal": signal, "grace": millis(one.stop.grace_ms) }),
     );
     map.insert("success_codes".into(), one.success_codes.clone().into());
-    map.insert(
-        "logs".into(),
-        json!({ "max_size": format!("{}B", one.logs.max_bytes), "max_files": one.logs.max_files }),
-    );
+    map.insert("logs".into(), logs(&one.logs).into());
+    map
+}
+
+fn logs(logs: &LogSpec) -> Map<String, Value> {
+    let mut map = Map::new();
+    map.insert("max_size".into(), size(logs.max_bytes));
+    map.insert("max_files".into(), logs.max_files.into());
+    put(&mut map, "max_age", logs.max_age_ms.map(millis));
+    put(&mut map, "max_total_size", logs.max_total_bytes.map(size));
+    map.insert("compress".into(), logs.compress.into());
+    map.insert("format".into(), json!(logs.format));
     map
 }
 
@@ -208,6 +216,24 @@ fn resources(limits: &Limits, open_files: Option<u64>) -> Map<String, Value> {
     map
 }
 
+/// A size in the unit that gives the smallest whole number: `16MiB`, `10MB`.
+fn size(bytes: u64) -> Value {
+    const UNITS: [(u64, &str); 7] = [
+        (1 << 30, "GiB"),
+        (1_000_000_000, "GB"),
+        (1 << 20, "MiB"),
+        (1_000_000, "MB"),
+        (1 << 10, "KiB"),
+        (1_000, "KB"),
+        (1, "B"),
+    ];
+    let (unit, name) = UNITS
+        .into_iter()
+        .find(|(unit, _)| bytes.is_multiple_of(*unit))
+        .unwrap_or((1, "B"));
+    format!("{}{name}", bytes / unit).into()
+}
+
 fn millis(millis: u64) -> Value {
     time(Duration::from_millis(millis))
 }
@@ -219,6 +245,7 @@ fn time(duration: Duration) -> Value {
         return "0s".into();
     }
     for (unit, name) in [
+        (86_400_000_000, "d"),
         (3_600_000_000, "h"),
         (60_000_000, "m"),
         (1_000_000, "s"),
@@ -257,7 +284,7 @@ services:
       readiness: {notify: true}
     resources: {cpu_percent: none, pids: 100, open_files: 4096, memory_request_mb: 128, limits: required}
     stop: {signal: SIGINT, grace: 250ms}
-    logs: {max_size: 1MiB, max_files: 2}
+    logs: {max_size: 10MB, max_files: 2, max_age: 7d, max_total_size: 1GiB, compress: false, format: json}
   migrate:
     command: [/usr/bin/migrate]
     oneshot: true
@@ -279,5 +306,26 @@ services:
         let again =
             Document::parse(&shown, "shown").unwrap_or_else(|error| panic!("{error}\n{shown}"));
         assert_eq!(again, config, "{shown}");
+        // As the person wrote it, where that is the shortest way.
+        let logs = &show(&config)["services"]["db"]["logs"];
+        let text = r#"{"max_size":"10MB","max_files":2,"max_age":"7d","max_total_size":"1GiB","compress":false,"format":"json"}"#;
+        let wanted: Value = serde_json::from_str(text).unwrap();
+        assert_eq!(*logs, wanted);
+    }
+
+    #[test]
+    fn sizes_are_as_short_as_they_can_be() {
+        for (bytes, text) in [
+            (16 << 20, "16MiB"),
+            (10_000_000, "10MB"),
+            (1 << 40, "1024GiB"),
+            (2_000_000_000, "2GB"),
+            (4_096, "4KiB"),
+            (4_097, "4097B"),
+            (1_500, "1500B"),
+            (1_024_000, "1000KiB"),
+        ] {
+            assert_eq!(size(bytes), text);
+        }
     }
 }
