@@ -311,6 +311,9 @@ pub enum BusCmd {
         /// End after this many messages
         #[arg(short = 'n', long, value_name = "N")]
         count: Option<u64>,
+        /// Show the values of services' environment variables, which may be secrets, and not … instead
+        #[arg(long)]
+        show_secrets: bool,
     },
 }
 

@@ -135,6 +135,68 @@ fn a_tap_shows_commands_answers_and_events() {
     deployment.down();
 }
 
+/// What a configuration has literally in `env` is in a command that anybody may
+/// pipe on: it is shown to who asks for it, and to nobody else.
+#[test]
+fn a_tap_hides_the_values_of_environments() {
+    let deployment = Deployment::new(
+        r#"
+services:
+  db:
+    command: [blackhole-example, idle]
+    autostart: false
+    env: {DB_PASSWORD: hunter2-literal}
+"#,
+    );
+    deployment.up();
+    for (more, shown) in [
+        (&[][..], false),
+        (&["-o", "json"], false),
+        (&["--show-secrets"], true),
+        (&["-o", "json", "--show-secrets"], true),
+    ] {
+        let mut tap = deployment
+            .command(&deployment.binaries().join("blackhole"))
+            .args(["bus", "tap", "cmd.process-manager."])
+            .args(more)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the tap runs");
+        let mut lines = BufReader::new(tap.stdout.take().expect("a pipe")).lines();
+        let line = std::thread::scope(|scope| {
+            let (_sender, stop) = std::sync::mpsc::channel::<()>();
+            let deployment = &deployment;
+            scope.spawn(move || {
+                // Until the tap, whose sockets connect in their own time, has heard of one.
+                loop {
+                    deployment.cli(&["start", "db"]).ok();
+                    deployment.cli(&["stop", "db"]).ok();
+                    let stopped = stop.try_recv();
+                    if stopped == Err(std::sync::mpsc::TryRecvError::Disconnected) {
+                        return;
+                    }
+                }
+            });
+            loop {
+                let line = lines.next().expect("a line").expect("text");
+                if line.contains("process.spawn") {
+                    break line;
+                }
+            }
+        });
+        assert!(line.contains("DB_PASSWORD"), "{more:?}: {line}");
+        assert_eq!(line.contains("hunter2"), shown, "{more:?}: {line}");
+        // It ends when it has something to write for which there is no reader.
+        drop(lines);
+        deployment.cli(&["start", "db"]).ok();
+        deployment.cli(&["stop", "db"]).ok();
+        let status = tap.wait().expect("its status");
+        assert!(status.success(), "{more:?}: {status}");
+    }
+    deployment.down();
+}
+
 #[test]
 fn streams_end_when_they_are_told_to() {
     let deployment = Deployment::new(ECHO);

@@ -89,7 +89,11 @@ async fn dispatch(context: &Context, command: Cmd) -> Result<(), Error> {
         Cmd::Component(ComponentCmd::Restart { component }) => {
             component::restart(context, &component).await
         }
-        Cmd::Bus(BusCmd::Tap { prefixes, count }) => tap::run(context, &prefixes, count).await,
+        Cmd::Bus(BusCmd::Tap {
+            prefixes,
+            count,
+            show_secrets,
+        }) => tap::run(context, &prefixes, count, show_secrets).await,
         Cmd::Bus(BusCmd::Ping { components, count }) => {
             bus::ping(context, &components, count).await
         }

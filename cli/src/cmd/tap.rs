@@ -29,6 +29,7 @@ pub(super) async fn run(
     context: &Context,
     prefixes: &[String],
     count: Option<u64>,
+    secrets: bool,
 ) -> Result<(), Error> {
     let components = client::components(&context.dirs);
     let there: Vec<String> = components
@@ -85,6 +86,7 @@ pub(super) async fn run(
             body: &next.body,
             envelope: decoded.as_ref().map_err(ToString::to_string),
             missed,
+            secrets,
         };
         out::item(context.format, &tap::item(&tapped), || {
             tap::line(context.style, &tapped)

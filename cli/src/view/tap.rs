@@ -2,6 +2,7 @@
 
 use blackhole_bus_schema::envelope::Envelope;
 use blackhole_bus_schema::names::Component;
+use blackhole_bus_schema::topic;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -12,6 +13,8 @@ use crate::out::{Style, Tone};
 const SHOWN: usize = 400;
 /// Most bytes of something that is no envelope, as hexadecimal digits.
 const SHOWN_BYTES: usize = 64;
+/// Stands for what may be a secret.
+const HIDDEN: &str = "…";
 
 /// A message as it was heard.
 pub struct Tapped<'a> {
@@ -25,6 +28,27 @@ pub struct Tapped<'a> {
     pub envelope: Result<&'a Envelope, String>,
     /// Events of its topic that are missing before it.
     pub missed: u64,
+    /// Whether the values of environments are shown.
+    pub secrets: bool,
+}
+
+impl Tapped<'_> {
+    fn shown(&self, body: &rmpv::Value) -> Value {
+        let mut body = json(body);
+        if !self.secrets {
+            hide_environments(&mut body);
+        }
+        body
+    }
+
+    /// What cannot be decoded, at most so many bytes of it. A command of another version
+    /// may have an environment in it.
+    fn digits(&self, most: usize) -> String {
+        match self.topic.starts_with(topic::COMMAND) && !self.secrets {
+            true => HIDDEN.to_owned(),
+            false => hex(self.body.get(..most).unwrap_or(self.body)),
+        }
+    }
 }
 
 /// A message as a document's item. The field names are part of the interface.
@@ -54,7 +78,7 @@ pub struct TapItem<'a> {
     pub reply_to: Option<&'a str>,
     /// Time left for a command.
     pub budget_ms: Option<u64>,
-    /// The body.
+    /// The body; values of environments are `…` unless they are asked for.
     pub body: Value,
     /// Why it is not understood.
     pub error: Option<&'a str>,
@@ -78,11 +102,11 @@ pub fn item<'a>(tapped: &'a Tapped<'a>) -> TapItem<'a> {
         cause: envelope.and_then(|envelope| envelope.cause.map(|id| id.to_string())),
         reply_to: envelope.and_then(|envelope| envelope.reply_to.as_ref().map(|to| to.as_str())),
         budget_ms: envelope.and_then(|envelope| envelope.budget_ms),
-        body: envelope.map_or(Value::Null, |envelope| json(&envelope.body)),
+        body: envelope.map_or(Value::Null, |envelope| tapped.shown(&envelope.body)),
         error: tapped.envelope.as_ref().err().map(String::as_str),
         bytes: match envelope {
             Some(_) => None,
-            None => Some(hex(tapped.body)),
+            None => Some(tapped.digits(usize::MAX)),
         },
     }
 }
@@ -98,7 +122,7 @@ pub fn line(style: Style, tapped: &Tapped<'_>) -> String {
     let envelope = match &tapped.envelope {
         Ok(envelope) => envelope,
         Err(error) => {
-            let shown = hex(tapped.body.get(..SHOWN_BYTES).unwrap_or(tapped.body));
+            let shown = tapped.digits(SHOWN_BYTES);
             return format!(
                 "{:15} {topic} {} {shown}",
                 tapped.socket.to_string(),
@@ -115,7 +139,7 @@ pub fn line(style: Style, tapped: &Tapped<'_>) -> String {
         format!(" ←{}", text.get(24..).unwrap_or_default())
     });
     let id = envelope.id.simple().to_string();
-    let mut body = json(&envelope.body).to_string();
+    let mut body = tapped.shown(&envelope.body).to_string();
     if let Some((at, _)) = body.char_indices().nth(SHOWN) {
         body.truncate(at);
         body.push('…');
@@ -193,6 +217,28 @@ fn json(value: &rmpv::Value) -> Value {
     }
 }
 
+/// Puts `…` for the values of every `env` in a body: its names are of use, what a
+/// configuration has there literally may be a secret, and what a tap shows is piped on.
+fn hide_environments(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(hide_environments),
+        Value::Object(fields) => {
+            for (key, value) in fields.iter_mut() {
+                match (key.as_str(), value) {
+                    ("env", Value::Object(variables)) => {
+                        for value in variables.values_mut() {
+                            *value = HIDDEN.into();
+                        }
+                    }
+                    ("env", value) if !value.is_null() => *value = HIDDEN.into(),
+                    (_, value) => hide_environments(value),
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
 fn hex(bytes: &[u8]) -> String {
     blackhole_bus_schema::dirs::hex(bytes)
 }
@@ -234,6 +280,7 @@ mod tests {
             body: b"",
             envelope: Ok(&envelope),
             missed: 2,
+            secrets: false,
         };
         let line = line(Style::PLAIN, &tapped);
         assert!(!line.contains(['\n', '\u{7}', '\u{1b}']), "{line:?}");
@@ -274,6 +321,7 @@ mod tests {
             body: &[0xc1, 0x02],
             envelope: Err("not an envelope".into()),
             missed: 0,
+            secrets: false,
         };
         let line = line(Style::PLAIN, &tapped);
         assert!(
@@ -283,5 +331,54 @@ mod tests {
         let item = serde_json::to_value(item(&tapped)).unwrap();
         assert_eq!(item["bytes"], "c102");
         assert_eq!(item["kind"], Value::Null);
+    }
+
+    #[test]
+    fn values_of_environments_are_hidden_unless_they_are_asked_for() {
+        let map = |fields: Vec<(&str, rmpv::Value)>| {
+            let fields = fields.into_iter();
+            rmpv::Value::Map(fields.map(|(key, value)| (key.into(), value)).collect())
+        };
+        let env = map(vec![("DB_PASSWORD", "hunter2".into())]);
+        let spec = map(vec![
+            ("instance", "web.1".into()),
+            ("env", env.clone()),
+            ("list", rmpv::Value::Array(vec![map(vec![("env", env)])])),
+        ]);
+        let envelope = envelope(map(vec![("spec", spec)]));
+        let shown = |secrets, envelope: Result<&Envelope, String>| {
+            let tapped = Tapped {
+                socket: &Component::ProcessManager(None),
+                topic: "cmd.process-manager.",
+                body: b"hunter2",
+                envelope,
+                missed: 0,
+                secrets,
+            };
+            let item = serde_json::to_string(&item(&tapped)).unwrap();
+            (line(Style::PLAIN, &tapped), item)
+        };
+        let (line, item) = shown(false, Ok(&envelope));
+        for text in [&line, &item] {
+            assert!(!text.contains("hunter2"), "{text}");
+            assert_eq!(text.matches(r#""DB_PASSWORD":"…""#).count(), 2, "{text}");
+            assert!(text.contains(r#""instance":"web.1""#), "{text}");
+        }
+        let (line, item) = shown(true, Ok(&envelope));
+        for text in [line, item] {
+            assert_eq!(text.matches("hunter2").count(), 2, "{text}");
+        }
+        // A command of another version is not taken apart.
+        let digits = hex(b"hunter2");
+        let (line, item) = shown(false, Err("version 9".to_owned()));
+        assert!(
+            !line.contains(&digits) && !item.contains(&digits),
+            "{line} {item}"
+        );
+        let (line, item) = shown(true, Err("version 9".to_owned()));
+        assert!(
+            line.contains(&digits) && item.contains(&digits),
+            "{line} {item}"
+        );
     }
 }
