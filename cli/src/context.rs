@@ -112,7 +112,7 @@ impl Context {
     /// When there is none or it is wrong.
     pub fn document(&self) -> Result<(PathBuf, Document), Error> {
         let path = self.config_path()?;
-        let document = Document::load(&path)?;
+        let document = Document::load(&path).map_err(|first| Error::of_config(&path, first))?;
         Ok((path, document))
     }
 }

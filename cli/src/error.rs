@@ -3,10 +3,10 @@
 use std::error::Error as StdError;
 use std::fmt::Write as _;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use blackhole_bus_schema::config::ConfigError;
+use blackhole_bus_schema::config::{ConfigError, Document};
 use blackhole_bus_schema::dirs::DirsError;
 use blackhole_bus_schema::reply::{Code, Status};
 
@@ -41,6 +41,9 @@ pub enum Error {
     /// The configuration is missing or wrong. Its text stands for itself.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// Several things in the configuration are wrong.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\nerror: "))]
+    Mistakes(Vec<ConfigError>),
     /// No configuration was named and none is at the usual places.
     #[error("no configuration file: looked for {}", .tried.join(", "))]
     NoConfig {
@@ -162,6 +165,20 @@ pub enum Error {
 }
 
 impl Error {
+    /// What is wrong with a configuration, all of it.
+    pub fn of_config(path: &Path, first: ConfigError) -> Self {
+        let mut all = match first {
+            ConfigError::Invalid(_) => Document::mistakes(path),
+            _ => Vec::new(),
+        };
+        match all.len() {
+            // It may have been mended meanwhile: then what was found first counts.
+            0 => Self::Config(first),
+            1 => Self::Config(all.pop().unwrap_or(first)),
+            _ => Self::Mistakes(all),
+        }
+    }
+
     /// A failed file operation.
     pub fn io(
         operation: &'static str,
@@ -180,6 +197,7 @@ impl Error {
         match self {
             Self::Usage(_)
             | Self::Config(_)
+            | Self::Mistakes(_)
             | Self::NoConfig { .. }
             | Self::Dirs(DirsError::Unknown { .. } | DirsError::TooLong { .. }) => Exit::Usage,
             Self::NotFound { .. } => Exit::NotFound,
@@ -206,6 +224,7 @@ impl Error {
     pub fn hint(&self) -> String {
         match self {
             Self::NoConfig { .. } => "name one with -c FILE".to_owned(),
+            Self::Mistakes(all) => format!("mend these {}", human::count(all.len(), "mistake")),
             Self::NotFound { known, .. } if !known.is_empty() => {
                 format!("known: {}", human::list(known, 8))
             }

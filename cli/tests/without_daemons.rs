@@ -165,6 +165,44 @@ fn a_wrong_configuration_is_one_error_with_its_place_and_starts_nothing() {
 }
 
 #[test]
+fn all_mistakes_of_a_configuration_are_shown_at_once() {
+    let temp = temp();
+    std::fs::write(
+        temp.path().join("b.yaml"),
+        "services:\n  web: {command: [x], comand: [x]}\n  api: {command: [x], replicas: x}\n",
+    )
+    .unwrap();
+    for arguments in [
+        &["up"][..],
+        &["config", "validate"],
+        &["config", "show"],
+        &["config", "validate", "-o", "json"],
+    ] {
+        let output = run(&temp, &[arguments, &["-c", "b.yaml"]].concat());
+        assert_eq!(code(&output), 2, "{arguments:?}");
+        let text = err(&output);
+        for place in ["error: b.yaml:2:", "error: b.yaml:3:", "2 mistakes"] {
+            assert!(
+                text.replace(&format!("{}/", temp.path().display()), "")
+                    .contains(place),
+                "{place}: {text}"
+            );
+        }
+    }
+    let output = run(&temp, &["config", "validate", "-c", "b.yaml", "-o", "json"]);
+    let json: serde_json::Value = serde_json::from_str(&out(&output)).unwrap();
+    assert_eq!(json["valid"], false, "{json}");
+    let paths: Vec<_> = json["mistakes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| &one["path"])
+        .collect();
+    assert_eq!(paths, ["services.web.comand", "services.api.replicas"]);
+    assert!(!temp.path().join("s").exists(), "something was started");
+}
+
+#[test]
 fn the_configuration_is_found_where_it_usually_is() {
     let temp = temp();
     let output = run(&temp, &["config", "validate"]);

@@ -17,8 +17,8 @@ pub(super) enum Place {
 /// An error while it travels up, before the text is known.
 #[derive(Debug)]
 pub(super) struct Problem {
-    place: Place,
-    path: String,
+    pub(super) place: Place,
+    pub(super) path: String,
     message: String,
     hint: Option<String>,
 }

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! There is one error at a time, the first that is found, with file, line,
-//! column and the path of keys ([`ConfigError`]). Precedence: a daemon's flags,
+//! column and the path of keys ([`ConfigError`]); [`Document::mistakes`] finds
+//! them all. Precedence: a daemon's flags,
 //! `BLACKHOLE_RUNTIME_…` variables, the file, defaults.
 //!
 //! Paths: `working_dir` and a program with a slash in it (`./worker`,
@@ -17,6 +18,7 @@
 //! stands for that directory in commands, `exec` probes, `working_dir` and
 //! `env`. See [`mod@reference`] for what else `env` can refer to.
 
+mod all;
 mod environment;
 mod error;
 mod graph;
@@ -148,25 +150,26 @@ impl Document {
         }
         let mut root = tree::parse(text).map_err(located)?;
         environment::apply(&mut root, variables).map_err(located)?;
-        let root = Field::new(&root, "");
-        let build = || {
-            let top = root.section(&["runtime", "services"])?;
-            let runtime = top
-                .read("runtime", orchestrator::runtime)?
-                .unwrap_or_default();
-            let services = top
-                .read("services", |field| service::services(field, &runtime, dir))?
-                .unwrap_or_default();
-            Ok(Self {
-                listen: runtime.listen,
-                descriptions: services.descriptions,
-                config: Config {
-                    orchestrator: runtime.orchestrator,
-                    services: services.services,
-                },
-            })
-        };
-        build().map_err(located)
+        Self::read(&root, dir).map_err(located)
+    }
+
+    /// What a tree says.
+    fn read(root: &tree::Node, dir: &Path) -> Result<Self, error::Problem> {
+        let top = Field::new(root, "").section(&["runtime", "services"])?;
+        let runtime = top
+            .read("runtime", orchestrator::runtime)?
+            .unwrap_or_default();
+        let services = top
+            .read("services", |field| service::services(field, &runtime, dir))?
+            .unwrap_or_default();
+        Ok(Self {
+            listen: runtime.listen,
+            descriptions: services.descriptions,
+            config: Config {
+                orchestrator: runtime.orchestrator,
+                services: services.services,
+            },
+        })
     }
 }
 

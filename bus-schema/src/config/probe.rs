@@ -11,7 +11,7 @@ use super::tree::Value;
 use crate::health::{Probe, ProbeCheck, ProbeKind, Probes};
 
 pub(super) const KINDS: [&str; 3] = ["startup", "liveness", "readiness"];
-const CHECKS: [&str; 5] = ["http", "tcp", "exec", "rpc", "notify"];
+pub(super) const CHECKS: [&str; 5] = ["http", "tcp", "exec", "rpc", "notify"];
 const KEYS: [&str; 10] = [
     "http",
     "tcp",

@@ -19,8 +19,68 @@ struct Verdict {
     instances: usize,
 }
 
+/// A configuration that is wrong.
+#[derive(Serialize)]
+struct Refusal<'a> {
+    valid: bool,
+    config: PathBuf,
+    mistakes: Vec<Mistake<'a>>,
+}
+
+/// One mistake. The field names are part of the interface.
+#[derive(Serialize)]
+struct Mistake<'a> {
+    /// Line, from 1; `null` where it is in no place of the file.
+    line: Option<u64>,
+    /// Column in characters, from 1.
+    column: Option<u64>,
+    /// The environment variable that holds it, where it is not in the file.
+    variable: Option<&'a str>,
+    /// Keys that lead to it, joined with dots.
+    path: &'a str,
+    /// What was found and what is expected.
+    message: &'a str,
+    /// What to do about it.
+    hint: Option<&'a str>,
+}
+
+/// What is wrong as a document for programs; people read it on standard error.
+fn refused(context: &Context, error: &Error) -> Result<(), Error> {
+    let all = match error {
+        Error::Config(one) => std::slice::from_ref(one),
+        Error::Mistakes(all) => all.as_slice(),
+        _ => return Ok(()),
+    };
+    if context.format == Format::Table {
+        return Ok(());
+    }
+    let refusal = Refusal {
+        valid: false,
+        config: context.config_path()?,
+        mistakes: all
+            .iter()
+            .filter_map(|one| one.invalid())
+            .map(|one| Mistake {
+                line: one.line,
+                column: one.column,
+                variable: one.variable.as_deref(),
+                path: &one.path,
+                message: &one.message,
+                hint: one.hint.as_deref(),
+            })
+            .collect(),
+    };
+    out::document(context.format, &refusal, String::new)
+}
+
 pub(super) fn validate(context: &Context) -> Result<(), Error> {
-    let (path, config) = context.config()?;
+    let (path, config) = match context.config() {
+        Ok(read) => read,
+        Err(error) => {
+            refused(context, &error)?;
+            return Err(error);
+        }
+    };
     let verdict = Verdict {
         valid: true,
         services: config.services.len(),

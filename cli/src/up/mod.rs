@@ -67,7 +67,7 @@ struct Plan {
 impl Plan {
     fn new(context: &Context) -> Result<Self, Error> {
         let path: PathBuf = context.config_path_for_up()?;
-        let config = Config::load(&path)?;
+        let config = Config::load(&path).map_err(|first| Error::of_config(&path, first))?;
         Ok(Self {
             expected: config.instances().collect(),
             oneshots: config
