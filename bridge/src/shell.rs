@@ -9,7 +9,7 @@ use blackhole_bus_schema::dirs::Dirs;
 use blackhole_bus_schema::message::Message;
 use blackhole_bus_schema::names::{ClientName, Component, Generation, InstanceName};
 use blackhole_bus_schema::process::{InstanceRecord, ListProcesses, ProcessChanged};
-use blackhole_bus_schema::registry::{Drain, ListCalls, ListRegistry};
+use blackhole_bus_schema::registry::{Drain, ListCalls, ListRegistry, RegistryChanged};
 use blackhole_bus_schema::rpc::header::{Header, HeaderError};
 use blackhole_bus_schema::rpc::{Credentials, Key, direct_dir};
 use blackhole_bus_schema::supervision::{
@@ -57,7 +57,8 @@ pub(crate) struct Shell {
     /// The core's actions while they are carried out; kept for its memory.
     actions: Vec<Action>,
     offences: Reports,
-    /// What the log was told last of each registered instance.
+    /// The spawn of each instance whose registration the log was told last, and
+    /// whether it was told of an end of it. As many as there are tokens of services.
     told: HashMap<InstanceName, (Generation, bool)>,
     direct: DirectSockets,
     /// Drains to be answered. Bounded by the server's queue of commands and by
@@ -408,28 +409,11 @@ impl Shell {
         for action in std::mem::take(&mut self.later) {
             match action {
                 Action::Publish(changed) => {
-                    let topic = Topic::registry(changed.instance.service());
-                    match &changed.registration {
-                        Some(entry) => {
-                            let told = (entry.generation, entry.draining);
-                            let before = self.told.insert(changed.instance.clone(), told);
-                            // A service may change its methods a thousand times.
-                            if before != Some(told) {
-                                tracing::info!(
-                                    instance = %changed.instance,
-                                    generation = %entry.generation,
-                                    methods = entry.methods.len(),
-                                    draining = entry.draining,
-                                    "registered"
-                                );
-                            }
-                        }
-                        None => {
-                            tracing::info!(instance = %changed.instance, "unregistered");
-                            self.told.remove(&changed.instance);
-                            self.direct.sweep();
-                        }
+                    self.tell_log(&changed);
+                    if changed.registration.is_none() {
+                        self.direct.sweep();
                     }
+                    let topic = Topic::registry(changed.instance.service());
                     self.server.publish(topic, &changed, None).await;
                 }
                 Action::Disconnect(conn) => {
@@ -448,6 +432,29 @@ impl Shell {
                 }
                 Action::Send { .. } => {}
             }
+        }
+    }
+
+    /// The first registration of a spawn and its first end are for an operator's eyes:
+    /// whatever a service does afterwards, it does not fill the log.
+    fn tell_log(&mut self, changed: &RegistryChanged) {
+        let instance = &changed.instance;
+        let Some(entry) = &changed.registration else {
+            let told = self.told.get_mut(instance);
+            match told.is_some_and(|(_, ended)| !std::mem::replace(ended, true)) {
+                true => tracing::info!(%instance, "unregistered"),
+                false => tracing::debug!(%instance, "unregistered again"),
+            }
+            return;
+        };
+        let (generation, methods, draining) =
+            (entry.generation, entry.methods.len(), entry.draining);
+        let told = self.told.get(instance);
+        if told.is_some_and(|(told, _)| *told == generation) {
+            tracing::debug!(%instance, %generation, methods, draining, "registered again");
+        } else {
+            self.told.insert(instance.clone(), (generation, false));
+            tracing::info!(%instance, %generation, methods, draining, "registered");
         }
     }
 

@@ -36,7 +36,8 @@ const MAX_ALL_BYTES: usize = 512 * 1024 * 1024;
 const MAX_PARKED: usize = 1024;
 /// Payload bytes that wait, for all services together; a quarter of one service's.
 const MAX_PARKED_BYTES: usize = 64 * 1024 * 1024;
-/// Routes measured one by one; the calls of further ones are counted together.
+/// Routes measured one by one; the calls of further ones are counted together. Of
+/// one calling service a quarter.
 const MAX_ROUTES: usize = 1024;
 
 /// One call.
@@ -136,6 +137,8 @@ struct Share {
     calls: usize,
     bytes: usize,
     parked_bytes: usize,
+    /// Routes measured one by one.
+    routes: usize,
 }
 
 #[derive(Debug)]
@@ -372,8 +375,16 @@ impl Calls {
             return;
         };
         let mut route = u64::from(call.caller_name) << 32 | u64::from(call.method_id);
-        if self.measurements.len() >= MAX_ROUTES && !self.measurements.contains_key(&route) {
-            route = OTHER;
+        if !self.measurements.contains_key(&route) {
+            match self.shares.get_mut(call.caller_name as usize) {
+                Some(share)
+                    if share.routes < MAX_ROUTES / SHARE
+                        && self.measurements.len() < MAX_ROUTES =>
+                {
+                    share.routes += 1;
+                }
+                _ => route = OTHER,
+            }
         }
         let took = now.saturating_duration_since(call.started).as_micros();
         let took = u64::try_from(took).unwrap_or(u64::MAX);

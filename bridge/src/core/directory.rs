@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use blackhole_bus_schema::names::{Generation, InstanceName, ServiceName};
-use blackhole_bus_schema::rpc::header::Endpoint;
+use blackhole_bus_schema::rpc::header::{Endpoint, MAX_METHODS};
 use blackhole_bus_schema::rpc::{Code, Credentials, Status};
 
 use super::Conn;
@@ -20,6 +20,8 @@ pub(super) type MethodId = u32;
 const OTHER_METHOD: MethodId = 0;
 /// Methods that are told apart; those that a service once had are among them.
 const MAX_METHOD_IDS: usize = 8192;
+/// Of one service: as many as it can serve at one time.
+const METHOD_IDS_OF_ONE: usize = MAX_METHODS;
 
 /// A registered instance.
 #[derive(Debug)]
@@ -84,6 +86,23 @@ struct Service {
     /// Spawns that an operator wants to have no more calls.
     drained: BTreeMap<u32, Generation>,
     parked: VecDeque<CallId>,
+    /// Methods of it that have a number.
+    numbered: usize,
+}
+
+impl Service {
+    fn new(name: &ServiceName) -> Self {
+        Self {
+            name: name.clone(),
+            known: false,
+            entries: BTreeMap::new(),
+            floors: BTreeMap::new(),
+            outlooks: BTreeMap::new(),
+            drained: BTreeMap::new(),
+            parked: VecDeque::new(),
+            numbered: 0,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -137,16 +156,7 @@ impl Directory {
         let id = self.next_id;
         self.next_id = self.next_id.wrapping_add(1);
         self.by_name.insert(name.as_str().into(), id);
-        let service = Service {
-            name: name.clone(),
-            known: false,
-            entries: BTreeMap::new(),
-            floors: BTreeMap::new(),
-            outlooks: BTreeMap::new(),
-            drained: BTreeMap::new(),
-            parked: VecDeque::new(),
-        };
-        self.services.insert(id, service);
+        self.services.insert(id, Service::new(name));
         id
     }
 
@@ -169,15 +179,10 @@ impl Directory {
     fn known(&mut self, name: &ServiceName) -> &mut Service {
         // Named by a token or a component: their number is that of real services.
         let id = self.find_or_keep(name);
-        let service = self.services.entry(id).or_insert_with(|| Service {
-            name: name.clone(),
-            known: true,
-            entries: BTreeMap::new(),
-            floors: BTreeMap::new(),
-            outlooks: BTreeMap::new(),
-            drained: BTreeMap::new(),
-            parked: VecDeque::new(),
-        });
+        let service = self
+            .services
+            .entry(id)
+            .or_insert_with(|| Service::new(name));
         service.known = true;
         service
     }
@@ -189,14 +194,20 @@ impl Directory {
         methods: Vec<String>,
     ) -> BTreeMap<Arc<str>, MethodId> {
         let service = self.find_or_keep(service);
+        let mut nobodys = 0;
+        let numbered = self
+            .services
+            .get_mut(&service)
+            .map_or(&mut nobodys, |service| &mut service.numbered);
         let number = |method: String| {
             let key = (service, Arc::<str>::from(method));
             if let Some(id) = self.methods.get(&key) {
                 return (key.1, *id);
             }
-            if self.method_names.len() >= MAX_METHOD_IDS {
+            if self.method_names.len() >= MAX_METHOD_IDS || *numbered >= METHOD_IDS_OF_ONE {
                 return (key.1, OTHER_METHOD);
             }
+            *numbered += 1;
             self.method_names.push(key.clone());
             let id = MethodId::try_from(self.method_names.len()).unwrap_or(OTHER_METHOD);
             self.methods.insert(key.clone(), id);

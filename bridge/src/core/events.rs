@@ -20,6 +20,7 @@ impl Core {
         };
         let instance = connection.who.instance;
         self.presence.leave(&instance);
+        self.paces.leave(now, &instance, conn);
         if self.directory.is_registered(&instance, conn) {
             self.unregister(&instance);
         }
@@ -180,6 +181,7 @@ impl Core {
     pub fn tick(&mut self, now: Instant) {
         self.finish_drains(Some(now));
         self.end_silent(now);
+        self.serve_waiting(now);
         while let Some(id) = self.calls.expired(now) {
             let Some(call) = self.calls.get(id) else {
                 continue;

@@ -14,7 +14,8 @@
 //! than a quarter of any of these. 64 connections of one instance; a window of 4 MiB and 4096 parts for
 //! each streamed answer. A caller or callee that does not read is disconnected
 //! when 8192 messages or 64 MiB are queued for it, see
-//! [`blackhole_bus_schema::transport::rpc`].
+//! [`blackhole_bus_schema::transport::rpc`]. A spawn changes what it serves 10 times
+//! at once, and once a second.
 
 mod calls;
 mod directory;
@@ -23,6 +24,7 @@ mod drains;
 mod events;
 mod ids;
 mod presence;
+mod registration;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -33,10 +35,8 @@ use std::time::{Duration, Instant};
 
 use blackhole_bus_schema::names::InstanceName;
 use blackhole_bus_schema::registry::{CallStats, Drained, Registration, RegistryChanged};
-use blackhole_bus_schema::rpc::header::{self, Header, Registered, Response};
-use blackhole_bus_schema::rpc::{
-    Code, Credentials, DEFAULT_CAPACITY, HEARTBEAT, Key, MAX_CAPACITY, Status,
-};
+use blackhole_bus_schema::rpc::header::{self, Header, Response};
+use blackhole_bus_schema::rpc::{Code, Credentials, HEARTBEAT, Key, Status};
 use blackhole_bus_schema::transport::rpc::Frame;
 
 use calls::{CallId, Calls, NameId};
@@ -46,6 +46,7 @@ pub use directory::{Outlook, ProcessReport};
 use drains::Drains;
 pub use ids::{IdMap, IdSet};
 use presence::{CONNECTIONS_OF_ONE, Presence};
+use registration::Paces;
 
 /// Silence after which a registered connection counts as hung: it no longer
 /// gets calls until it speaks again.
@@ -173,6 +174,7 @@ pub struct Core {
     connections: IdMap<Conn, Connection>,
     gone: Gone,
     presence: Presence,
+    paces: Paces,
     directory: Directory,
     calls: Calls,
     /// When to look whether a registered connection is silent, see `tick`.
@@ -194,6 +196,7 @@ impl Core {
             connections: IdMap::default(),
             gone: Gone::default(),
             presence: Presence::default(),
+            paces: Paces::default(),
             directory: Directory::default(),
             calls: Calls::new(incarnation),
             silences: BTreeSet::new(),
@@ -225,6 +228,7 @@ impl Core {
             silence,
             self.drains.next_deadline(),
             self.presence.next_deadline(),
+            self.paces.next_deadline(),
         ]
         .into_iter()
         .flatten()
@@ -334,17 +338,11 @@ impl Core {
             }
             Header::Register(register) => self.register(now, conn, register),
             Header::Heartbeat { .. } => {
-                let instance = &connection.who.instance;
-                let registered = Some(self.directory.is_registered(instance, conn));
+                let registered = Some(self.is_registered(conn));
                 self.tell(conn, &Header::Heartbeat { registered });
             }
             Header::Resolve { id, service } => self.resolve(conn, id, &service),
-            Header::Goaway { .. } => {
-                let instance = connection.who.instance.clone();
-                if self.directory.drain(&instance, conn) {
-                    self.announce(&instance);
-                }
-            }
+            Header::Goaway { .. } => self.takes_no_more(conn),
             Header::Registered(_) => self.offence(conn, "sent a header that only the bridge sends"),
         }
     }
@@ -362,73 +360,6 @@ impl Core {
             }
             _ => {}
         }
-    }
-
-    fn register(&mut self, now: Instant, conn: Conn, register: header::Register) {
-        let Some(who) = self.connections.get(&conn).map(|c| c.who.clone()) else {
-            return;
-        };
-        let malformed = register.methods.len() > header::MAX_METHODS
-            || register
-                .methods
-                .iter()
-                .any(|method| method.is_empty() || method.len() > header::MAX_METHOD_BYTES)
-            || register
-                .endpoint
-                .as_ref()
-                .is_some_and(|endpoint| endpoint.len() > 1024);
-        if malformed {
-            let reason = format!(
-                "a registration has at most {} methods of 1 to {} bytes and an endpoint of at most 1024",
-                header::MAX_METHODS,
-                header::MAX_METHOD_BYTES
-            );
-            self.offence(conn, &reason);
-            return self.go_away(conn, &reason);
-        }
-        let direct_key = register.endpoint.is_some().then(|| {
-            let key = self.key.direct_key(&who.instance, who.generation);
-            key.to_hex()
-        });
-        let registered = Header::Registered(Registered {
-            version: header::VERSION,
-            incarnation: self.incarnation,
-            heartbeat_ms: u64::try_from(HEARTBEAT.as_millis()).unwrap_or(u64::MAX),
-            direct_key,
-        });
-        self.tell(conn, &registered);
-        if register.methods.is_empty() && register.endpoint.is_none() {
-            // It only calls. What it served before it serves no more.
-            if self.directory.is_registered(&who.instance, conn) {
-                self.unregister(&who.instance);
-            }
-            return;
-        }
-        let methods = self
-            .directory
-            .number(who.instance.service(), register.methods);
-        let entry = directory::Entry {
-            conn,
-            generation: who.generation,
-            methods,
-            capacity: register
-                .capacity
-                .unwrap_or(DEFAULT_CAPACITY)
-                .clamp(1, MAX_CAPACITY),
-            endpoint: register.endpoint,
-            draining: false,
-            picked: 0,
-        };
-        if let Some(connection) = self.connections.get_mut(&conn)
-            && !std::mem::replace(&mut connection.watched, true)
-        {
-            self.silences.insert((now + SILENCE, conn));
-        }
-        let (news, parked) = self.directory.register(&who.instance, entry);
-        if news {
-            self.announce(&who.instance);
-        }
-        self.dispatch_all(now, parked);
     }
 
     fn announce(&mut self, instance: &InstanceName) {

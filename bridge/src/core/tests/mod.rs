@@ -6,13 +6,14 @@ use bytes::Bytes;
 
 use super::*;
 use blackhole_bus_schema::names::{Generation, ServiceName};
-use blackhole_bus_schema::rpc::header::{Register, Request};
-use blackhole_bus_schema::rpc::{DEFAULT_BUDGET, MAX_CALLS};
+use blackhole_bus_schema::rpc::header::{Register, Registered, Request};
+use blackhole_bus_schema::rpc::{DEFAULT_BUDGET, MAX_CALLS, MAX_CAPACITY};
 
 mod calls;
 mod drains;
 mod lives;
 mod property;
+mod registrations;
 mod shares;
 mod streams;
 
