@@ -130,10 +130,12 @@ async fn a_slow_consumer_holds_its_producer_and_nobody_else() {
     for _ in 0..50 {
         held.next().await.unwrap().unwrap();
     }
+    // A quarter of the window may be taken and not acknowledged yet.
     sent.subscribe()
-        .wait_for(|sent| *sent == 5150)
+        .wait_for(|sent| *sent > 5125)
         .await
         .unwrap();
+    assert!(*sent.borrow() <= 5150);
     let rest = held.collect(1 << 20).await.unwrap();
     assert_eq!(rest.len(), 4 * 9950);
 }
