@@ -19,6 +19,9 @@ use crate::transport::rpc::{Dealer, Frame};
 
 pub(super) type Answer = Result<(Bytes, Vec<Endpoint>), Status>;
 
+/// Wait before credit is sent again that found the queue full.
+const SAY_AGAIN: Duration = Duration::from_millis(10);
+
 /// Room for a streamed answer, in bytes, when the caller names none.
 pub const DEFAULT_WINDOW: u32 = 256 * 1024;
 
@@ -231,6 +234,7 @@ impl Calls {
             parts,
             room,
             taken: 0,
+            say_again: None,
             over: false,
             budget,
             clock: Box::pin(tokio::time::sleep_until(deadline)),
@@ -278,6 +282,8 @@ pub struct Answers {
     room: Arc<Room>,
     /// Bytes taken and not acknowledged.
     taken: u32,
+    /// While a queue is full that the credit has to go through.
+    say_again: Option<Pin<Box<Sleep>>>,
     over: bool,
     budget: Duration,
     clock: Pin<Box<Sleep>>,
@@ -320,6 +326,21 @@ impl Answers {
         }
     }
 
+    /// Sees to it that what is owed is sent when there is room: the callee may wait for
+    /// it, and then nothing else would wake this.
+    fn poll_credit(&mut self, context: &mut Context<'_>) {
+        while self.taken > 0 {
+            let wait = || Box::pin(tokio::time::sleep(SAY_AGAIN));
+            let timer = self.say_again.get_or_insert_with(wait);
+            if timer.as_mut().poll(context).is_pending() {
+                return;
+            }
+            self.say_again = None;
+            self.acknowledge();
+        }
+        self.say_again = None;
+    }
+
     fn poll_part(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
         if self.over {
             return Poll::Ready(None);
@@ -329,6 +350,7 @@ impl Answers {
             Poll::Pending => {
                 // All is taken: whatever the callee waits for, it has room now.
                 self.acknowledge();
+                self.poll_credit(context);
                 if self.clock.as_mut().poll(context).is_pending() {
                     return Poll::Pending;
                 }
@@ -361,5 +383,53 @@ impl Stream for Answers {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.poll_part(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plain;
+    use super::*;
+    use crate::rpc::header::Response;
+    use crate::transport::rpc::{DealerEvent, Router};
+
+    #[tokio::test]
+    async fn credit_that_met_a_full_queue_is_sent_again() {
+        const PATIENCE: Duration = Duration::from_secs(30);
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("router");
+        let router = Router::bind(&path, |_, _| Some(Bytes::new()))
+            .await
+            .unwrap();
+        let dealer = Arc::new(Dealer::new("web.1", "token"));
+        let mut events = dealer.watch();
+        dealer.connect(&path).await.unwrap();
+        assert_eq!(events.next().await, DealerEvent::Up);
+        let calls = Arc::new(Calls::new(dealer.clone(), "db.1".to_owned()));
+        let deadline = Instant::now() + PATIENCE;
+        let header = |id, left| plain("db", "rows", id, left);
+        let opened = calls.open(deadline, PATIENCE, 4000, header, Bytes::new());
+        let mut answers = opened.await.unwrap();
+        calls.received(Header::Part { id: 1 }, Frame::copy_of(&[7; 4000]));
+        // Nothing leaves the queue meanwhile: its task has no turn.
+        let heartbeat = || Frame::copy_of(&Header::Heartbeat { registered: None }.encode());
+        while dealer.try_send(heartbeat(), Frame::new()).is_ok() {}
+        // All that the callee may send is here: it waits for credit.
+        assert_eq!(answers.next().await.unwrap().unwrap().len(), 4000);
+        assert_eq!(answers.taken, 4000);
+        let ends = calls.clone();
+        let peer = tokio::spawn(async move {
+            loop {
+                let message = router.recv().await.unwrap();
+                if let Ok(Header::Credit { id, bytes }) = Header::decode(message.header.as_ref()) {
+                    let answer = Header::Response(Response::new(id, Ok(())));
+                    ends.received(answer, Frame::new());
+                    return (id, bytes);
+                }
+            }
+        });
+        // Polled here alone, and with the queue still full: nothing else wakes it.
+        assert_eq!(answers.next().await, None);
+        assert_eq!(peer.await.unwrap(), (1, 4000));
     }
 }
