@@ -3,6 +3,7 @@
 // Each test program uses some of it.
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::panic)]
 
+pub mod listening;
 pub mod python;
 
 use std::net::{Ipv4Addr, TcpListener};

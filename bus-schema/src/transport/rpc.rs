@@ -24,9 +24,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use omq_tokio::options::ReconnectPolicy;
 use omq_tokio::{
-    AuthenticationResult, Authenticator, DisconnectReason, Error, Identity, IdentitySocket,
-    MechanismSetup, Message, MonitorEvent, MonitorRecvError, MonitorStream, Options, Socket,
-    SocketType, TrySendError,
+    AuthenticationResult, Authenticator, DisconnectReason, Endpoint, Error, Identity,
+    IdentitySocket, MechanismSetup, Message, MonitorEvent, MonitorRecvError, MonitorStream,
+    Options, Socket, SocketType, TrySendError,
 };
 
 use super::{MAX_MESSAGE_BYTES, TransportError};
@@ -488,6 +488,8 @@ impl Dealer {
     pub fn watch(&self) -> DealerWatch {
         DealerWatch {
             stream: self.socket.monitor(),
+            socket: self.socket.clone(),
+            refused: None,
         }
     }
 }
@@ -509,16 +511,30 @@ pub enum DealerEvent {
     Refused(String),
 }
 
+/// How the library calls what libzmq up to 4.3.5 sends instead of PLAIN's ERROR
+/// (RFC 24): `^RROR`, whose first byte is taken for the length of a name that is
+/// not there. No ROUTER sends the like for another reason.
+const MISSPELLED_REFUSAL: &str = "command truncated in name";
+
 /// Tells of the connection of a [`Dealer`].
 #[derive(Debug)]
 pub struct DealerWatch {
     stream: MonitorStream,
+    socket: Socket,
+    /// Refused there, and the library goes on trying.
+    refused: Option<Endpoint>,
 }
 
 impl DealerWatch {
     /// The next event. After the socket has closed it waits for ever. Cancel safe.
     pub async fn next(&mut self) -> DealerEvent {
         loop {
+            if let Some(endpoint) = &self.refused {
+                // Cancelled here, it is done again: that is no error.
+                let _ = self.socket.disconnect(endpoint.clone()).await;
+                self.refused = None;
+                return DealerEvent::Refused("by a ROUTER of libzmq".to_owned());
+            }
             match self.stream.recv().await {
                 Ok(MonitorEvent::HandshakeSucceeded { .. }) => return DealerEvent::Up,
                 Ok(MonitorEvent::Disconnected { .. }) => return DealerEvent::Down,
@@ -526,6 +542,10 @@ impl DealerWatch {
                     reason: DisconnectReason::HandshakeRefused(refusal),
                     ..
                 }) => return DealerEvent::Refused(refusal.reason.clone()),
+                // Here the library does not know that it has been refused, and would go on.
+                Ok(MonitorEvent::HandshakeFailed {
+                    endpoint, reason, ..
+                }) if reason.contains(MISSPELLED_REFUSAL) => self.refused = Some(endpoint),
                 // A connection that comes and goes a thousand times while nobody looks is down or up
                 // again at the end; the events after the gap tell.
                 Ok(_) | Err(MonitorRecvError::Lagged(_)) => {}
