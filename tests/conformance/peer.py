@@ -2,7 +2,8 @@
 
     peer.py ENDPOINT INSTANCE TOKEN
 
-A line in is {"op": "call" | "stream" | "resolve" | "end", …}, a line out is JSON.
+A line in is {"op": "call" | "stream" | "again" | "resolve" | "go on" | "end", …}, a line out is JSON. With "direct"
+a call goes to an instance of the service itself.
 """
 
 import json
@@ -54,6 +55,43 @@ def many(payload, call):
     return (bytes([number % 256]) * 1000 for number in range(int(payload)))
 
 
+@service.method("counted")
+def counted(payload, call):
+    """The same, and tells of each as it is made."""
+    for number in range(int(payload)):
+        tell(what="made", number=number)
+        yield bytes([number % 256]) * 1000
+
+
+class Direct(blackhole.Service):
+    """A connection to an instance itself: its ticket is all, nothing is registered."""
+
+    def _register(self):
+        self.registered.set()
+
+    def _put(self, header, payload=b""):
+        header.pop("service", None)
+        super()._put(header, payload)
+
+
+direct = {}  # by endpoint
+
+
+def way(order):
+    """On which connection an order is carried out."""
+    if not order.get("direct"):
+        return service
+    found = service.resolve(order["service"])
+    if not found:
+        raise blackhole.Failed("unavailable", "no instance takes direct calls")
+    endpoint, ticket = found[0]["endpoint"], order.get("ticket", found[0]["ticket"])
+    if (endpoint, ticket) not in direct:
+        new = Direct(endpoint, service.instance, ticket)
+        new.start(30)
+        direct[endpoint, ticket] = new
+    return direct[endpoint, ticket]
+
+
 lost = service._lost
 
 
@@ -81,6 +119,24 @@ except blackhole.Failed as failed:
     tell(what="refused", code=failed.code)
     sys.exit(3)
 
+go_on = threading.Event()
+
+
+def stream(order, payload):
+    """Takes all parts; after so many as "pause" says it waits until it is told to go on."""
+    taken = []
+    try:
+        for part in way(order).stream(order["service"], order["method"], payload, 30, window=order["window"]):
+            taken.append(part)
+            if len(taken) == order.get("pause"):
+                tell(what="paused")
+                go_on.wait()
+        right = all(part == bytes([number % 256]) * 1000 for number, part in enumerate(taken))
+        tell(what="streamed", parts=len(taken), bytes=sum(map(len, taken)), right=right)
+    except blackhole.Failed as failed:
+        tell(what="failed", code=failed.code, message=failed.message)
+
+
 def end():
     service.close(30)
     tell(what="ended")
@@ -93,13 +149,15 @@ for line in sys.stdin:
     payload = order.pop("payload", "").encode()
     try:
         if op == "call":
-            answer = service.call(order["service"], order["method"], payload, order.get("budget", 30))
+            answer = way(order).call(order["service"], order["method"], payload, order.get("budget", 30))
             tell(what="answer", text=answer.decode())
         elif op == "stream":
-            parts = list(
-                service.stream(order["service"], order["method"], payload, 30, window=order["window"])
-            )
-            tell(what="streamed", parts=len(parts), bytes=sum(map(len, parts)))
+            threading.Thread(target=stream, args=[order, payload]).start()
+        elif op == "go on":
+            go_on.set()
+        elif op == "again":  # on the direct connection that is there
+            [there] = direct.values()
+            tell(what="answer", text=there.call("", order["method"], payload).decode())
         elif op == "resolve":
             tell(what="resolved", endpoints=service.resolve(order["service"]))
         elif op == "release":
