@@ -174,6 +174,7 @@ fn spec(generation: Generation, format: LogFormat, max_bytes: u64, max_files: u3
         grant: None,
         permit: None,
         restarts: 0,
+        settings: Default::default(),
     }
 }
 

@@ -19,10 +19,11 @@ use blackhole_bus_schema::limits::{
 use blackhole_bus_schema::message::{Message, Snapshot};
 use blackhole_bus_schema::names::{Component, Generation, InstanceName};
 use blackhole_bus_schema::process::{
-    ExitRecord, ExitResult, ExitStatus, Failure, FollowLog, Forget, GrantPermit, InstanceRecord,
-    ListProcesses, LogChunk, LogCursor, LogFormat, LogLines, LogSpec, NotifyState, Permit,
-    ProcessChanged, ProcessForgotten, ProcessNotified, ProcessState, ReadLog, Signal, Spawn,
-    SpawnFailure, SpawnSpec, SpawnStep, StateName, StepTime, Stop, StopSpec,
+    Capabilities, EnvFile, ExitRecord, ExitResult, ExitStatus, Failure, FollowLog, Forget,
+    GrantPermit, InstanceRecord, ListProcesses, LogChunk, LogCursor, LogFormat, LogLines, LogSpec,
+    NotifyState, Permit, ProcessChanged, ProcessForgotten, ProcessNotified, ProcessSettings,
+    ProcessState, ReadLog, Rlimit, RlimitValue, Signal, Spawn, SpawnFailure, SpawnSpec, SpawnStep,
+    StateName, StepTime, Stop, StopSpec,
 };
 use blackhole_bus_schema::registry::{
     CallStats, Drain, Drained, ListCalls, ListRegistry, Registration, RegistryChanged,
@@ -179,6 +180,28 @@ fn probe(check: ProbeCheck) -> Option<Probe> {
     })
 }
 
+fn settings() -> ProcessSettings {
+    ProcessSettings {
+        groups: vec!["audio".into()],
+        umask: Some(0o027),
+        nice: Some(-5),
+        rlimits: BTreeMap::from([(
+            Rlimit::Nproc,
+            RlimitValue {
+                soft: Some(64),
+                hard: None,
+            },
+        )]),
+        no_new_privs: true,
+        capabilities: Some(Capabilities::Keep(vec!["net_bind_service".into()])),
+        stdin: Some("/srv/in".into()),
+        env_files: vec![EnvFile {
+            path: "/etc/web.env".into(),
+            required: false,
+        }],
+    }
+}
+
 fn record(state: ProcessState) -> InstanceRecord {
     InstanceRecord {
         instance: instance(),
@@ -271,6 +294,7 @@ fn process_messages() {
                 expires_after_ms: None,
             }),
             restarts: 1,
+            settings: settings(),
         },
     });
     check(&Stop {

@@ -71,6 +71,7 @@ impl Environs {
         let blackhole = self.own(&spec.instance, spec.generation);
         let recipe = Recipe {
             env: &spec.env,
+            files: &spec.settings.env_files,
             login: login.map(|(user, home)| (user.as_str(), home.as_str())),
             blackhole: &blackhole,
         };
@@ -275,7 +276,7 @@ impl Launcher {
     }
 
     async fn prepare(&self, spec: &Arc<SpawnSpec>) -> Result<SpawnRequest, SpawnFailure> {
-        let blocks = environment::reads_files(&spec.env);
+        let blocks = environment::reads_files(spec);
         let (environs, dirs, spec) = (self.environs.clone(), self.dirs.clone(), spec.clone());
         let owner = self.owner.clone();
         let work = move || {

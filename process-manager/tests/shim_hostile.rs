@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use blackhole_bus_schema::process::ExitResult;
 use blackhole_process_manager::shim::client::attach;
-use blackhole_process_manager::shim::protocol::{Request, RequestBody, ShimMessage, encode, take};
+use blackhole_process_manager::shim::protocol::{
+    PROTOCOL, Request, RequestBody, ShimMessage, encode, take,
+};
 use shim_support::{Rig, lives};
 
 /// A few shapes of nonsense, the same in each run.
@@ -77,10 +79,12 @@ async fn no_bytes_hurt_a_shim() {
 #[tokio::test]
 async fn no_bytes_hurt_the_fork_server() {
     let rig = Rig::new().await;
-    attack(&rig.dirs.fork_server_dir().join("v1"));
+    attack(&rig.dirs.fork_server_dir().join(format!("v{PROTOCOL}")));
     // Some of the attackers still hold a shim that waits for the rest of a frame.
     let _silent: Vec<_> = (0..8)
-        .map(|_| UnixStream::connect(rig.dirs.fork_server_dir().join("v1")).unwrap())
+        .map(|_| {
+            UnixStream::connect(rig.dirs.fork_server_dir().join(format!("v{PROTOCOL}"))).unwrap()
+        })
         .collect();
     let mut running = rig.spawn(&rig.script("exit 0")).await;
     assert_eq!(running.exited().await.result, ExitResult::Success);
@@ -121,7 +125,8 @@ async fn a_request_in_the_wrong_place_is_refused_with_words() {
     assert!(answer(&mut client).unwrap().contains("not known"));
     ask(&mut client, RequestBody::Status);
     assert_eq!(answer(&mut client), None);
-    let mut client = UnixStream::connect(rig.dirs.fork_server_dir().join("v1")).unwrap();
+    let mut client =
+        UnixStream::connect(rig.dirs.fork_server_dir().join(format!("v{PROTOCOL}"))).unwrap();
     ask(&mut client, RequestBody::Status);
     assert!(answer(&mut client).unwrap().contains("must be a spawn"));
 }

@@ -15,8 +15,8 @@
 //! Paths: `working_dir` and a program with a slash in it (`./worker`,
 //! `bin/worker`) are taken from the directory of the configuration file; a
 //! program without one is looked up in `PATH` at the spawn. `${config_dir}`
-//! stands for that directory in commands, `exec` probes, `working_dir` and
-//! `env`. See [`mod@reference`] for what else `env` can refer to.
+//! stands for that directory in commands, `exec` probes, `working_dir`, `stdin`,
+//! `env_files` and `env`. See [`mod@reference`] for what else `env` can refer to.
 
 mod all;
 mod environment;
@@ -30,6 +30,7 @@ mod probe;
 pub mod reference;
 mod section;
 mod service;
+mod settings;
 mod tree;
 mod units;
 

@@ -10,7 +10,7 @@ use super::listen::Listen;
 use crate::health::Probes;
 use crate::limits::{LimitGrant, Limits};
 use crate::names::{Generation, InstanceName, ServiceName};
-use crate::process::{LogSpec, SpawnSpec, StopSpec};
+use crate::process::{LogSpec, ProcessSettings, SpawnSpec, StopSpec};
 
 /// All that a file says: what is to run, and what only the edges need to know.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -195,6 +195,8 @@ pub struct ServiceConfig {
     pub depends_on: BTreeMap<ServiceName, Dependency>,
     /// Its log.
     pub logs: LogSpec,
+    /// What its process is made with besides: `groups`, `umask`, `nice`, `rlimits` …
+    pub settings: ProcessSettings,
 }
 
 impl ServiceConfig {
@@ -223,6 +225,7 @@ impl ServiceConfig {
             grant,
             permit: None,
             restarts,
+            settings: self.settings.clone(),
         }
     }
 }

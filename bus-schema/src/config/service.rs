@@ -19,7 +19,7 @@ use crate::process::{LogFormat, LogSpec, StopSpec, default_success_codes, signal
 /// Most instances of one service.
 const MAX_REPLICAS: u32 = 10_000;
 
-const KEYS: [&str; 18] = [
+const KEYS: [&str; 26] = [
     "command",
     "type",
     "priority",
@@ -28,6 +28,14 @@ const KEYS: [&str; 18] = [
     "working_dir",
     "user",
     "group",
+    "groups",
+    "umask",
+    "nice",
+    "rlimits",
+    "no_new_privs",
+    "capabilities",
+    "stdin",
+    "env_files",
     "oneshot",
     "autostart",
     "restart",
@@ -91,6 +99,8 @@ pub(super) fn home_of(path: &str, key: &str) -> Option<String> {
                 "restart"
             } else if has(&KINDS) {
                 "health"
+            } else if has(&super::settings::rlimit_names()) {
+                "rlimits"
             } else {
                 return None;
             };
@@ -225,6 +235,8 @@ fn service(
         .unwrap_or_else(|| Field::new(&empty, format!("{}.resources", field.path)))
         .section(&limits::KEYS)?;
     let mut settings = Settings::read(&resources)?;
+    let open_files = resources.get("open_files");
+    let process = super::settings::settings(&section, open_files.as_ref(), dir)?;
     if let Some(profile) = service_type
         .as_ref()
         .and_then(|name| runtime.profiles.get(name))
@@ -268,6 +280,7 @@ fn service(
             .read("depends_on", |field| dependencies(name, field, places))?
             .unwrap_or_default(),
         logs: section.read("logs", logs)?.unwrap_or_default(),
+        settings: process,
     })
 }
 
@@ -326,7 +339,7 @@ pub(super) fn type_name(field: &Field<'_>) -> Result<String, Problem> {
 }
 
 /// A user or group, by name or number.
-fn account(field: &Field<'_>) -> Result<String, Problem> {
+pub(super) fn account(field: &Field<'_>) -> Result<String, Problem> {
     let expected = || field.expected("a name or a number");
     match &field.node.value {
         Value::Integer(id, _) => {

@@ -13,11 +13,16 @@ use crate::names::{Generation, InstanceName};
 
 mod exit;
 mod log;
+mod settings;
 mod signal;
 mod state;
 
 pub use exit::{ExitRecord, ExitResult, ExitStatus};
 pub use log::{FollowLog, LogChunk, LogCursor, LogLines, ReadLog};
+pub use settings::{
+    CAPABILITIES, Capabilities, EnvFile, ProcessSettings, Rlimit, RlimitValue, capability_name,
+    capability_number,
+};
 pub use signal::{signal_name, signal_number};
 pub use state::{Failure, ProcessState, SpawnFailure, SpawnStep, StateName, StepTime};
 
@@ -148,6 +153,9 @@ pub struct SpawnSpec {
     /// Restarts so far, for display.
     #[serde(default)]
     pub restarts: u32,
+    /// What its process is made with besides.
+    #[serde(default, skip_serializing_if = "ProcessSettings::is_default")]
+    pub settings: ProcessSettings,
 }
 
 /// Exit codes that count as success where nothing else is configured.

@@ -10,10 +10,11 @@ use blackhole_bus_schema::limits::{
 };
 use blackhole_bus_schema::message::Snapshot;
 use blackhole_bus_schema::process::{
-    ExitRecord, ExitResult, ExitStatus, Failure, FollowLog, Forget, GrantPermit, InstanceRecord,
-    ListProcesses, LogChunk, LogCursor, LogFormat, LogLines, LogSpec, NotifyState, Permit,
-    ProcessChanged, ProcessForgotten, ProcessNotified, ProcessState, ReadLog, Signal, Spawn,
-    SpawnFailure, SpawnSpec, SpawnStep, StateName, StepTime, Stop, StopSpec,
+    Capabilities, EnvFile, ExitRecord, ExitResult, ExitStatus, Failure, FollowLog, Forget,
+    GrantPermit, InstanceRecord, ListProcesses, LogChunk, LogCursor, LogFormat, LogLines, LogSpec,
+    NotifyState, Permit, ProcessChanged, ProcessForgotten, ProcessNotified, ProcessSettings,
+    ProcessState, ReadLog, RlimitValue, Signal, Spawn, SpawnFailure, SpawnSpec, SpawnStep,
+    StateName, StepTime, Stop, StopSpec,
 };
 use blackhole_bus_schema::registry::{
     CallStats, Drain, Drained, ListCalls, ListRegistry, Registration, RegistryChanged,
@@ -69,6 +70,10 @@ pub(super) fn structures() -> BTreeMap<&'static str, Decodes> {
         "health.probe" => ProbeResult,
         "log.lines" => LogLines,
         "SpawnSpec" => SpawnSpec,
+        "ProcessSettings" => ProcessSettings,
+        "RlimitValue" => RlimitValue,
+        "Capabilities" => Capabilities,
+        "EnvFile" => EnvFile,
         "StopSpec" => StopSpec,
         "LogSpec" => LogSpec,
         "Permit" => Permit,
@@ -174,6 +179,10 @@ pub(super) fn more() -> Vec<(&'static str, Value)> {
     vec![
         ("ProbeCheck", value(&ProbeCheck::Tcp("localhost:1".into()))),
         ("ProbeCheck", value(&ProbeCheck::Rpc("check".into()))),
+        (
+            "Capabilities",
+            value(&Capabilities::Drop(vec!["kill".into()])),
+        ),
         ("ExitStatus", value(&ExitStatus::Exited { code: 3 })),
         ("ExitStatus", value(&ExitStatus::Unknown)),
     ]

@@ -119,6 +119,7 @@ fn service(one: &ServiceConfig) -> Map<String, Value> {
     );
     map.insert("success_codes".into(), one.success_codes.clone().into());
     map.insert("logs".into(), logs(&one.logs).into());
+    map.extend(super::settings::settings(&one.settings));
     map
 }
 

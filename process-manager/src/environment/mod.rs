@@ -1,9 +1,10 @@
-//! The environment of a service: a minimal base, what its configuration asks
-//! for with references resolved, and the `BLACKHOLE_…` variables on top.
+//! The environment of a service: a minimal base, what the files of its
+//! configuration assign, what that asks for itself with references resolved, and the `BLACKHOLE_…` variables on top.
 //!
 //! Values may be secrets. They live only in an [`Environment`], whose `Debug`
 //! shows keys alone, and errors name a key and a reference but no value.
 
+mod file;
 mod reference;
 
 use std::collections::BTreeMap;
@@ -11,8 +12,9 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::Path;
 
-use blackhole_bus_schema::process::{SpawnFailure, SpawnStep};
+use blackhole_bus_schema::process::{EnvFile, SpawnFailure, SpawnSpec, SpawnStep};
 
+pub use file::FileError;
 pub use reference::{MAX_FILE_BYTES, ReferenceError, read_secret_file, resolve};
 
 /// `PATH` of a service where neither its configuration nor the manager has one.
@@ -49,6 +51,8 @@ impl Sources for Host {
 pub struct Recipe<'a> {
     /// `env` of its configuration, references unresolved.
     pub env: &'a BTreeMap<String, String>,
+    /// `env_files` of its configuration: below `env`, the later over the earlier.
+    pub files: &'a [EnvFile],
     /// Name and home of its user, where the shim does not add them.
     pub login: Option<(&'a str, &'a str)>,
     /// The `BLACKHOLE_…` variables, over everything else.
@@ -90,6 +94,9 @@ pub enum EnvironmentError {
     /// A key that environ(7) does not allow.
     #[error("environment variable {0:?}: a name must not be empty nor hold '=' or NUL")]
     Key(String),
+    /// One of `env_files` cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A reference that cannot be resolved.
     #[error("environment variable {key}")]
     Reference {
@@ -106,6 +113,7 @@ impl EnvironmentError {
     pub fn into_failure(self) -> SpawnFailure {
         let (operation, errno, hint) = match &self {
             Self::Key(_) => (self.to_string(), libc::EINVAL, String::new()),
+            Self::File(error) => (error.to_string(), error.errno(), error.hint().to_owned()),
             Self::Reference { key, source } => (
                 format!("environment variable {key}: {source}"),
                 source.errno(),
@@ -124,7 +132,7 @@ impl EnvironmentError {
 /// Makes the environment of one spawn. Blocks where a file is referred to.
 ///
 /// # Errors
-/// The first key or reference that is wrong, in the order of the keys.
+/// The first file that is wrong, or the first key or reference, in the order of the keys.
 pub fn build(recipe: &Recipe<'_>, sources: &dyn Sources) -> Result<Environment, EnvironmentError> {
     let mut all = BTreeMap::new();
     let inherited = |name: &str, default: &str| {
@@ -140,6 +148,9 @@ pub fn build(recipe: &Recipe<'_>, sources: &dyn Sources) -> Result<Environment, 
         all.insert("USER".to_owned(), user.to_owned());
         all.insert("LOGNAME".to_owned(), user.to_owned());
         all.insert("HOME".to_owned(), home.to_owned());
+    }
+    for file in recipe.files {
+        all.extend(file::read(file, sources)?);
     }
     for (key, text) in recipe.env {
         if key.is_empty() || key.contains(['=', '\0']) {
@@ -157,9 +168,9 @@ pub fn build(recipe: &Recipe<'_>, sources: &dyn Sources) -> Result<Environment, 
     Ok(Environment(all))
 }
 
-/// Whether making this environment reads files, and so may block.
-pub fn reads_files(env: &BTreeMap<String, String>) -> bool {
-    env.values().any(|value| value.contains("${file:"))
+/// Whether making the environment of a spawn reads files, and so may block.
+pub fn reads_files(spec: &SpawnSpec) -> bool {
+    !spec.settings.env_files.is_empty() || spec.env.values().any(|value| value.contains("${file:"))
 }
 
 #[cfg(test)]

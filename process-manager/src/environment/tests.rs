@@ -3,7 +3,7 @@ use std::error::Error;
 use std::ffi::OsString;
 use std::path::Path;
 
-use blackhole_bus_schema::process::SpawnStep;
+use blackhole_bus_schema::process::{EnvFile, SpawnStep};
 use proptest::prelude::*;
 
 use super::*;
@@ -50,6 +50,7 @@ fn make(env: &[(&str, &str)]) -> Result<Environment, EnvironmentError> {
     ];
     let recipe = Recipe {
         env: &env,
+        files: &[],
         login: Some(("www", "/srv/www")),
         blackhole: &blackhole,
     };
@@ -88,6 +89,62 @@ fn a_configured_value_outranks_the_base() {
     let made = make(&[("PATH", "/only"), ("HOME", "/tmp")]).unwrap();
     assert_eq!(value(&made, "PATH"), "/only");
     assert_eq!(value(&made, "HOME"), "/tmp");
+}
+
+#[test]
+fn files_are_over_the_base_and_below_what_is_configured() {
+    let mut sources = fake();
+    sources
+        .files
+        .insert("/one.env", b"A=1\nLANG=C\nB='${env:REGION}'\n");
+    sources.files.insert("/two.env", b"A=2 # again\n");
+    sources
+        .files
+        .insert("/bad.env", b"# so far so good\nhunter2\n");
+    let make = |files: &[(&str, bool)], env: &[(&str, &str)]| {
+        let files: Vec<EnvFile> = files
+            .iter()
+            .map(|(path, required)| EnvFile {
+                path: (*path).to_owned(),
+                required: *required,
+            })
+            .collect();
+        let env = env
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let recipe = Recipe {
+            env: &env.collect(),
+            files: &files,
+            login: None,
+            blackhole: &[("BLACKHOLE_SERVICE", "web".to_owned())],
+        };
+        build(&recipe, &sources)
+    };
+    let made = make(
+        &[("/one.env", true), ("/two.env", true), ("/none", false)],
+        &[("C", "3")],
+    );
+    let made = made.unwrap();
+    assert_eq!(value(&made, "A"), "2");
+    assert_eq!(value(&made, "B"), "${env:REGION}");
+    assert_eq!(
+        (value(&made, "C"), value(&made, "LANG")),
+        ("3".into(), "C".into())
+    );
+    let made = make(&[("/one.env", true)], &[("A", "own")]).unwrap();
+    assert_eq!(value(&made, "A"), "own");
+
+    let failure = make(&[("/none", true)], &[]).unwrap_err().into_failure();
+    assert_eq!(
+        (failure.operation.as_str(), failure.errno),
+        ("read /none", libc::ENOENT)
+    );
+    assert!(failure.hint.contains("required: false"), "{failure}");
+    let failure = make(&[("/bad.env", false)], &[])
+        .unwrap_err()
+        .into_failure();
+    assert_eq!(failure.operation, "/bad.env:2: there is no =");
+    assert!(!failure.to_string().contains("hunter2"));
 }
 
 #[test]

@@ -32,10 +32,23 @@ pub(crate) struct Plan {
     pub(crate) oom_score_adj: Vec<u8>,
     /// Soft and hard limit of open files.
     pub(crate) nofile: Option<(u64, u64)>,
-    /// What becomes standard output and standard error. Standard input is the shim's own, /dev/null.
+    /// What becomes standard output and standard error. Standard input is the
+    /// shim's own, /dev/null, where there is no [`Plan::stdin`].
     pub(crate) output: [OwnedFd; 2],
+    /// Resource limits: number, soft, hard.
+    pub(crate) rlimits: Vec<(u32, u64, u64)>,
+    /// Niceness; `None` is that of the shim's children, 0.
+    pub(crate) nice: Option<i32>,
     /// Supplementary groups, group and user; `None` keeps the shim's.
     pub(crate) identity: Option<Identity>,
+    /// Capabilities that are left; `None` changes none.
+    pub(crate) capabilities: Option<Capabilities>,
+    /// File mode creation mask.
+    pub(crate) umask: u32,
+    /// What becomes standard input.
+    pub(crate) stdin: Option<CString>,
+    /// Nothing executed from here on can gain privileges.
+    pub(crate) no_new_privs: bool,
     /// Working directory.
     pub(crate) directory: CString,
     /// The file to execute.
@@ -53,6 +66,17 @@ pub(crate) struct Identity {
     pub(crate) gid: u32,
     /// `None` where the shim may not set them and need not.
     pub(crate) groups: Option<Vec<u32>>,
+}
+
+/// What is left of a service's capabilities.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Capabilities {
+    /// One bit for each by its number: those that may be left.
+    pub(crate) left: u64,
+    /// Those that one that is not root is to have.
+    pub(crate) ambient: u64,
+    /// The highest that the kernel knows.
+    pub(crate) last: u32,
 }
 
 /// Where a child failed. The numbers travel through the shared page.
@@ -75,13 +99,26 @@ pub(crate) enum Step {
     /// The shim had died already.
     Orphaned = 10,
     Exec = 11,
+    /// Setting the limit with the index beside it.
+    Rlimit = 12,
+    Nice = 13,
+    /// Taking the capability with the number beside it out of the bounding set.
+    Bounding = 14,
+    /// Keeping capabilities over the change of user.
+    KeepCapabilities = 15,
+    Capabilities = 16,
+    /// Giving the capability with the number beside it to one that is not root.
+    Ambient = 17,
+    Stdin = 18,
+    NoNewPrivs = 19,
 }
 
 impl Step {
     fn from_number(number: u32) -> Self {
         use Step::{
-            Born, DeathSignal, Directory, Exec, Gid, Groups, Join, OpenFiles, Orphaned, Output,
-            Session, Uid,
+            Ambient, Born, Bounding, Capabilities, DeathSignal, Directory, Exec, Gid, Groups, Join,
+            KeepCapabilities, Nice, NoNewPrivs, OpenFiles, Orphaned, Output, Rlimit, Session,
+            Stdin, Uid,
         };
         [
             Born,
@@ -96,6 +133,14 @@ impl Step {
             DeathSignal,
             Orphaned,
             Exec,
+            Rlimit,
+            Nice,
+            Bounding,
+            KeepCapabilities,
+            Capabilities,
+            Ambient,
+            Stdin,
+            NoNewPrivs,
         ]
         .into_iter()
         .find(|step| *step as u32 == number)
@@ -118,7 +163,7 @@ struct Shared {
 pub(crate) struct Report {
     /// The step it was at when it told last.
     pub(crate) step: Step,
-    /// Which cgroup file.
+    /// Which cgroup file, limit or capability.
     pub(crate) index: usize,
     /// The error it stopped at; 0 if none.
     pub(crate) errno: i32,
@@ -316,10 +361,43 @@ unsafe fn child(work: &Work<'_>) -> ! {
                 fail(Step::OpenFiles, 0);
             }
         }
+        for (index, (number, soft, hard)) in (0..).zip(&plan.rlimits) {
+            // The kernel's own call: the library's types differ by target.
+            let limit = [*soft, *hard];
+            let none = ptr::null_mut::<u64>();
+            let (own, number): (libc::c_long, _) = (0, libc::c_long::from(*number));
+            if libc::syscall(libc::SYS_prlimit64, own, number, limit.as_ptr(), none) != 0 {
+                fail(Step::Rlimit, index);
+            }
+        }
+        if let Some(nice) = plan.nice {
+            let (process, own): (libc::c_long, libc::c_long) = (0, 0);
+            let nice = libc::c_long::from(nice);
+            if libc::syscall(libc::SYS_setpriority, process, own, nice) != 0 {
+                fail(Step::Nice, 0);
+            }
+        }
         if libc::dup2(plan.output[0].as_raw_fd(), 1) < 0
             || libc::dup2(plan.output[1].as_raw_fd(), 2) < 0
         {
             fail(Step::Output, 0);
+        }
+        if let Some(capabilities) = &plan.capabilities {
+            // While this may still do so. One that is out of the set already is
+            // no matter, so that one who may not need not.
+            for number in 0..=capabilities.last {
+                let there = libc::prctl(libc::PR_CAPBSET_READ, libc::c_ulong::from(number)) == 1;
+                if there
+                    && capabilities.left & bit(number) == 0
+                    && libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(number)) != 0
+                {
+                    fail(Step::Bounding, number);
+                }
+            }
+            let one: libc::c_ulong = 1;
+            if capabilities.ambient != 0 && libc::prctl(libc::PR_SET_KEEPCAPS, one) != 0 {
+                fail(Step::KeepCapabilities, 0);
+            }
         }
         if let Some(identity) = &plan.identity {
             if let Some(groups) = &identity.groups
@@ -336,12 +414,35 @@ unsafe fn child(work: &Work<'_>) -> ! {
                 fail(Step::Uid, 0);
             }
         }
+        if let Some(capabilities) = &plan.capabilities {
+            if !restrict_capabilities(capabilities) {
+                fail(Step::Capabilities, 0);
+            }
+            let raise = libc::PR_CAP_AMBIENT_RAISE as libc::c_ulong;
+            let zero: libc::c_ulong = 0;
+            for number in (0..64).filter(|number| capabilities.ambient & bit(*number) != 0) {
+                let which = libc::c_ulong::from(number);
+                if libc::prctl(libc::PR_CAP_AMBIENT, raise, which, zero, zero) != 0 {
+                    fail(Step::Ambient, number);
+                }
+            }
+        }
         shared.limits_ns.store(monotonic_ns(), Ordering::SeqCst);
         // As the service's user: it must be able to be there.
         if libc::chdir(plan.directory.as_ptr()) != 0 {
             fail(Step::Directory, 0);
         }
-        libc::umask(0o022);
+        libc::umask(plan.umask);
+        if let Some(file) = &plan.stdin {
+            // A FIFO without a writer does not hold it up.
+            let fd = libc::open(
+                file.as_ptr(),
+                libc::O_RDONLY | libc::O_NOCTTY | libc::O_NONBLOCK | libc::O_CLOEXEC,
+            );
+            if fd < 0 || libc::fcntl(fd, libc::F_SETFL, 0) != 0 || libc::dup2(fd, 0) < 0 {
+                fail(Step::Stdin, 0);
+            }
+        }
         // After the change of user, which clears it. A set-user-ID program
         // clears it again, see PR_SET_PDEATHSIG(2const).
         if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
@@ -371,11 +472,49 @@ unsafe fn child(work: &Work<'_>) -> ! {
             libc::CLOSE_RANGE_CLOEXEC as libc::c_uint,
         );
         libc::syscall(libc::SYS_close_range, first, last, flag);
+        let (one, zero): (libc::c_ulong, libc::c_ulong) = (1, 0);
+        if plan.no_new_privs && libc::prctl(libc::PR_SET_NO_NEW_PRIVS, one, zero, zero, zero) != 0 {
+            fail(Step::NoNewPrivs, 0);
+        }
         shared.step.store(Step::Exec as u32, Ordering::SeqCst);
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
         libc::execve(plan.program.as_ptr(), argv.as_ptr(), envp.as_ptr());
         fail(Step::Exec, 0)
+    }
+}
+
+/// The bit of a capability.
+const fn bit(number: u32) -> u64 {
+    1_u64.wrapping_shl(number)
+}
+
+/// Takes away the capabilities that are not left, and makes those that are to be
+/// ambient inheritable; false with errno(3) where that fails. For a child before
+/// its exec: two system calls with locals.
+///
+/// # Safety
+/// Only in a process with one thread, or in a child before its exec.
+unsafe fn restrict_capabilities(capabilities: &Capabilities) -> bool {
+    // See capset(2): version 3, two words for each of effective, permitted, inheritable.
+    let mut header: [u32; 2] = [0x2008_0522, 0];
+    let mut data: [[u32; 3]; 2] = [[0; 3]; 2];
+    // SAFETY: the structures of capget(2) in their third version, on the stack.
+    unsafe {
+        if libc::syscall(libc::SYS_capget, header.as_mut_ptr(), data.as_mut_ptr()) != 0 {
+            return false;
+        }
+        let words = [
+            (capabilities.left, capabilities.ambient),
+            (capabilities.left >> 32, capabilities.ambient >> 32),
+        ];
+        for (word, (left, ambient)) in data.iter_mut().zip(words) {
+            let [effective, permitted, inheritable] = word;
+            *permitted &= left as u32;
+            *effective = *permitted;
+            *inheritable = (*inheritable & left as u32) | (ambient as u32 & *permitted);
+        }
+        libc::syscall(libc::SYS_capset, header.as_mut_ptr(), data.as_ptr()) == 0
     }
 }

@@ -120,6 +120,23 @@ pub(crate) fn directory(dir: &Path, errno: i32, who: &Who) -> String {
     }
 }
 
+/// Why open(2) of `file` for reading failed with `errno`, as a sentence.
+pub(crate) fn input(file: &Path, errno: i32, who: &Who) -> String {
+    match errno {
+        libc::ENOENT => "no such file: create it or correct `stdin`".into(),
+        libc::EACCES => match who.stopped_at(file) {
+            Some(dir) => format!(
+                "user {} may not pass through the directory {}",
+                who.uid,
+                dir.display()
+            ),
+            None => format!("user {} may not read it", who.uid),
+        },
+        libc::ENXIO => "a socket cannot be opened: give a file, a FIFO or a device".into(),
+        _ => String::new(),
+    }
+}
+
 enum Interpreter {
     Script(PathBuf),
     Elf,

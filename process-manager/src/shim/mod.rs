@@ -2,7 +2,7 @@
 //! that the process-manager holds them with.
 //!
 //! ```text
-//!   process-manager ── client ──► <run>/fs/v1 ──► idle shims, forked ahead by the
+//!   process-manager ── client ──► <run>/fs/v2 ──► idle shims, forked ahead by the
 //!        ▲                                        fork server (server, idle)
 //!        │ protocol                                  │ takes a spawn request:
 //!        ▼                                           │ prepare, start, exec

@@ -12,12 +12,14 @@ use std::path::{Path, PathBuf};
 
 use blackhole_bus_schema::limits::{JoinMethod, LimitGrant};
 use blackhole_bus_schema::names::Generation;
-use blackhole_bus_schema::process::{SpawnFailure, SpawnStep};
+use blackhole_bus_schema::process::{
+    Capabilities, ProcessSettings, SpawnFailure, SpawnStep, capability_number,
+};
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::connection::Connection;
-use super::exec::{Identity, Plan};
+use super::exec::{self, Identity, Plan};
 use super::hint::Who;
 use super::lock::Lock;
 use super::notify::Notify;
@@ -27,6 +29,12 @@ use super::sys;
 
 /// Used where the environment of a service has no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Of a service that asks for no other.
+const DEFAULT_UMASK: u32 = 0o022;
+
+/// The last capability of Linux 5.9 and later, where the kernel does not tell.
+const LAST_CAPABILITY: u32 = 40;
 
 /// The instance's lock and record: held from here to the end.
 #[derive(Debug)]
@@ -244,6 +252,7 @@ fn plan(
         Ok((read, write))
     };
     let ((out_read, out_write), (err_read, err_write)) = (pipe()?, pipe()?);
+    let settings = &request.settings;
     let grant = request.grant.as_ref();
     let (join, born_in, born_in_procs) = cgroups(grant, request.generation)?;
     let score = grant.and_then(|grant| grant.oom_score_adj).unwrap_or(0);
@@ -253,8 +262,19 @@ fn plan(
         born_in_procs,
         oom_score_adj: score.to_string().into_bytes(),
         nofile: request.nofile,
+        rlimits: rlimits(settings),
+        nice: settings.nice,
         output: [out_write, err_write],
         identity,
+        capabilities: capabilities(settings, who)?,
+        umask: settings.umask.unwrap_or(DEFAULT_UMASK),
+        stdin: match &settings.stdin {
+            Some(file) => Some(c_string(file.as_str(), step, || {
+                "use the file for standard input".into()
+            })?),
+            None => None,
+        },
+        no_new_privs: settings.no_new_privs,
         directory: c_string(directory, step, || "use the working directory".into())?,
         program: c_string(program.into_os_string().as_bytes(), SpawnStep::Exec, || {
             "use the program's path".into()
@@ -263,6 +283,50 @@ fn plan(
         environment: variables,
     };
     Ok((plan, [out_read, err_read]))
+}
+
+/// In the numbers of setrlimit(2).
+fn rlimits(settings: &ProcessSettings) -> Vec<(u32, u64, u64)> {
+    let number = |value: Option<u64>| value.unwrap_or(u64::MAX);
+    let limits = settings.rlimits.iter();
+    limits
+        .map(|(limit, value)| (limit.number(), number(value.soft), number(value.hard)))
+        .collect()
+}
+
+/// As sets of bits. One that is not root has those that are kept as ambient ones.
+fn capabilities(
+    settings: &ProcessSettings,
+    who: &Who,
+) -> Result<Option<exec::Capabilities>, SpawnFailure> {
+    let Some(capabilities) = &settings.capabilities else {
+        return Ok(None);
+    };
+    let (Capabilities::Keep(names) | Capabilities::Drop(names)) = capabilities;
+    let mut bits = 0_u64;
+    for name in names {
+        let Some(number) = capability_number(name) else {
+            let operation = format!("look up capability {name}");
+            let hint = "correct `capabilities`, see capabilities(7)";
+            return Err(failure(SpawnStep::ApplyLimits, operation, 0, hint));
+        };
+        bits |= 1_u64.wrapping_shl(number);
+    }
+    let last = fs::read_to_string("/proc/sys/kernel/cap_last_cap")
+        .ok()
+        .and_then(|text| text.trim().parse().ok());
+    Ok(Some(match capabilities {
+        Capabilities::Keep(_) => exec::Capabilities {
+            left: bits,
+            ambient: if who.uid == 0 { 0 } else { bits },
+            last: last.unwrap_or(LAST_CAPABILITY),
+        },
+        Capabilities::Drop(_) => exec::Capabilities {
+            left: !bits,
+            ambient: 0,
+            last: last.unwrap_or(LAST_CAPABILITY),
+        },
+    }))
 }
 
 fn c_string(
@@ -383,35 +447,19 @@ fn identity(
             .map(rustix::process::Gid::as_raw)
             .collect(),
     };
-    if request.user.is_none() && request.group.is_none() {
+    let more = &request.settings.groups;
+    if request.user.is_none() && request.group.is_none() && more.is_empty() {
         return Ok((None, own));
     }
     let group = match &request.group {
         None => None,
-        Some(name) => Some(match name.parse::<u32>() {
-            Ok(number) => number,
-            Err(_) => {
-                let operation = || format!("look up group {name}");
-                match sys::group(&c_string(name.as_str(), step, operation)?) {
-                    Ok(Some(gid)) => gid,
-                    Ok(None) => {
-                        return Err(failure(
-                            step,
-                            operation(),
-                            0,
-                            "group unknown: create it or correct `group`",
-                        ));
-                    }
-                    Err(error) => return Err(failure(step, operation(), errno(&error), "")),
-                }
-            }
-        }),
+        Some(name) => Some(group(name, "group")?),
     };
-    let who = match &request.user {
+    let mut who = match &request.user {
         None => Who {
             uid: own.uid,
             gid: group.unwrap_or(own.gid),
-            groups: group.into_iter().collect(),
+            groups: vec![group.unwrap_or(own.gid)],
         },
         Some(name) => {
             let operation = || format!("look up user {name}");
@@ -454,11 +502,19 @@ fn identity(
             }
         }
     };
-    if who.uid == own.uid && who.gid == own.gid && (own.uid != 0 || request.user.is_none()) {
+    for name in more {
+        let gid = self::group(name, "groups")?;
+        if !who.groups.contains(&gid) {
+            who.groups.push(gid);
+        }
+    }
+    let same = who.uid == own.uid && who.gid == own.gid && more.is_empty();
+    if same && (own.uid != 0 || request.user.is_none()) {
         return Ok((None, own));
     }
     // Who is not root may not set groups, and needs not for what it is already.
-    let groups = (own.uid == 0 || who.uid != own.uid).then(|| who.groups.clone());
+    let needed = own.uid == 0 || who.uid != own.uid || !more.is_empty();
+    let groups = needed.then(|| who.groups.clone());
     Ok((
         Some(Identity {
             uid: who.uid,
@@ -467,6 +523,23 @@ fn identity(
         }),
         who,
     ))
+}
+
+/// The number of a group that `key` names.
+fn group(name: &str, key: &str) -> Result<u32, SpawnFailure> {
+    let step = SpawnStep::ApplyLimits;
+    if let Ok(number) = name.parse() {
+        return Ok(number);
+    }
+    let operation = || format!("look up group {name}");
+    match sys::group(&c_string(name, step, operation)?) {
+        Ok(Some(gid)) => Ok(gid),
+        Ok(None) => {
+            let hint = format!("group unknown: create it or correct `{key}`");
+            Err(failure(step, operation(), 0, hint))
+        }
+        Err(error) => Err(failure(step, operation(), errno(&error), "")),
+    }
 }
 
 /// The file to execute.

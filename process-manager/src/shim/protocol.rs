@@ -27,12 +27,14 @@ use blackhole_bus_schema::dirs::Dirs;
 use blackhole_bus_schema::limits::LimitGrant;
 use blackhole_bus_schema::names::{Generation, InstanceName};
 use blackhole_bus_schema::process::{
-    ExitRecord, LogSpec, NotifyState, Permit, SpawnFailure, SpawnSpec, StepTime, StopSpec,
+    ExitRecord, LogSpec, NotifyState, Permit, ProcessSettings, SpawnFailure, SpawnSpec, StepTime,
+    StopSpec,
 };
 use serde::{Deserialize, Serialize};
 
-/// Version of this protocol; part of the fork server's socket name.
-pub const PROTOCOL: u16 = 1;
+/// Version of this protocol; part of the fork server's socket name. 2: the
+/// settings of a process in a spawn request, which a shim must not leave out.
+pub const PROTOCOL: u16 = 2;
 
 /// Longest frame of a spawn request, in bytes: Linux passes at most 2 MiB of
 /// arguments and environment to a program with the usual stack limit, see
@@ -91,6 +93,9 @@ pub struct SpawnRequest {
     /// One restart granted ahead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub permit: Option<ShimPermit>,
+    /// What its process is made with besides.
+    #[serde(default, skip_serializing_if = "ProcessSettings::is_default")]
+    pub settings: ProcessSettings,
 }
 
 /// One restart that a shim makes by itself when its service fails.
@@ -163,6 +168,7 @@ impl SpawnRequest {
             grant: spec.grant.clone(),
             spec: rmp_serde::to_vec_named(spec)?,
             permit: None,
+            settings: spec.settings.clone(),
         })
     }
 }

@@ -458,6 +458,7 @@ mod tests {
             }),
             spec,
             permit: None,
+            settings: Default::default(),
         }
     }
 

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use blackhole_bus_schema::dirs::unix_now_ns;
-use blackhole_bus_schema::process::{SpawnFailure, SpawnStep, StepTime};
+use blackhole_bus_schema::process::{Rlimit, SpawnFailure, SpawnStep, StepTime, capability_name};
 use rustix::process::{Pid, WaitOptions};
 
 use super::exec::{self, Plan, Report, Step};
@@ -155,6 +155,42 @@ fn explain(request: &SpawnRequest, plan: &Plan, who: &Who, report: &Report) -> S
                 hint,
             )
         }
+        Step::Rlimit => {
+            let (number, soft, hard) = plan.rlimits.get(report.index).copied().unwrap_or_default();
+            let limit = Rlimit::ALL.iter().find(|row| row.2 == number);
+            let name = limit.map_or("?", |row| row.0);
+            let text = |value: u64| match value {
+                u64::MAX => "unlimited".to_owned(),
+                value => value.to_string(),
+            };
+            let hint = match (errno, name) {
+                (libc::EPERM, "nofile") => {
+                    "above the hard limit that Blackhole runs with, or above fs.nr_open"
+                }
+                (libc::EPERM, _) => {
+                    "above the hard limit that Blackhole runs with: lower it, or run Blackhole as root"
+                }
+                _ => "",
+            };
+            let operation = format!("limit {name} to {}:{}", text(soft), text(hard));
+            failure(limits, operation, errno, hint)
+        }
+        Step::Nice => failure(
+            limits,
+            format!("set the niceness to {}", plan.nice.unwrap_or_default()),
+            errno,
+            "only root can go below 0, others only as far as their limit `nice` lets them",
+        ),
+        Step::Bounding | Step::Ambient | Step::Capabilities | Step::KeepCapabilities => {
+            capabilities(report)
+        }
+        Step::NoNewPrivs => failure(limits, "set no_new_privs", errno, ""),
+        Step::Stdin => {
+            let file = plan.stdin.as_ref().map(&path).unwrap_or_default();
+            let operation = format!("open {} as standard input", file.display());
+            let hint = hint::input(&file, errno, who);
+            failure(SpawnStep::PrepareEnvironment, operation, errno, hint)
+        }
         Step::Groups => failure(
             limits,
             format!("set the groups of user {}", who.uid),
@@ -186,4 +222,26 @@ fn explain(request: &SpawnRequest, plan: &Plan, who: &Who, report: &Report) -> S
             )
         }
     }
+}
+
+/// Capabilities could not be as asked.
+fn capabilities(report: &Report) -> SpawnFailure {
+    let number = u32::try_from(report.index).unwrap_or(u32::MAX);
+    let name = capability_name(number).map_or_else(|| number.to_string(), str::to_owned);
+    let operation = match report.step {
+        Step::Bounding => format!("drop capability {name}"),
+        Step::Ambient => format!("keep capability {name}"),
+        _ => "set the capabilities".to_owned(),
+    };
+    let hint = match (report.step, report.errno) {
+        (Step::Bounding, libc::EPERM) => {
+            "only root (who has the capability setpcap) can: run Blackhole as root or leave `capabilities` out"
+        }
+        (Step::Ambient, libc::EPERM) => {
+            "Blackhole itself does not have it: run it as root, or with this capability"
+        }
+        (Step::Ambient, libc::EINVAL) => "this kernel does not know it",
+        _ => "",
+    };
+    failure(SpawnStep::ApplyLimits, operation, report.errno, hint)
 }

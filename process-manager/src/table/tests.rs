@@ -28,6 +28,7 @@ pub(crate) fn spec(instance: &str, generation: u64) -> Box<SpawnSpec> {
         grant: None,
         permit: None,
         restarts: 0,
+        settings: Default::default(),
     })
 }
 

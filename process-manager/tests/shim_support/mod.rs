@@ -20,6 +20,7 @@ use blackhole_process_manager::shim::client::{
     ForkServer, ForkServerOptions, ShimEvent, ShimEvents, ShimHandle, SpawnError, SpawnRequest,
     Started, StopRequest, instance_lock_held, read_record,
 };
+use blackhole_process_manager::shim::protocol::PROTOCOL;
 use blackhole_process_manager::shim::sweep;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -164,7 +165,7 @@ pub(crate) fn fork_server_pid(dirs: &Dirs) -> Option<u32> {
     let lock = fs::File::options()
         .read(true)
         .write(true)
-        .open(dirs.fork_server_dir().join("v1.lock"))
+        .open(dirs.fork_server_dir().join(format!("v{PROTOCOL}.lock")))
         .ok()?;
     let wanted = rustix::process::Flock::from(rustix::process::FlockType::WriteLock);
     let held = rustix::process::fcntl_getlk(&lock, &wanted).ok()??;
@@ -236,6 +237,7 @@ pub(crate) fn spec(instance: &str, command: &[&str]) -> SpawnSpec {
         grant: None,
         permit: None,
         restarts: 0,
+        settings: Default::default(),
     }
 }
 

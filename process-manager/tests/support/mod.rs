@@ -440,6 +440,7 @@ pub fn spec(instance: &str, generation: u64, command: &[&str]) -> SpawnSpec {
         grant: None,
         permit: None,
         restarts: 0,
+        settings: Default::default(),
     }
 }
 

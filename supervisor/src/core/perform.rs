@@ -273,6 +273,7 @@ fn spec(instance: &Instance, config: &ServiceConfig, grant: Option<LimitGrant>) 
         grant,
         permit: None,
         restarts: instance.restarts.total,
+        settings: config.settings.clone(),
     }
 }
 

@@ -247,6 +247,7 @@ impl Plan {
                 .map(|(on, dep)| (name(on), dep))
                 .collect(),
             logs: LogSpec::default(),
+            settings: Default::default(),
         }
     }
 }

@@ -62,6 +62,7 @@ fn service() -> ServiceConfig {
         success_codes: vec![0],
         depends_on: BTreeMap::new(),
         logs: LogSpec::default(),
+        settings: Default::default(),
     }
 }
 

@@ -1,0 +1,211 @@
+//! What a service's process is made with besides its user and its limits.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Settings that few services need; each has the usual as its default. What a
+/// manager or a shim of an earlier version does not know it does not do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ProcessSettings {
+    /// Supplementary groups, by name or number, besides those that the user is in.
+    pub groups: Vec<String>,
+    /// File mode creation mask, see umask(2); `None` is 022.
+    pub umask: Option<u32>,
+    /// Niceness, -20 to 19, see setpriority(2); `None` is 0.
+    pub nice: Option<i32>,
+    /// Resource limits, see setrlimit(2); those left out stay as they are.
+    pub rlimits: BTreeMap<Rlimit, RlimitValue>,
+    /// Neither the service nor what it executes can gain privileges, see
+    /// `PR_SET_NO_NEW_PRIVS` in prctl(2).
+    pub no_new_privs: bool,
+    /// Which capabilities are left; `None` changes nothing, see capabilities(7).
+    pub capabilities: Option<Capabilities>,
+    /// A file for its standard input, opened as the service's user; `None` is /dev/null.
+    pub stdin: Option<String>,
+    /// Files with assignments, read by the process-manager at each spawn; below `env`.
+    pub env_files: Vec<EnvFile>,
+}
+
+impl ProcessSettings {
+    /// Whether nothing is asked for: it then need not travel.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A file of `KEY=VALUE` lines.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnvFile {
+    /// Absolute path.
+    pub path: String,
+    /// Whether its absence is an error.
+    #[serde(default = "yes")]
+    pub required: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// Capabilities of a service, by their names in capabilities(7) without `CAP_`,
+/// in lower case.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Capabilities {
+    /// These and no others. A service that is not root has them from its start (ambient).
+    Keep(Vec<String>),
+    /// All that it would have but these.
+    Drop(Vec<String>),
+}
+
+/// Resource limits of Linux, see setrlimit(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rlimit {
+    /// Address space, bytes.
+    As,
+    /// Core files, bytes.
+    Core,
+    /// Processor time, seconds.
+    Cpu,
+    /// Data segment, bytes.
+    Data,
+    /// Files written, bytes.
+    Fsize,
+    /// Locks.
+    Locks,
+    /// Locked memory, bytes.
+    Memlock,
+    /// POSIX message queues, bytes.
+    Msgqueue,
+    /// Ceiling of the niceness: 20 minus this.
+    Nice,
+    /// Open files.
+    Nofile,
+    /// Processes and threads of the user.
+    Nproc,
+    /// Resident memory, bytes; without effect on Linux.
+    Rss,
+    /// Real-time priority.
+    Rtprio,
+    /// Real-time processor time without a blocking call, microseconds.
+    Rttime,
+    /// Queued signals.
+    Sigpending,
+    /// Stack, bytes.
+    Stack,
+}
+
+impl Rlimit {
+    /// All, with their names, their numbers on x86-64 and arm64, and whether
+    /// they are in bytes.
+    pub const ALL: [(&'static str, Self, u32, bool); 16] = [
+        ("as", Self::As, 9, true),
+        ("core", Self::Core, 4, true),
+        ("cpu", Self::Cpu, 0, false),
+        ("data", Self::Data, 2, true),
+        ("fsize", Self::Fsize, 1, true),
+        ("locks", Self::Locks, 10, false),
+        ("memlock", Self::Memlock, 8, true),
+        ("msgqueue", Self::Msgqueue, 12, true),
+        ("nice", Self::Nice, 13, false),
+        ("nofile", Self::Nofile, 7, false),
+        ("nproc", Self::Nproc, 6, false),
+        ("rss", Self::Rss, 5, true),
+        ("rtprio", Self::Rtprio, 14, false),
+        ("rttime", Self::Rttime, 15, false),
+        ("sigpending", Self::Sigpending, 11, false),
+        ("stack", Self::Stack, 3, true),
+    ];
+
+    /// Its number for setrlimit(2) on x86-64 and arm64.
+    pub fn number(self) -> u32 {
+        Self::row(self).map_or(0, |row| row.2)
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        Self::row(self).map_or("", |row| row.0)
+    }
+
+    fn row(self) -> Option<&'static (&'static str, Self, u32, bool)> {
+        Self::ALL.iter().find(|row| row.1 == self)
+    }
+}
+
+/// A resource limit; `None` is unlimited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RlimitValue {
+    /// What is enforced; the service may raise it up to `hard`.
+    pub soft: Option<u64>,
+    /// The most that `soft` can be.
+    pub hard: Option<u64>,
+}
+
+/// The number of a capability by its name, with or without `CAP_`, in any case.
+///
+/// ```
+/// use blackhole_bus_schema::process::{capability_name, capability_number};
+/// assert_eq!(capability_number("CAP_NET_BIND_SERVICE"), Some(10));
+/// assert_eq!(capability_number("sys_time"), Some(25));
+/// assert_eq!(capability_number("everything"), None);
+/// assert_eq!(capability_name(0), Some("chown"));
+/// ```
+pub fn capability_number(text: &str) -> Option<u32> {
+    let lower = text.to_ascii_lowercase();
+    let name = lower.strip_prefix("cap_").unwrap_or(&lower);
+    let index = CAPABILITIES.iter().position(|known| *known == name)?;
+    u32::try_from(index).ok()
+}
+
+/// The name of a capability without `CAP_`, in lower case, see capabilities(7).
+pub fn capability_name(number: u32) -> Option<&'static str> {
+    CAPABILITIES.get(usize::try_from(number).ok()?).copied()
+}
+
+/// By their numbers; the kernel only ever adds some at the end.
+pub const CAPABILITIES: [&str; 41] = [
+    "chown",
+    "dac_override",
+    "dac_read_search",
+    "fowner",
+    "fsetid",
+    "kill",
+    "setgid",
+    "setuid",
+    "setpcap",
+    "linux_immutable",
+    "net_bind_service",
+    "net_broadcast",
+    "net_admin",
+    "net_raw",
+    "ipc_lock",
+    "ipc_owner",
+    "sys_module",
+    "sys_rawio",
+    "sys_chroot",
+    "sys_ptrace",
+    "sys_pacct",
+    "sys_admin",
+    "sys_boot",
+    "sys_nice",
+    "sys_resource",
+    "sys_time",
+    "sys_tty_config",
+    "mknod",
+    "lease",
+    "audit_write",
+    "audit_control",
+    "setfcap",
+    "mac_override",
+    "mac_admin",
+    "syslog",
+    "wake_alarm",
+    "block_suspend",
+    "audit_read",
+    "perfmon",
+    "bpf",
+    "checkpoint_restore",
+];
