@@ -10,7 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use blackhole_bus_schema::rpc::{CallBuilder, Client, Code, Methods, Request, Status, direct_dir};
+use blackhole_bus_schema::names::Generation;
+use blackhole_bus_schema::rpc::{
+    CallBuilder, Client, Code, Key, Methods, Request, Status, direct_dir,
+};
 use blackhole_tests::wait::HANG;
 use blackhole_tests::wait_for;
 use bytes::Bytes;
@@ -116,6 +119,56 @@ fn code(result: Result<Bytes, Status>) -> Code {
         Ok(payload) => panic!("an answer: {payload:?}"),
         Err(status) => status.code,
     }
+}
+
+/// Calls until the one whose turn it is said to be has the call.
+async fn reaches(client: &Client, python: &mut Python) {
+    let held = |python: &Python| {
+        let told = python.told();
+        told.iter().filter(|told| told["what"] == "holding").count()
+    };
+    let before = held(python);
+    let reached = async {
+        while held(python) == before {
+            let budget = Duration::from_millis(300);
+            let _ = client.call("python", "hold", "", budget).await;
+        }
+    };
+    let reached = tokio::time::timeout(HANG, reached).await;
+    reached.expect("the call goes there");
+}
+
+/// One connection of an instance serves: that which registered last. The other
+/// reads so at its next heartbeat. A later generation is the end of an earlier one.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_latest_registration_of_an_instance_counts() {
+    let listening = Listening::new(Way::Ipc);
+    let _bridge = listening.deployment.daemon("bridge");
+    let (rust, _) = rust(&listening).await;
+    let mut first = caller(&listening, "python.1");
+    reaches(&rust, &mut first).await;
+    let mut second = caller(&listening, "python.1");
+    reaches(&rust, &mut second).await;
+    // Its heartbeat comes each five seconds, and it takes it back.
+    reaches(&rust, &mut first).await;
+
+    // The bridge has not heard of this spawn; whoever has its token may be faster than the news.
+    let key = Key::load_or_create(&listening.deployment.dirs()).expect("the key");
+    let name = "python.1".parse().expect("an instance");
+    let token = key.token(&name, Generation(7));
+    let arguments = [listening.rpc(), "python.1".to_owned(), token];
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let mut later = Python::start(&listening.deployment, "peer.py", &arguments);
+    block_in_place(|| later.wait_what("registered"));
+    reaches(&rust, &mut later).await;
+    for earlier in [&mut first, &mut second] {
+        earlier.order(&Plane::Bridge.order("call", "echo", ""));
+        let refused = told(earlier, "failed");
+        assert_eq!(refused["code"], "permission_denied", "{refused}");
+    }
+    later.order(&Plane::Bridge.order("call", "echo", "me"));
+    let answer = told(&mut later, "answer");
+    assert_eq!(answer["text"], "python.1 said me", "{answer}");
 }
 
 async fn python_calls_rust_directly(way: Way) {
