@@ -164,6 +164,4 @@ fn shortened(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod healing_tests;
-#[cfg(test)]
 mod tests;

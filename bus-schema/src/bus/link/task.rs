@@ -169,12 +169,13 @@ impl Task {
     /// When the task has to act by itself: the next ping, or the end of patience.
     fn wake(&self) -> impl Future<Output = ()> + use<> {
         let (spin, until) = match &self.life {
-            Life::Absent { ping: None, .. } => (None, Some(Instant::now())),
+            // Timers round up to a millisecond; an echo takes a tenth of one. Each wait is
+            // twice the one before: whoever is slow to answer gets five pings, not fifty.
+            Life::Absent { ping: None, .. } => (Some(Duration::ZERO), None),
             Life::Absent { attempt, .. } => match attempt {
-                // Timers round up to a millisecond; an echo takes a tenth of one.
-                0..=20 => (Some(Duration::from_micros(150)), None),
-                21..=60 => (None, Some(Instant::now() + Duration::from_millis(2))),
-                61..=80 => (None, Some(Instant::now() + Duration::from_millis(20))),
+                0..=3 => (Some(Duration::from_micros(75 << attempt)), None),
+                4..=43 => (None, Some(Instant::now() + Duration::from_millis(2))),
+                44..=63 => (None, Some(Instant::now() + Duration::from_millis(20))),
                 _ => (
                     None,
                     Some(Instant::now() + jittered(Duration::from_millis(200))),

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{Frames, Inner, first_time};
+use super::dispatch::first_time;
+use super::{Frames, Inner};
 use crate::message::Command;
 use crate::names::ClientName;
 use crate::reply::{Code, Reply, Status, Verdict};

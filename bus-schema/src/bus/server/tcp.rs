@@ -12,7 +12,8 @@ use std::sync::Weak;
 
 use sha2::{Digest, Sha256};
 
-use super::{Inner, first_time};
+use super::Inner;
+use super::dispatch::first_time;
 use crate::bus::BusError;
 use crate::config::Listen;
 use crate::dirs::{Dirs, hex};

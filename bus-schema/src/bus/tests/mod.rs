@@ -1,3 +1,8 @@
+//! The bus between its two sides, in one process.
+
+mod healing;
+mod tcp;
+
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -8,7 +13,7 @@ use crate::names::{ClientName, Component};
 use crate::process::{InstanceRecord, ProcessChanged, ProcessState, Signal};
 use crate::topic::{self, Topic};
 
-const LONG: Duration = Duration::from_secs(20);
+const LONG: Duration = Duration::from_secs(40);
 
 fn dirs(temp: &tempfile::TempDir) -> Dirs {
     let dirs = Dirs::resolve(Some(temp.path().join("r")), Some(temp.path().join("s"))).unwrap();

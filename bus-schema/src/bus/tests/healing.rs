@@ -3,48 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use proptest::prelude::*;
-use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::link::task::SILENCE;
 use super::*;
-use crate::dirs::Dirs;
+use crate::bus::link::task::SILENCE;
 use crate::message::Message;
-use crate::names::{ClientName, Component, Generation};
-use crate::process::{ProcessChanged, ProcessState};
-use crate::topic::{self, Topic};
-
-const LONG: Duration = Duration::from_secs(40);
 
 /// What owner and subscriber know: a generation of each instance.
 type View = BTreeMap<String, u64>;
-
-fn dirs(temp: &tempfile::TempDir) -> Dirs {
-    let dirs = Dirs::resolve(Some(temp.path().join("r")), Some(temp.path().join("s"))).unwrap();
-    dirs.create().unwrap();
-    dirs
-}
-
-fn record(name: &str, generation: u64) -> InstanceRecord {
-    InstanceRecord {
-        instance: name.parse().unwrap(),
-        generation: Generation(generation),
-        state: ProcessState::Running {
-            pid: 7,
-            started_at: 1,
-        },
-        notify: Default::default(),
-        steps: Vec::new(),
-        grant: None,
-        adopted: false,
-        lost_log_lines: 0,
-        previous_exit: None,
-        restarts: 0,
-    }
-}
 
 /// One life of a process-manager that serves a view of its own.
 struct Owner {
@@ -499,138 +467,11 @@ async fn losses_repetitions_and_strangers_are_counted() {
 #[test]
 fn waits_are_jittered() {
     let second = Duration::from_secs(1);
-    let waits: std::collections::BTreeSet<Duration> =
-        (0..200).map(|_| super::link::jittered(second)).collect();
+    let waits: std::collections::BTreeSet<Duration> = (0..200)
+        .map(|_| crate::bus::link::jittered(second))
+        .collect();
     assert!(waits.len() > 50, "{} of 200 differ", waits.len());
     let (least, most) = (waits.first().unwrap(), waits.last().unwrap());
     assert!(*least >= second * 8 / 10 && *most <= second * 12 / 10);
     assert!(*most - *least > second / 5, "{least:?} to {most:?}");
-}
-
-/// A client over TCP that has the password is a client; one that has not is not.
-#[tokio::test]
-async fn over_tcp_only_who_has_the_password_is_heard_and_hears() {
-    use omq_tokio::{Message as Frames, Options, Socket, SocketType};
-
-    let temp = tempfile::tempdir().unwrap();
-    let dirs = dirs(&temp);
-    // Two free ports side by side: found by asking for one and trying its neighbour.
-    let (listen, server, mut commands) = loop {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = free.local_addr().unwrap();
-        drop(free);
-        let listen = crate::config::Listen {
-            bridge: Some(address),
-            ..Default::default()
-        };
-        let bound = Server::bind_with(&dirs, Component::Bridge, 1, &listen).await;
-        let (server, commands) = bound.unwrap();
-        if server.info().notes.is_empty() {
-            break (listen, server, commands);
-        }
-    };
-    let password = tcp::password(&dirs).unwrap();
-    let client = |password: &str| {
-        let options = || Options::new().plain_client(tcp::USERNAME, password);
-        let events = Socket::new(SocketType::Sub, options());
-        let commands = Socket::new(SocketType::Pub, options());
-        (events, commands)
-    };
-    let endpoint = |address: Option<std::net::SocketAddr>| format!("tcp://{}", address.unwrap());
-    let (events_at, commands_at) = (
-        endpoint(listen.events(&Component::Bridge)),
-        endpoint(listen.commands(&Component::Bridge)),
-    );
-
-    let (strange_events, strange_commands) = client("0000");
-    strange_events.subscribe("").await.unwrap();
-    strange_events.connect(events_at.as_str()).await.unwrap();
-    strange_commands
-        .connect(commands_at.as_str())
-        .await
-        .unwrap();
-    let (events, own) = client(&password);
-    events.subscribe("").await.unwrap();
-    events.connect(events_at.as_str()).await.unwrap();
-    own.connect(commands_at.as_str()).await.unwrap();
-
-    let source = crate::envelope::Source {
-        component: "x".into(),
-        instance: "1".into(),
-        incarnation: 0,
-    };
-    let reply_to: ClientName = "x".parse().unwrap();
-    let id = uuid::Uuid::now_v7();
-    let ask = |kind: &str, id| {
-        let whole = crate::envelope::Outgoing {
-            v: 1,
-            id,
-            at: 0,
-            source: &source,
-            seq: 0,
-            cause: None,
-            reply_to: Some(&reply_to),
-            budget_ms: Some(10_000),
-            kind,
-            body: &crate::component::Ping {},
-        };
-        let topic = Topic::command(&Component::Bridge).as_str().to_owned();
-        Frames::multipart([bytes::Bytes::from(topic), whole.encode().unwrap().into()])
-    };
-    let answered = tokio::time::timeout(LONG, async {
-        loop {
-            own.send(ask("component.ping", id)).await.unwrap();
-            strange_commands
-                .send(ask("x.strange", uuid::Uuid::now_v7()))
-                .await
-                .unwrap();
-            let next = tokio::time::timeout(Duration::from_millis(20), events.recv());
-            let Ok(Ok(message)) = next.await else {
-                continue;
-            };
-            let topic = message.part_bytes(0).unwrap();
-            if topic.starts_with(b"rep.x.") {
-                let body = message.part_bytes(1).unwrap();
-                let envelope = crate::envelope::Envelope::decode(&body).unwrap();
-                let reply: crate::reply::Reply = envelope.parse().unwrap();
-                assert_eq!(reply.to, id);
-                return;
-            }
-        }
-    });
-    answered.await.expect("an answer over TCP");
-    tokio::time::timeout(LONG, async {
-        while server.counters()["tcp.refused"] < 2 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-    .expect("the stranger is refused on both sockets");
-    assert!(commands.try_recv().is_err(), "the stranger was heard");
-    assert!(strange_events.try_recv().is_err(), "the stranger heard");
-
-    // Another deployment with the same ports works without them and says so.
-    let other = tempfile::tempdir().unwrap();
-    let other = self::dirs(&other);
-    let (second, _commands) = Server::bind_with(&other, Component::Bridge, 1, &listen)
-        .await
-        .unwrap();
-    let notes = second.info().notes;
-    assert!(notes[0].contains("not reachable over TCP"), "{notes:?}");
-
-    // And the first one comes back on its ports at once, as after a restart.
-    server.bye("test").await;
-    drop((server, commands));
-    let again = tokio::time::timeout(LONG, async {
-        loop {
-            let bound = Server::bind_with(&dirs, Component::Bridge, 2, &listen).await;
-            let (server, _commands) = bound.unwrap();
-            if server.info().notes.is_empty() {
-                return;
-            }
-            drop(server);
-            tokio::task::yield_now().await;
-        }
-    });
-    again.await.expect("the ports are free again");
 }
