@@ -7,7 +7,7 @@ use blackhole_bus_schema::dirs::{Dirs, unix_now_ns};
 use blackhole_bus_schema::health::ProbeResult;
 use blackhole_bus_schema::names::{Generation, InstanceName};
 use blackhole_bus_schema::process::{
-    Forget, GrantPermit, Permit, ProcessForgotten, Signal, SpawnSpec,
+    Forget, GrantPermit, Permit, ProcessForgotten, ProcessState, Signal, SpawnSpec,
 };
 use blackhole_bus_schema::reply::{Code, Status};
 use blackhole_bus_schema::topic::Topic;
@@ -113,7 +113,14 @@ impl Manager {
                         "state"
                     );
                     let topic = Topic::process(&record.instance);
-                    self.server.publish(topic, &*message, cause).await;
+                    match message.record.state {
+                        // Its shim has been asked, and needs the processor more than
+                        // those who look on.
+                        ProcessState::Spawn { .. } => {
+                            self.server.publish_patiently(topic, &*message, cause).await;
+                        }
+                        _ => self.server.publish(topic, &*message, cause).await,
+                    }
                 }
                 Action::Notified { message, cause } => {
                     let topic = Topic::process(&message.instance);

@@ -8,7 +8,7 @@ use blackhole_bus_schema::process::{Forget, GrantPermit, Spawn, Stop};
 use blackhole_bus_schema::registry::Drain;
 use blackhole_bus_schema::reply::Code;
 use blackhole_bus_schema::resource::{Prepare, Release};
-use blackhole_bus_schema::supervision::SupervisionChanged;
+use blackhole_bus_schema::supervision::{Phase, SupervisionChanged};
 use blackhole_bus_schema::topic::Topic;
 use uuid::Uuid;
 
@@ -115,6 +115,7 @@ impl Shell {
                     generation,
                     stop,
                     unhealthy,
+                    again: self.core.is_wanted(&instance),
                 };
                 let budget = Duration::from_millis(grace_ms).saturating_add(STOP_SLACK);
                 self.ask(&self.manager, command, budget, cause, move |result| {
@@ -145,7 +146,13 @@ impl Shell {
                     status: *status,
                     why,
                 };
-                self.daemon.server.publish(topic, &changed, cause).await;
+                let server = &self.daemon.server;
+                match changed.status.phase {
+                    // The process-manager has been asked: it has better to do than anybody
+                    // who only looks on.
+                    Phase::Spawning => server.publish_patiently(topic, &changed, cause).await,
+                    _ => server.publish(topic, &changed, cause).await,
+                }
             }
             Action::Answer { ticket, result } => self.answer(ticket, result).await,
         }

@@ -12,6 +12,8 @@ mod operator;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use blackhole_bus_schema::bus::{BusError, Interest, Link};
@@ -20,7 +22,7 @@ use blackhole_bus_schema::names::{ClientName, Component};
 use blackhole_bus_schema::process::ListProcesses;
 use blackhole_bus_schema::registry::ListRegistry;
 use blackhole_bus_schema::topic;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
@@ -34,6 +36,27 @@ use operator::Asked;
 const REPLIES: usize = 1024;
 /// When changes that found the disk full are tried again.
 const WRITE_AGAIN: Duration = Duration::from_secs(2);
+
+/// How long a wish that nobody waits for stays in the page cache: what it begins
+/// comes first, and wishes of that time share an fsync.
+const BEFORE_FLUSH: Duration = Duration::from_millis(3);
+
+/// Wishes on their way to the disk.
+struct Flushing {
+    /// Somebody waits for it.
+    hurry: Arc<Notify>,
+    /// The fsync has begun: what is written now needs another.
+    begun: Arc<AtomicBool>,
+    task: JoinHandle<std::io::Result<()>>,
+}
+
+impl Flushing {
+    /// Waits until they are on the disk.
+    async fn end(self) -> std::io::Result<()> {
+        self.hurry.notify_one();
+        self.task.await.unwrap_or_else(|error| Err(error.into()))
+    }
+}
 
 /// Why the supervisor ended.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +84,7 @@ struct Shell {
     /// An operator's wish is among the changes that are not on the disk.
     wish_at_risk: bool,
     /// A wish on its way to the disk.
-    flushing: Option<JoinHandle<std::io::Result<()>>>,
+    flushing: Option<Flushing>,
 }
 
 /// Serves until a signal asks for the end. Services run on after it; commands
@@ -187,18 +210,27 @@ impl Shell {
         }
     }
 
-    /// Begins to bring what has been written to the disk. Its own thread: what
-    /// was decided does not wait for it.
+    /// Begins to bring what has been written to the disk. Its own thread, and
+    /// not at once: what was decided does not wait for it.
     fn flush(&mut self) {
+        let waits = |flushing: &Flushing| !flushing.begun.load(Ordering::SeqCst);
+        if self.flushing.as_ref().is_some_and(waits) {
+            return;
+        }
         let (wal, before) = (self.store.wal(), self.flushing.take());
-        self.flushing = Some(tokio::spawn(async move {
+        let (hurry, begun) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(false)));
+        let (hurried, begins) = (hurry.clone(), begun.clone());
+        let task = tokio::spawn(async move {
             if let Some(before) = before {
-                before.await.unwrap_or_else(|error| Err(error.into()))?;
+                before.end().await?;
             }
+            let _ = tokio::time::timeout(BEFORE_FLUSH, hurried.notified()).await;
+            begins.store(true, Ordering::SeqCst);
             let sync = move || std::fs::File::open(wal)?.sync_data();
             let synced = tokio::task::spawn_blocking(sync).await;
             synced.unwrap_or_else(|error| Err(error.into()))
-        }));
+        });
+        self.flushing = Some(Flushing { hurry, begun, task });
     }
 
     /// Waits until every wish is on the disk.
@@ -206,8 +238,7 @@ impl Shell {
         let Some(flushing) = self.flushing.take() else {
             return;
         };
-        let flushed = flushing.await.unwrap_or_else(|error| Err(error.into()));
-        if let Err(error) = flushed {
+        if let Err(error) = flushing.end().await {
             tracing::error!(
                 error = chain(&error),
                 "an operator's wish may not be on the disk"

@@ -53,6 +53,7 @@ pub(super) async fn dispatcher(
                 topic: topic.clone(),
                 body: body.clone(),
                 sent: None,
+                patient: false,
             });
         }
         dispatch(&inner, envelope, &commands).await;

@@ -157,6 +157,7 @@ impl Drop for Incoming {
                 topic,
                 body,
                 sent: None,
+                patient: false,
             });
         }
     }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use dispatch::dispatcher;
@@ -38,6 +39,9 @@ const OUTGOING: usize = 4096;
 /// Commands waiting for the component. When full, further ones are dropped and
 /// repeated by their clients.
 const COMMANDS: usize = 1024;
+/// How long an event may wait for the next one, see [`Server::publish_patiently`]. Timers
+/// round up to the next millisecond.
+const PATIENCE: Duration = Duration::from_millis(1);
 /// Time between heartbeats.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(1);
 
@@ -79,6 +83,14 @@ struct Frames {
     body: Bytes,
     /// Told when the frames are with the I/O.
     sent: Option<tokio::sync::oneshot::Sender<()>>,
+    /// It may go with what comes next, at the latest after [`PATIENCE`].
+    patient: bool,
+}
+
+/// When an event leaves, and who is told.
+struct When {
+    sent: Option<tokio::sync::oneshot::Sender<()>>,
+    patient: bool,
 }
 
 impl Drop for Inner {
@@ -234,7 +246,28 @@ impl Server {
     /// Publishes an event. Its `seq` follows the order of the calls. Waits only
     /// while the queue to the publisher is full. Cancelling the wait publishes nothing.
     pub async fn publish<M: Message>(&self, topic: Topic, message: &M, cause: Option<Uuid>) {
-        self.inner.publish(topic, message, cause, None).await;
+        let urgent = When {
+            sent: None,
+            patient: false,
+        };
+        self.inner.publish(topic, message, cause, urgent).await;
+    }
+
+    /// [`Server::publish`] of what is no news to anybody who has to act at once: it
+    /// leaves together with the next message, or after about a millisecond. Sending
+    /// wakes every subscriber, and on a small host these would be in the way of the
+    /// very work that the event announces.
+    pub async fn publish_patiently<M: Message>(
+        &self,
+        topic: Topic,
+        message: &M,
+        cause: Option<Uuid>,
+    ) {
+        let patient = When {
+            sent: None,
+            patient: true,
+        };
+        self.inner.publish(topic, message, cause, patient).await;
     }
 
     /// Publishes log lines on their own lane. They are not counted by `seq`
@@ -302,7 +335,11 @@ impl Server {
             reason: reason.to_owned(),
         };
         let topic = Topic::component(self.component());
-        self.inner.publish(topic, &bye, None, Some(sent)).await;
+        let when = When {
+            sent: Some(sent),
+            patient: false,
+        };
+        self.inner.publish(topic, &bye, None, when).await;
         let _ = wait.await;
         // The I/O task writes in its own time; give it turns before the runtime ends.
         for _ in 0..64 {
@@ -343,7 +380,7 @@ impl Inner {
         topic: Topic,
         message: &M,
         cause: Option<Uuid>,
-        sent: Option<tokio::sync::oneshot::Sender<()>>,
+        When { sent, patient }: When,
     ) {
         let Ok(permit) = self.outgoing.reserve().await else {
             return;
@@ -356,6 +393,7 @@ impl Inner {
                 topic: topic.as_str().to_owned().into(),
                 body,
                 sent,
+                patient,
             });
         }
     }
@@ -369,6 +407,7 @@ impl Inner {
                 topic,
                 body,
                 sent: None,
+                patient: false,
             })
             .await;
     }
@@ -389,25 +428,59 @@ impl Inner {
     }
 }
 
-/// Hands queued messages to the I/O, in order.
+/// Hands queued messages to the I/O, in order. Patient ones stay in the queue
+/// until there is one that is not, until it is full, or for [`PATIENCE`].
 async fn publisher(sockets: Vec<PubSocket>, mut queue: mpsc::Receiver<Frames>) {
     let mut sends = 0_u32;
-    while let Some(frames) = queue.recv().await {
-        for socket in &sockets {
+    // Patient ones: as many as the queue holds, taken out to see what is behind them.
+    let mut held = Vec::new();
+    let mut until = None;
+    let mut open = true;
+    while open || !held.is_empty() {
+        let next = match until {
+            None => queue.recv().await,
+            Some(deadline) => match tokio::time::timeout_at(deadline, queue.recv()).await {
+                Ok(next) => next,
+                Err(_) => {
+                    hand_on(&sockets, &mut held, &mut sends).await;
+                    until = None;
+                    continue;
+                }
+            },
+        };
+        match next {
+            Some(frames) => {
+                let patient = frames.patient && held.len() < OUTGOING;
+                held.push(frames);
+                if patient {
+                    until = until.or_else(|| Some(Instant::now() + PATIENCE));
+                    continue;
+                }
+            }
+            None => open = false,
+        }
+        hand_on(&sockets, &mut held, &mut sends).await;
+        until = None;
+    }
+    for socket in sockets {
+        socket.close().await;
+    }
+}
+
+async fn hand_on(sockets: &[PubSocket], held: &mut Vec<Frames>, sends: &mut u32) {
+    for frames in held.drain(..) {
+        for socket in sockets {
             // Closed only with the runtime: then there is nobody to tell.
             let _ = socket.send(frames.topic.clone(), frames.body.clone()).await;
         }
         if let Some(sent) = frames.sent {
             let _ = sent.send(());
         }
-        sends = sends.wrapping_add(1);
+        *sends = sends.wrapping_add(1);
         if sends.is_multiple_of(16) {
             // A PUB's send never waits: without this a burst fills the high-water mark and is dropped.
             tokio::task::yield_now().await;
         }
-    }
-    for socket in sockets {
-        socket.close().await;
     }
 }
 
@@ -471,6 +544,7 @@ async fn heartbeats(inner: std::sync::Weak<Inner>) {
                 topic: topic.as_str().to_owned().into(),
                 body,
                 sent: None,
+                patient: false,
             });
         }
     }

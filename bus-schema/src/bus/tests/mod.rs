@@ -1,6 +1,7 @@
 //! The bus between its two sides, in one process.
 
 mod healing;
+mod patience;
 mod tcp;
 
 use std::time::Duration;
