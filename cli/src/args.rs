@@ -253,7 +253,7 @@ pub struct Events {
     /// End after this many events
     #[arg(short = 'n', long, value_name = "N")]
     pub count: Option<u64>,
-    /// Also usage and heartbeats, which come each second
+    /// Also usage and heartbeats, which come each second, and probe results that are told again for a daemon
     #[arg(long)]
     pub all: bool,
 }

@@ -100,7 +100,7 @@ pub struct Told {
     pub text: String,
     /// How much it matters.
     pub tone: Tone,
-    /// It comes each second and is shown only when asked for.
+    /// It comes each second, or is no news: shown only when asked for.
     pub noise: bool,
 }
 
@@ -140,7 +140,11 @@ fn try_tell(event: &Received) -> Option<Told> {
     Some(match event.kind() {
         ProcessChanged::KIND => changed(&event.parse().ok()?),
         ProcessNotified::KIND => notified(&event.parse().ok()?),
-        ProbeResult::KIND => probe(&event.parse().ok()?),
+        // One that somebody's question led to is no news, but an earlier one again.
+        ProbeResult::KIND => Told {
+            noise: event.envelope.cause.is_some(),
+            ..probe(&event.parse().ok()?)
+        },
         SupervisionChanged::KIND => supervision(&event.parse().ok()?),
         RegistryChanged::KIND => registry(&event.parse().ok()?),
         OomKilled::KIND => {

@@ -107,10 +107,12 @@ impl Manager {
             .filter(|_| probes)
             .flat_map(|record| self.schedule.latest(&record.instance))
             .collect();
+        // Whoever did not ask knows them already: the cause says so.
+        let cause = Some(incoming.id);
         incoming.reply::<ListProcesses>(Ok(page)).await;
         for result in results {
             self.server
-                .publish(Topic::health(&result.instance), &result, None)
+                .publish(Topic::health(&result.instance), &result, cause)
                 .await;
         }
     }

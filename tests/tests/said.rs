@@ -1,0 +1,130 @@
+//! What streams say to an operator, and what they do not say.
+
+#![allow(clippy::panic)]
+
+use std::io::{BufRead, BufReader, Lines};
+use std::process::{Child, ChildStderr, ChildStdout, Stdio};
+
+use blackhole_tests::Deployment;
+use serde_json::Value;
+
+/// `blackhole events`, read line by line; ended when dropped.
+struct Events {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    // Kept open: what it says there must find a reader.
+    _notes: Lines<BufReader<ChildStderr>>,
+}
+
+impl Events {
+    #[track_caller]
+    fn follow(deployment: &Deployment, more: &[&str]) -> Self {
+        let mut child = deployment
+            .command(&deployment.binaries().join("blackhole"))
+            .args(["events", "-o", "json"])
+            .args(more)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it runs");
+        let lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+        let mut notes = BufReader::new(child.stderr.take().expect("a pipe")).lines();
+        // One for each daemon: from then on nothing is missed.
+        let listening = notes
+            .by_ref()
+            .map_while(Result::ok)
+            .filter(|line| line.contains("listening to the"));
+        assert_eq!(listening.take(4).count(), 4);
+        Self {
+            child,
+            lines,
+            _notes: notes,
+        }
+    }
+
+    /// All events up to the end of the instance.
+    #[track_caller]
+    fn until_end_of(&mut self, instance: &str) -> Vec<Value> {
+        let mut all = Vec::new();
+        loop {
+            let line = self.lines.next().expect("a line").expect("text");
+            let event: Value =
+                serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            let record = &event["body"]["record"];
+            let end = record["instance"] == instance && record["state"] == "TERMINATED";
+            all.push(event);
+            if end {
+                return all;
+            }
+        }
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A supervisor that comes back is told the latest probe results again. That is
+/// between the daemons: nothing happened.
+#[test]
+fn probe_results_that_are_told_again_are_no_news() {
+    let deployment = Deployment::new(
+        r#"
+services:
+  base:
+    command: [blackhole-example, idle]
+    health: {readiness: {exec: ["true"], interval: 200ms}}
+"#,
+    );
+    deployment.up();
+    let mut plain = Events::follow(&deployment, &[]);
+    let mut all = Events::follow(&deployment, &["--all"]);
+    deployment.cli(&["component", "restart", "supervisor"]).ok();
+    deployment.wait_until("the supervisor to know again", |status| {
+        status.is_in("base.1", "ready")
+    });
+    deployment.cli(&["stop", "base"]).ok();
+    let probes = |events: Vec<Value>| -> Vec<Value> {
+        let of_probes = |event: &Value| event["kind"] == "health.probe";
+        events.into_iter().filter(of_probes).collect()
+    };
+    let told = probes(plain.until_end_of("base.1"));
+    assert!(told.is_empty(), "{told:#?}");
+    let told = probes(all.until_end_of("base.1"));
+    assert!(
+        told.iter().any(|event| !event["cause"].is_null()),
+        "nothing was told again, so nothing was shown: {told:#?}"
+    );
+    drop((plain, all));
+    deployment.down();
+}
+
+/// Also where the supervisor is away, or nothing happens but usage.
+#[test]
+fn events_end_in_time_and_know_the_names() {
+    let deployment = Deployment::new(
+        "services: {base: {command: [blackhole-example, idle], health: {liveness: {exec: [\"true\"], interval: 50ms}}}}",
+    );
+    deployment.up();
+    for more in [&[][..], &["base"], &["base.1", "--all"]] {
+        let arguments = [&["events", "--timeout", "500ms"], more].concat();
+        deployment.cli(&arguments).ok();
+    }
+    for unknown in ["bass", "base.2"] {
+        let output = deployment
+            .cli(&["events", unknown, "--timeout", "500ms"])
+            .exits_with(3);
+        assert!(output.stderr.contains("base"), "{output:#?}");
+    }
+    deployment.cli(&["down"]).ok();
+    // Daemons by hand, none of whom has told anything yet.
+    let mut manager = deployment.daemon("process-manager");
+    manager.wait_for_line(&["started"]);
+    deployment
+        .cli(&["events", "bass", "--timeout", "500ms"])
+        .exits_with(3);
+    manager.kill();
+}
