@@ -211,6 +211,9 @@ pub struct Logs {
     /// What was written before the latest start
     #[arg(long, conflicts_with = "follow")]
     pub previous: bool,
+    /// Only the text, as the service wrote it: no time, name or stream
+    #[arg(long, conflicts_with = "output")]
+    pub raw: bool,
 }
 
 /// One of the two streams of a service.
@@ -267,7 +270,7 @@ pub enum ConfigCmd {
     Show,
     /// Write a commented configuration to begin with; one that is there is left alone
     Init {
-        /// Where to [default: ./blackhole.yaml; - is standard output]
+        /// Where to [default: -c FILE, else ./blackhole.yaml; - is standard output]
         #[arg(value_name = "FILE")]
         file: Option<PathBuf>,
     },
@@ -320,7 +323,7 @@ pub enum BusCmd {
 /// `blackhole call`.
 #[derive(Debug, Clone, Args)]
 pub struct Call {
-    /// The service to call
+    /// The service to call, or one instance of it (web.2)
     #[arg(value_name = "SERVICE")]
     pub service: String,
     /// The method

@@ -58,6 +58,11 @@ impl Context {
         self.timeout
     }
 
+    /// The configuration file as it was named, if it was.
+    pub fn named_config(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+
     /// The configuration file, absolute: as named, else the one that the running
     /// (or last) keeper was given, else the first of the usual places.
     ///

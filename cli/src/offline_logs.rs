@@ -21,6 +21,7 @@ pub(crate) async fn run(
     filter: &Filter,
     selection: &Selection,
     follow: bool,
+    raw: bool,
 ) -> Result<(), Error> {
     let known = offline::instances(&context.dirs);
     let meant = filter.select(&known)?;
@@ -38,7 +39,7 @@ pub(crate) async fn run(
         let own = selection.of(record(instance));
         sources.push(Source::open(origin.clone(), instance.clone(), own, meant.len()).await?);
     }
-    let mut printer = Printer::new(context, meant.iter());
+    let mut printer = Printer::new(context, raw, meant.iter());
     print_merged(&mut sources, &mut printer).await?;
     let Some(mut watch) = watch else {
         return Ok(());

@@ -1,11 +1,11 @@
-//! What streams say to an operator, and what they do not say.
+//! What streams, calls and logs say to an operator, and what they do not say.
 
 #![allow(clippy::panic)]
 
 use std::io::{BufRead, BufReader, Lines};
 use std::process::{Child, ChildStderr, ChildStdout, Stdio};
 
-use blackhole_tests::Deployment;
+use blackhole_tests::{Deployment, wait_for};
 use serde_json::Value;
 
 /// `blackhole events`, read line by line; ended when dropped.
@@ -127,4 +127,80 @@ fn events_end_in_time_and_know_the_names() {
         .cli(&["events", "bass", "--timeout", "500ms"])
         .exits_with(3);
     manager.kill();
+}
+
+const CALLED: &str = r#"
+services:
+  echo: {command: [blackhole-example, echo], health: {readiness: {notify: true}}}
+  mute: {command: [blackhole-example, idle]}
+"#;
+
+#[test]
+fn a_call_says_what_it_waits_for_and_knows_the_instances() {
+    let deployment = Deployment::new(CALLED);
+    deployment.up();
+    let said = deployment.cli(&["call", "echo.1", "echo", "hello"]).ok();
+    assert!(said.stdout.ends_with(" said hello"), "{said:#?}");
+    let unknown = deployment
+        .cli(&["call", "echo.2", "echo", "--budget", "2s"])
+        .exits_with(3);
+    assert!(
+        unknown.stderr.contains("no instance named \"echo.2\"")
+            && unknown.stderr.contains("known: echo.1"),
+        "{unknown:#?}"
+    );
+    let waited = deployment.cli(&["call", "mute", "speak", "--budget", "3s"]);
+    assert_ne!(waited.code, Some(0), "{waited:#?}");
+    assert!(
+        waited
+            .stderr
+            .contains("no instance of mute is registered with the bridge; waiting up to 3.0 s"),
+        "{waited:#?}"
+    );
+    let listed = deployment.cli(&["component", "list"]).ok();
+    let (table, counted) = listed
+        .stdout
+        .split_once("Counted since each one's start:")
+        .unwrap_or_else(|| panic!("{listed:#?}"));
+    assert!(table.contains("COMPONENT") && counted.contains("commands."));
+    deployment.down();
+}
+
+#[test]
+fn raw_logs_are_the_text_alone_and_times_have_one_name() {
+    let deployment = Deployment::new(
+        r#"
+services:
+  two:
+    command: [sh, -c, "echo ' one'; echo two >&2; exec sleep 1000"]
+    logs: {format: json}
+"#,
+    );
+    deployment.up();
+    let mut text = wait_for("both lines", || {
+        let output = deployment.cli(&["logs", "two", "--raw"]).ok().stdout;
+        match output.lines().count() {
+            2 => Ok(output),
+            _ => Err(output),
+        }
+    });
+    // The two streams come each in their own time.
+    if text.starts_with("two") {
+        text = text.lines().rev().map(|line| format!("{line}\n")).collect();
+    }
+    assert_eq!(text, " one\ntwo\n");
+    let offline = deployment
+        .cli(&["--offline", "logs", "two", "--raw", "--stream", "out"])
+        .ok();
+    assert_eq!(offline.stdout, " one\n");
+
+    let shown = deployment.cli(&["logs", "two", "-o", "json", "--stream", "out"]);
+    let file = deployment.path().join("state/instances/two.1/log");
+    let file = std::fs::read_to_string(file).expect("the log");
+    let written = file.lines().find(|line| line.contains(" one")).expect("it");
+    let written: Value = serde_json::from_str(written).expect("JSON");
+    let shown = shown.ok().json();
+    assert!(written["at"].is_string(), "{written}");
+    assert_eq!(written["at"], shown["at"]);
+    deployment.down();
 }

@@ -2,24 +2,28 @@
 
 use std::io::{IsTerminal, Read};
 use std::path::Path;
+use std::time::Duration;
 
-use blackhole_bus_schema::names::{Component, Generation, InstanceName, ServiceName};
+use blackhole_bus_schema::names::{Component, Generation, InstanceName};
+use blackhole_bus_schema::registry::ListRegistry;
 use blackhole_bus_schema::rpc::{Client, ConnectOptions, Key};
 use blackhole_bus_schema::transport::MAX_MESSAGE_BYTES;
 use serde::Serialize;
 
 use crate::args::{self, Format};
-use crate::client;
+use crate::client::{self, Overview, Peer};
 use crate::context::Context;
 use crate::error::Error;
-use crate::out;
+use crate::view::names::{Filter, Name};
+use crate::view::service::rows;
+use crate::{human, out};
 
 /// What callees see as the caller: a name that no service can have.
 const CALLER: &str = "cli";
 
 #[derive(Serialize)]
 struct Answer<'a> {
-    service: &'a ServiceName,
+    service: &'a str,
     method: &'a str,
     bytes: usize,
     /// The answer, where it is text.
@@ -29,10 +33,8 @@ struct Answer<'a> {
 }
 
 pub(super) async fn run(context: &Context, args: &args::Call) -> Result<(), Error> {
-    let service: ServiceName = args
-        .service
-        .parse()
-        .map_err(|error: blackhole_bus_schema::names::NameError| Error::Usage(error.to_string()))?;
+    let callee = Name::parse(&args.service)?;
+    let service = args.service.as_str();
     let payload = payload(args.payload.as_deref())?;
     let operation = format!("call {service} {}", args.method);
     // Without a key nobody could answer; asking makes none.
@@ -52,10 +54,26 @@ pub(super) async fn run(context: &Context, args: &args::Call) -> Result<(), Erro
         .await
         .map_err(|error| failed(Box::new(error)))?;
     let budget = context.own_timeout().unwrap_or(args.budget);
-    let answer = client
-        .call(service.as_str(), &args.method, payload, budget)
-        .await
-        .map_err(|status| Error::Called { operation, status })?;
+    let call = client.call(service, &args.method, payload, budget);
+    tokio::pin!(call);
+    let late = tokio::time::sleep(client::WAIT);
+    let answer = tokio::select! {
+        answer = &mut call => answer,
+        () = late => {
+            // The call goes on while it is found out what it waits for.
+            let (answer, ()) = tokio::join!(call, say_what_is_missing(context, &callee, budget));
+            answer
+        }
+    };
+    let answer = match answer {
+        Ok(answer) => answer,
+        Err(status) => {
+            if let Name::Instance(instance) = &callee {
+                known(context, instance).await?;
+            }
+            return Err(Error::Called { operation, status });
+        }
+    };
     match context.format {
         Format::Table => {
             out::print(&answer)?;
@@ -68,7 +86,7 @@ pub(super) async fn run(context: &Context, args: &args::Call) -> Result<(), Erro
         Format::Json | Format::Yaml => {
             let text = std::str::from_utf8(&answer).ok();
             let document = Answer {
-                service: &service,
+                service,
                 method: &args.method,
                 bytes: answer.len(),
                 text,
@@ -79,6 +97,46 @@ pub(super) async fn run(context: &Context, args: &args::Call) -> Result<(), Erro
             out::document(context.format, &document, String::new)
         }
     }
+}
+
+/// Tells why there is no answer yet.
+async fn say_what_is_missing(context: &Context, callee: &Name, budget: Duration) {
+    let registered = match Peer::open(&context.dirs, Component::Bridge).await {
+        Ok(Peer {
+            link: Some(link), ..
+        }) => client::all::<ListRegistry>(&link, client::WAIT).await,
+        _ => return,
+    };
+    let Ok(registered) = registered else {
+        return out::note("the bridge has not answered yet; the call waits for it");
+    };
+    let serves = registered
+        .iter()
+        .any(|one| callee.covers(&one.instance) && !one.draining);
+    let budget = human::duration(budget);
+    out::note(match (serves, callee) {
+        (true, callee) => format!("{callee} has not answered yet; waiting up to {budget}"),
+        (false, Name::Instance(instance)) => {
+            format!("{instance} is not registered with the bridge; waiting up to {budget} for it")
+        }
+        (false, Name::Service(service)) => format!(
+            "no instance of {service} is registered with the bridge; waiting up to {budget} for one"
+        ),
+    });
+}
+
+/// Whether there is such an instance, as far as anybody knows.
+async fn known(context: &Context, instance: &InstanceName) -> Result<(), Error> {
+    let (answers, _) = Overview::open(&context.dirs, client::WAIT)
+        .await?
+        .ask()
+        .await;
+    if answers.status.is_none() && answers.processes.is_none() {
+        return Ok(());
+    }
+    let rows = rows(human::now_ns(), &answers);
+    Filter::parse(&[instance.to_string()])?.select(rows.iter().map(|row| &row.instance))?;
+    Ok(())
 }
 
 /// Two of these at one time are two callers: the process id tells them apart.

@@ -71,12 +71,15 @@ pub(super) async fn list(context: &Context) -> Result<(), Error> {
             text.push_str(&context.style.paint(problem.tone, &problem.text));
             text.push('\n');
         }
-        for row in &document.components {
-            text.push_str(&component::counters(
-                context.style,
-                &row.row.instance,
-                &row.counters,
-            ));
+        let counted: String = document
+            .components
+            .iter()
+            .map(|row| component::counters(context.style, &row.row.instance, &row.counters))
+            .collect();
+        if !counted.is_empty() {
+            let head = "\nCounted since each one's start:\n";
+            text.push_str(&context.style.paint(Tone::Strong, head));
+            text.push_str(&counted);
         }
         text
     })

@@ -110,8 +110,10 @@ pub(super) fn show(context: &Context) -> Result<(), Error> {
 const STARTER: &str = include_str!("starter.yaml");
 
 /// Writes [`STARTER`] to a file that is not there yet, or to standard output.
-pub(super) fn init(file: Option<&Path>) -> Result<(), Error> {
-    let path = file.unwrap_or(Path::new("blackhole.yaml"));
+pub(super) fn init(context: &Context, file: Option<&Path>) -> Result<(), Error> {
+    let path = file
+        .or(context.named_config())
+        .unwrap_or(Path::new("blackhole.yaml"));
     if path == Path::new("-") {
         return out::print(STARTER);
     }

@@ -82,7 +82,7 @@ async fn dispatch(context: &Context, command: Cmd) -> Result<(), Error> {
         Cmd::Events(args) => events::run(context, &args).await,
         Cmd::Call(args) => call::run(context, &args).await,
         Cmd::Metrics => metrics::run(context).await,
-        Cmd::Config(ConfigCmd::Init { file }) => config::init(file.as_deref()),
+        Cmd::Config(ConfigCmd::Init { file }) => config::init(context, file.as_deref()),
         Cmd::Config(ConfigCmd::Validate) => config::validate(context),
         Cmd::Config(ConfigCmd::Show) => config::show(context),
         Cmd::Component(ComponentCmd::List) => component::list(context).await,

@@ -86,6 +86,19 @@ pub fn show(style: Style, terminal: bool, width: usize, entry: &Entry) -> Vec<u8
     out
 }
 
+/// Only what the service wrote; a part of an endless line without a newline.
+pub fn raw(terminal: bool, entry: &Entry) -> Vec<u8> {
+    let line = Parsed::of(&entry.raw);
+    let mut out = match terminal {
+        true => safe(&line.text).into_bytes(),
+        false => line.text.into_owned(),
+    };
+    if !line.partial {
+        out.push(b'\n');
+    }
+    out
+}
+
 /// A service has one colour, whatever its instances are called.
 fn tag(instance: &InstanceName) -> u8 {
     instance
@@ -156,6 +169,18 @@ mod tests {
             (item.text.as_ref(), item.base64.as_deref()),
             ("a\u{fffd}b", Some("Yf9i"))
         );
+    }
+
+    #[test]
+    fn raw_is_what_the_service_wrote() {
+        let part = entry(
+            "web.1",
+            "2026-11-22T23:05:30.123456Z web.1 err P half \x07a ",
+        );
+        let rest = entry("web.1", "2026-11-22T23:05:30.123456Z web.1 err F line");
+        let whole = [raw(false, &part), raw(false, &rest)].concat();
+        assert_eq!(whole, b"half \x07a line\n");
+        assert_eq!(raw(true, &part), b"half \\u{7}a ");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Names given on the command line against the names there are.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use blackhole_bus_schema::names::{InstanceName, ServiceName};
 
@@ -31,6 +32,15 @@ impl Name {
         match self {
             Self::Service(service) => instance.service() == service,
             Self::Instance(own) => own == instance,
+        }
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Service(service) => service.fmt(formatter),
+            Self::Instance(instance) => instance.fmt(formatter),
         }
     }
 }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 const STAMP: usize = "2026-11-22T23:05:30.123456Z".len();
 
 /// How a line begins that is a JSON object.
-const JSON: &[u8] = br#"{"time":""#;
+const JSON: &[u8] = br#"{"at":""#;
 
 /// One line, in either form. What does not look like a line (a crash in the
 /// middle of a write) is all text, without time and stream.
@@ -174,7 +174,7 @@ mod tests {
     #[test]
     fn a_json_line_is_taken_apart() {
         let line = Parsed::of(
-            br#"{"time":"2026-11-22T23:05:30.123456Z","instance":"web.1","stream":"err","partial":true,"text":"a\"\u001bb"}"#,
+            br#"{"at":"2026-11-22T23:05:30.123456Z","instance":"web.1","stream":"err","partial":true,"text":"a\"\u001bb"}"#,
         );
         assert_eq!(line.at, Some("2026-11-22T23:05:30.123456Z"));
         assert!(line.err && line.partial);
@@ -188,8 +188,8 @@ mod tests {
             "half a li",
             "2026-11-22T23:05:30.123456Z web.1 odd F x",
             "\u{fffd}26-11-22T23:05:30.123456Z",
-            r#"{"time":"2026-11-22T23:05:30.123456Z","instance":"web.1","str"#,
-            r#"{"time":"2026-11-22T23:05:30.123456Z","instance":"web.1","stream":"out","partial":false,"text":"","base64":"="}"#,
+            r#"{"at":"2026-11-22T23:05:30.123456Z","instance":"web.1","str"#,
+            r#"{"at":"2026-11-22T23:05:30.123456Z","instance":"web.1","stream":"out","partial":false,"text":"","base64":"="}"#,
         ] {
             let line = Parsed::of(bad.as_bytes());
             assert_eq!(

@@ -51,7 +51,7 @@ pub(super) async fn run(context: &Context, args: &args::Logs) -> Result<(), Erro
     let filter = Filter::parse(&args.names)?;
     let selection = Selection::new(args);
     if context.offline {
-        return offline_logs::run(context, &filter, &selection, args.follow).await;
+        return offline_logs::run(context, &filter, &selection, args.follow, args.raw).await;
     }
     let managers = managers(context).await?;
     let mut owners = BTreeMap::new();
@@ -70,7 +70,7 @@ pub(super) async fn run(context: &Context, args: &args::Logs) -> Result<(), Erro
         let own = selection.of(Some(record));
         sources.push(Source::open(origin, instance.clone(), own, meant.len()).await?);
     }
-    let mut printer = Printer::new(context, meant.iter());
+    let mut printer = Printer::new(context, args.raw, meant.iter());
     print_merged(&mut sources, &mut printer).await?;
     if !args.follow {
         return Ok(());

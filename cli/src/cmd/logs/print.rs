@@ -16,14 +16,17 @@ const BATCH: usize = 64 * 1024;
 /// Prints lines. What was taken is on standard output after [`flush`](Self::flush).
 pub(crate) struct Printer {
     context: Context,
+    raw: bool,
     terminal: bool,
     width: usize,
     text: Vec<u8>,
 }
 
 impl Printer {
+    /// `raw` leaves nothing but the text.
     pub(crate) fn new<'a>(
         context: &Context,
+        raw: bool,
         instances: impl Iterator<Item = &'a InstanceName>,
     ) -> Self {
         let width = instances
@@ -32,6 +35,7 @@ impl Printer {
             .unwrap_or(0);
         Self {
             context: context.clone(),
+            raw,
             terminal: std::io::stdout().is_terminal(),
             width,
             text: Vec::new(),
@@ -40,6 +44,7 @@ impl Printer {
 
     pub(crate) fn print(&mut self, entry: &Entry) -> Result<(), Error> {
         match self.context.format {
+            Format::Table if self.raw => self.text.extend(log::raw(self.terminal, entry)),
             Format::Table => {
                 self.width = self.width.max(entry.instance.to_string().len());
                 self.text.extend(log::show(

@@ -78,7 +78,7 @@ impl Heads {
                 format!("{stamp} {instance} {stream} {kind} ")
             }
             LogFormat::Json => format!(
-                r#"{{"time":"{stamp}","instance":"{instance}","stream":"{stream}","partial":{partial},"text":""#
+                r#"{{"at":"{stamp}","instance":"{instance}","stream":"{stream}","partial":{partial},"text":""#
             ),
         };
         let whole = head(false);
@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(
             String::from_utf8(line(LogFormat::Json, b"a\"", b"b\\\t\x1b", false)).unwrap(),
             concat!(
-                r#"{"time":"2026-11-22T23:05:30.123456Z","instance":"web.1","stream":"err","#,
+                r#"{"at":"2026-11-22T23:05:30.123456Z","instance":"web.1","stream":"err","#,
                 r#""partial":false,"text":"a\"b\\\t\u001b"}"#,
                 "\n"
             )
@@ -215,7 +215,7 @@ mod tests {
         assert_eq!(
             String::from_utf8(line(LogFormat::Json, b"", b"a\xffb", true)).unwrap(),
             concat!(
-                r#"{"time":"2026-11-22T23:05:30.123456Z","instance":"web.1","stream":"err","#,
+                r#"{"at":"2026-11-22T23:05:30.123456Z","instance":"web.1","stream":"err","#,
                 "\"partial\":true,\"text\":\"a\u{fffd}b\",\"base64\":\"Yf9i\"}\n"
             )
         );
