@@ -10,6 +10,7 @@ use crate::args::{Format, Global};
 use crate::error::Error;
 use crate::keeper_file::KeeperFile;
 use crate::out::Style;
+use crate::view::place::{self, Misplaced};
 
 /// Where a configuration is looked for when none is named.
 const USUAL: [&str; 2] = ["blackhole.yaml", "/etc/blackhole/blackhole.yaml"];
@@ -100,6 +101,12 @@ impl Context {
             return std::path::absolute(path).map_err(|source| Error::io("resolve", path, source));
         }
         self.config_path()
+    }
+
+    /// Arguments of services that are only found beside the configuration.
+    pub fn misplaced(path: &Path, config: &Config) -> Vec<Misplaced> {
+        let dir = path.parent().unwrap_or(Path::new("/"));
+        place::misplaced(config, dir, |path| path.exists())
     }
 
     /// The checked configuration and where it came from.

@@ -15,6 +15,14 @@ pub struct Hierarchy {
     pub v2: bool,
 }
 
+/// How the kernel sees a process, see proc_pid_stat(5): `R`, `S`, `D`, `T`, `Z` …;
+/// `None` when there is none.
+pub fn process_state(pid: u32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in parentheses, may hold anything, also parentheses.
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
+}
+
 /// The hierarchies, from the texts of /proc/self/cgroup and /proc/self/mountinfo.
 pub fn hierarchies(cgroup: &str, mountinfo: &str) -> Vec<Hierarchy> {
     let mut all = Vec::new();
@@ -102,6 +110,13 @@ pub fn writable(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_state_of_a_process_is_a_letter() {
+        let own = process_state(std::process::id());
+        assert!(own.is_some_and(|state| "RSD".contains(state)), "{own:?}");
+        assert_eq!(process_state(u32::MAX), None);
+    }
 
     const MOUNTS: &str = "\
 24 1 0:21 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755

@@ -8,8 +8,8 @@ use blackhole_bus_schema::dirs::Dirs;
 use blackhole_bus_schema::names::InstanceName;
 use blackhole_bus_schema::process::{Failure, InstanceRecord, NotifyState, ProcessState};
 use blackhole_process_manager::shim::client::{
-    Attached, ClientError, ShimEvent, ShimPhase, StopRequest, attach, instance_lock_held,
-    read_record,
+    Attached, ClientError, ShimEvent, ShimPhase, ShimStatus, StopRequest, attach,
+    instance_lock_held, read_record,
 };
 use blackhole_process_manager::shim::record::Record;
 use tokio::task::JoinSet;
@@ -65,10 +65,9 @@ async fn record(dirs: &Dirs, instance: &InstanceName) -> Option<InstanceRecord> 
     match (attached, disk) {
         (Some(Attached { status, .. }), disk) => {
             let (pid, started_at) = (status.started.pid, status.started.started_at);
+            let restarts = restarts_now(&status, disk.as_ref());
             // The record may still be the one of the spawn before.
             let disk = disk.filter(|disk| disk.generation == status.generation);
-            let spec = disk.as_ref().and_then(|disk| disk.spec().ok());
-            let restarts = spec.map_or(0, |spec| spec.restarts);
             Some(InstanceRecord {
                 instance: instance.clone(),
                 generation: status.generation,
@@ -88,6 +87,15 @@ async fn record(dirs: &Dirs, instance: &InstanceName) -> Option<InstanceRecord> 
         (None, Some(disk)) => Some(from_disk(disk)),
         (None, None) => None,
     }
+}
+
+/// Restarts so far: those before the spawn, which stand in the record, and those
+/// that the shim has made since, which it knows better than the record.
+fn restarts_now(status: &ShimStatus, disk: Option<&Record>) -> u32 {
+    let at_spawn = disk
+        .and_then(|disk| Some(disk.spec().ok()?.restarts.saturating_sub(disk.restarts)))
+        .unwrap_or(0);
+    at_spawn.saturating_add(status.restarts)
 }
 
 fn from_disk(record: Record) -> InstanceRecord {

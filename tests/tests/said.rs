@@ -204,3 +204,102 @@ services:
     assert_eq!(written["at"], shown["at"]);
     deployment.down();
 }
+
+/// An argument that stands beside the configuration is not found in `/`: that
+/// is said before the start, and beside the failure.
+#[test]
+fn a_relative_argument_is_told_with_the_directory_it_is_looked_for_in() {
+    let deployment = Deployment::new(
+        r#"
+services:
+  lost: {command: [sh, ./start.sh], autostart: false, restart: {policy: never}}
+  fine: {command: [sh, ./start.sh], working_dir: .}
+"#,
+    );
+    let script = deployment.path().join("start.sh");
+    std::fs::write(&script, "exec sleep 1000\n").expect("a script");
+    let words = "lost runs in /, where there is no ./start.sh";
+    for command in [&["config", "validate"][..], &["doctor"]] {
+        let output = deployment.cli(command);
+        let all = format!("{}{}", output.stdout, output.stderr);
+        assert!(
+            all.contains(words) && all.contains("working_dir: ."),
+            "{all}"
+        );
+        assert!(!all.contains("fine runs in"), "{all}");
+    }
+    let json = deployment
+        .cli(&["config", "validate", "-o", "json"])
+        .ok()
+        .json();
+    assert_eq!(json["notes"].as_array().map(Vec::len), Some(1), "{json}");
+
+    deployment.up();
+    let shown = deployment.cli(&["status"]).ok();
+    assert!(
+        !shown.stdout.contains(words),
+        "it has not failed: {shown:#?}"
+    );
+    deployment.cli(&["start", "lost", "--watch", "5s"]);
+    deployment.wait_until("its failure", |status| status.is("lost.1", "FAILED"));
+    let shown = deployment.cli(&["status"]).ok();
+    assert!(shown.stdout.contains(words), "{shown:#?}");
+    deployment.down();
+}
+
+/// A process that only the kernel knows to be stopped.
+#[test]
+fn a_stopped_process_is_told() {
+    let deployment = Deployment::new("services: {base: {command: [blackhole-example, idle]}}");
+    deployment.up();
+    deployment.cli(&["signal", "STOP", "base"]).ok();
+    wait_for("the stopped process to be shown", || {
+        let shown = deployment.cli(&["status"]).ok().stdout;
+        match shown.contains("is stopped: `blackhole signal CONT base.1`") {
+            true => Ok(()),
+            false => Err(shown),
+        }
+    });
+    deployment.cli(&["signal", "CONT", "base"]).ok();
+    wait_for("it to go on", || {
+        let shown = deployment.cli(&["status"]).ok().stdout;
+        match shown.contains("is stopped") {
+            false => Ok(()),
+            true => Err(shown),
+        }
+    });
+    deployment.down();
+}
+
+/// What a shim restarts while no daemon lives is counted by `--offline status`.
+#[test]
+fn offline_status_counts_the_restarts_up_to_now() {
+    let deployment = Deployment::new("services: {base: {command: [blackhole-example, idle]}}");
+    deployment.up();
+    let offline = || -> Result<blackhole_tests::Status, String> {
+        let output = deployment.cli(&["--offline", "status", "-o", "json"]).ok();
+        Ok(blackhole_tests::Status(output.json()))
+    };
+    let status = deployment.status();
+    let daemons: Vec<u32> = blackhole_tests::deployment::DAEMONS
+        .iter()
+        .filter_map(|daemon| status.component_pid(daemon))
+        .collect();
+    let keeper = status.0["keeper"]["pid"].as_u64().expect("a keeper");
+    deployment.kill(u32::try_from(keeper).expect("a pid"));
+    for pid in daemons {
+        deployment.kill(pid);
+    }
+    let pid = status.instance("base.1").pid().expect("a pid");
+    deployment.kill(pid);
+    wait_for("the restart by permit", || {
+        let status = offline()?;
+        match status.instance("base.1").pid() {
+            Some(next) if next != pid => Ok(()),
+            _ => Err(format!("{status:?}")),
+        }
+    });
+    let status = offline().expect("a status");
+    assert_eq!(status.instance("base.1").restarts(), Some(1), "{status:?}");
+    deployment.cli(&["down"]).ok();
+}

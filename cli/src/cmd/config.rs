@@ -9,6 +9,7 @@ use crate::args::Format;
 use crate::context::Context;
 use crate::error::Error;
 use crate::view::config;
+use crate::view::place::Misplaced;
 use crate::{human, out};
 
 #[derive(Serialize)]
@@ -17,6 +18,8 @@ struct Verdict {
     config: PathBuf,
     services: usize,
     instances: usize,
+    /// What is right and probably not meant.
+    notes: Vec<String>,
 }
 
 /// A configuration that is wrong.
@@ -85,8 +88,17 @@ pub(super) fn validate(context: &Context) -> Result<(), Error> {
         valid: true,
         services: config.services.len(),
         instances: config.instances().count(),
+        notes: Context::misplaced(&path, &config)
+            .iter()
+            .map(Misplaced::text)
+            .collect(),
         config: path,
     };
+    if context.format == Format::Table {
+        for text in &verdict.notes {
+            out::note(format!("note: {text}"));
+        }
+    }
     out::document(context.format, &verdict, || {
         format!(
             "{}: valid, {}, {}\n",

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use blackhole_bus_schema::config::Config;
 use blackhole_bus_schema::dirs::{Dirs, MAX_SOCKET_PATH};
@@ -18,6 +18,7 @@ use crate::out::{self, Tone};
 use crate::table::{Table, plain, toned};
 use crate::view::component::{Found, Presence};
 use crate::view::keeper::{self, Keeper, State};
+use crate::view::place::Misplaced;
 use crate::view::problem;
 use crate::{human, keeper_file, offline};
 
@@ -90,8 +91,9 @@ pub(super) async fn run(context: &Context) -> Result<(), Error> {
     checks.push(room(&dirs.state));
     checks.extend(cgroups(&host::own_hierarchies(), root));
     checks.push(rights(root));
-    checks.push(open_files(config.as_ref()));
-    if let Some(config) = &config {
+    checks.push(open_files(config.as_ref().map(|(_, config)| config)));
+    if let Some((path, config)) = &config {
+        checks.extend(directories(&Context::misplaced(path, config)));
         checks.push(isolation(
             config,
             &std::fs::read_to_string("/etc/passwd").unwrap_or_default(),
@@ -138,7 +140,7 @@ fn table(context: &Context, checks: &[Check]) -> String {
     table.render()
 }
 
-fn config(context: &Context) -> (Option<Config>, Check) {
+fn config(context: &Context) -> (Option<(PathBuf, Config)>, Check) {
     const WHAT: &str = "configuration";
     match context.config() {
         Ok((path, config)) => {
@@ -147,7 +149,7 @@ fn config(context: &Context) -> (Option<Config>, Check) {
                 path.display(),
                 human::count(config.services.len(), "service")
             );
-            (Some(config), ok(WHAT, found))
+            (Some((path, config)), ok(WHAT, found))
         }
         Err(error @ Error::NoConfig { .. }) => (
             None,
@@ -392,6 +394,23 @@ fn isolation(config: &Config, passwd: &str) -> Check {
             "they are not isolated from each other (memory, RPC tokens): give each its own `user:`",
         )
     }
+}
+
+/// Arguments that are no file where the service runs.
+fn directories(misplaced: &[Misplaced]) -> Vec<Check> {
+    let check = |one: &Misplaced| {
+        warn(
+            "working directory",
+            format!(
+                "{} runs in {}, where there is no {}",
+                one.service,
+                one.working_dir.display(),
+                one.argument
+            ),
+            one.text(),
+        )
+    };
+    misplaced.iter().map(check).collect()
 }
 
 /// Programs that a service names by path and that are not there.

@@ -3,16 +3,19 @@
 use std::time::Duration;
 
 use blackhole_bus_schema::dirs::Lock;
+use blackhole_bus_schema::names::ServiceName;
 
 use crate::args;
 use crate::client::{self, Overview};
 use crate::context::Context;
 use crate::error::Error;
+use crate::out::Tone;
 use crate::view::component::{Found, Presence};
 use crate::view::names::Filter;
-use crate::view::service::Answers;
+use crate::view::problem::{self, Problem};
+use crate::view::service::{Answers, ServiceRow};
 use crate::view::status::StatusView;
-use crate::{human, keeper_file, offline, out};
+use crate::{host, human, keeper_file, offline, out};
 
 /// Longest time for the lists themselves, once a daemon has answered at all.
 pub(super) const LISTS: Duration = Duration::from_secs(5);
@@ -47,7 +50,37 @@ pub(super) async fn picture(context: &Context, names: &[String]) -> Result<Statu
     };
     let view =
         StatusView::new(human::now_ns(), &answers, found).kept_by(keeper_file::find(&context.dirs));
-    select(view, &filter)
+    let view = select(view, &filter)?;
+    let hints = hints(context, &view.services);
+    Ok(view.with_hints(hints))
+}
+
+/// What can be seen from here of the troubles of the services.
+fn hints(context: &Context, rows: &[ServiceRow]) -> Vec<Problem> {
+    let mut hints: Vec<Problem> = rows
+        .iter()
+        .filter_map(|row| problem::of_process(row, host::process_state(row.pid?)?))
+        .collect();
+    let failing = |service: &ServiceName| {
+        rows.iter().any(|row| {
+            row.service == service.as_str() && row.pid.is_none() && row.last_exit.is_some()
+        })
+    };
+    if rows.iter().any(|row| row.last_exit.is_some())
+        && let Ok((path, config)) = context.config()
+    {
+        let misplaced = Context::misplaced(&path, &config);
+        hints.extend(
+            misplaced
+                .iter()
+                .filter(|one| failing(&one.service))
+                .map(|one| Problem {
+                    tone: Tone::Warn,
+                    text: one.text(),
+                }),
+        );
+    }
+    hints
 }
 
 /// Whose locks are held: without the bus that is all that can be told.

@@ -10,6 +10,7 @@ pub mod log;
 pub mod metrics;
 pub mod moment;
 pub mod names;
+pub mod place;
 pub mod problem;
 pub mod progress;
 pub mod service;

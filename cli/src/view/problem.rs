@@ -114,6 +114,24 @@ fn of_one(now: u64, row: &ServiceRow) -> Vec<(u8, Tone, String)> {
     found
 }
 
+/// What the kernel's word on a process means, where that is a trouble that no
+/// daemon sees. `state` is the letter of proc_pid_stat(5).
+pub fn of_process(row: &ServiceRow, state: char) -> Option<Problem> {
+    let (instance, pid) = (&row.instance, row.pid?);
+    let text = match state {
+        'Z' => format!(
+            "{instance}: its process {pid} has ended (a zombie) and is not reaped: its shim is \
+             stopped or hangs; `kill -CONT` to the shim, its parent, lets it go on"
+        ),
+        'T' | 't' => format!(
+            "{instance}: its process {pid} is stopped: `blackhole signal CONT {instance}` lets it \
+             go on"
+        ),
+        _ => return None,
+    };
+    Some(problem(Tone::Warn, text))
+}
+
 /// What is wrong with the limits of one instance. Where none holds at all
 /// (an ordinary user without delegation) that is one line, not five.
 fn limits(report: &[LimitReport]) -> Vec<(u8, Tone, String)> {

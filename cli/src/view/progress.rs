@@ -107,6 +107,12 @@ fn stage(status: &InstanceStatus) -> Stage {
         Phase::Ready => Stage::Ready,
         Phase::Idle => match (&status.last_exit, status.state) {
             (Some(exit), _) if exit.result == ExitResult::Success => Stage::Ready,
+            // Stopped, by an earlier `down` for instance: it is started yet.
+            (Some(exit), Some(StateName::Terminated))
+                if matches!(exit.result, ExitResult::Stopped | ExitResult::StopTimeout) =>
+            {
+                Stage::Pending("not started yet".to_owned())
+            }
             (_, Some(StateName::Terminated)) => Stage::Ready,
             (_, Some(StateName::Failed)) => Stage::Failed(reason(status)),
             _ => Stage::Pending("not looked at yet".to_owned()),
@@ -161,6 +167,16 @@ mod tests {
         let done = assess(&[status("db.1", Phase::Ready), migrate, off]);
         assert!(done.is_ready());
         assert_eq!((done.ready, done.down, done.wanted()), (2, 1, 2));
+    }
+
+    /// Before a supervisor has looked at what an earlier `down` stopped.
+    #[test]
+    fn what_was_stopped_and_should_run_is_pending() {
+        let mut web = status("web.1", Phase::Idle);
+        web.state = Some(StateName::Terminated);
+        web.last_exit = Some(exit(ExitResult::Stopped, ExitStatus::Exited { code: 0 }));
+        let assessment = assess(&[status("db.1", Phase::Ready), web]);
+        assert!(!assessment.is_settled(), "{assessment:?}");
     }
 
     #[test]

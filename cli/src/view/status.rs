@@ -23,6 +23,9 @@ pub struct StatusView {
     pub components: Vec<ComponentRow>,
     /// Who restarts the daemons; `null` where no `up` did that.
     pub keeper: Option<Keeper>,
+    /// What may be the reason of a failure, beyond what the daemons know.
+    #[serde(skip)]
+    hints: Vec<Problem>,
     #[serde(skip)]
     now: u64,
     #[serde(skip)]
@@ -36,6 +39,7 @@ impl StatusView {
             services: service::rows(now, answers),
             components: found.iter().map(ComponentRow::from).collect(),
             keeper: None,
+            hints: Vec::new(),
             now,
             found,
         }
@@ -45,6 +49,12 @@ impl StatusView {
     #[must_use]
     pub fn kept_by(self, keeper: Option<Keeper>) -> Self {
         Self { keeper, ..self }
+    }
+
+    /// With these lines below what is wrong with the services.
+    #[must_use]
+    pub fn with_hints(self, hints: Vec<Problem>) -> Self {
+        Self { hints, ..self }
     }
 
     /// Leaves out the instances that are not wanted.
@@ -64,6 +74,7 @@ impl StatusView {
         let mut problems = problem::of_components(&self.found);
         problems.extend(keeper::problem(self.keeper, &self.found));
         problems.extend(problem::of_services(self.now, &self.services));
+        problems.extend(self.hints.iter().cloned());
         problems
     }
 
