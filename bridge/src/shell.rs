@@ -11,7 +11,7 @@ use blackhole_bus_schema::names::{ClientName, Component, Generation, InstanceNam
 use blackhole_bus_schema::process::{InstanceRecord, ListProcesses, ProcessChanged};
 use blackhole_bus_schema::registry::{Drain, ListCalls, ListRegistry, RegistryChanged};
 use blackhole_bus_schema::rpc::header::{Header, HeaderError};
-use blackhole_bus_schema::rpc::{Credentials, Key, direct_dir};
+use blackhole_bus_schema::rpc::{Credentials, Key, direct_dir, direct_dirs};
 use blackhole_bus_schema::supervision::{
     Circuit, Desired, InstanceStatus, ListStatus, Phase, SupervisionChanged,
 };
@@ -108,6 +108,7 @@ impl Shell {
         let (supervisor_link, supervisor) =
             Link::open(&dirs, me, Component::Supervisor, interest).await?;
         let mut core = Core::new(server.incarnation(), key);
+        core.direct_below(direct_dirs(&dirs.rpc_socket()));
         if let Some(config) = config {
             core.configured(config.services.into_keys());
             core.settled(Instant::now());

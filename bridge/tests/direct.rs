@@ -263,3 +263,44 @@ async fn a_service_that_ends_sends_its_direct_callers_away_and_finishes() {
     assert_eq!(answer.unwrap(), "finished");
     assert!(endpoints(&front).await.is_empty());
 }
+
+/// A caller finds who came after its first call.
+#[tokio::test]
+async fn a_replica_that_comes_back_gets_calls_again() {
+    let bridge = Bridge::start(&["front", "back"]);
+    let _one = serving(&bridge, 1, 1).await;
+    let two = serving(&bridge, 2, 1).await;
+    let front = bridge.registered("front.1", 1).await;
+    let direct = front.direct("back");
+    let asked = |index: u32| {
+        let direct = direct.clone();
+        async move {
+            let wanted = format!("{index} asked by front.1");
+            loop {
+                let who = direct.request("who").budget(PATIENCE).idempotent();
+                if who.send().await.unwrap() == wanted {
+                    return;
+                }
+            }
+        }
+    };
+    // Both have no calls: they take turns.
+    asked(1).await;
+    asked(2).await;
+    let mut order = Vec::new();
+    for _ in 0..4 {
+        order.push(direct.call("who", "", PATIENCE).await.unwrap());
+    }
+    assert_eq!((&order[0], &order[1]), (&order[2], &order[3]));
+    assert_ne!(order[0], order[1]);
+    // One is lost while the other is there, and its successor is found all the same.
+    drop(two);
+    asked(1).await;
+    let two = serving(&bridge, 2, 2).await;
+    tokio::time::timeout(PATIENCE, asked(2)).await.unwrap();
+    // One says that it goes, and its successor is there at once.
+    let three = serving(&bridge, 2, 3).await;
+    two.drain(PATIENCE).await;
+    tokio::time::timeout(PATIENCE, asked(2)).await.unwrap();
+    drop((two, three));
+}

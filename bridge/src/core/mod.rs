@@ -31,6 +31,7 @@ mod tests;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use blackhole_bus_schema::names::InstanceName;
@@ -171,6 +172,8 @@ pub struct Core {
     incarnation: u64,
     /// Makes the keys and tickets of direct calls.
     key: Key,
+    /// Where sockets for direct calls may be.
+    direct_dirs: Option<Vec<PathBuf>>,
     connections: IdMap<Conn, Connection>,
     gone: Gone,
     presence: Presence,
@@ -193,6 +196,7 @@ impl Core {
         Self {
             incarnation,
             key,
+            direct_dirs: None,
             connections: IdMap::default(),
             gone: Gone::default(),
             presence: Presence::default(),
@@ -205,6 +209,11 @@ impl Core {
             actions: Vec::new(),
             scratch: Vec::with_capacity(256),
         }
+    }
+
+    /// Endpoints with a path are taken only below one of these; without this, with any.
+    pub fn direct_below(&mut self, directories: Vec<PathBuf>) {
+        self.direct_dirs = Some(directories);
     }
 
     /// What is to be done since the last call of this.

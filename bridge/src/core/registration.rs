@@ -10,12 +10,16 @@ use std::time::{Duration, Instant};
 
 use blackhole_bus_schema::names::{Generation, InstanceName};
 use blackhole_bus_schema::rpc::header::{self, Header, Register, Registered};
-use blackhole_bus_schema::rpc::{Credentials, DEFAULT_CAPACITY, HEARTBEAT, MAX_CAPACITY};
+use blackhole_bus_schema::rpc::{
+    Credentials, DEFAULT_CAPACITY, DirectEndpoint, HEARTBEAT, MAX_CAPACITY,
+};
 
 use super::{Conn, Core, SILENCE, directory};
 
 /// Changes that a spawn may make at once.
 const AT_ONCE: u32 = 10;
+/// Longest endpoint.
+const MAX_ENDPOINT_BYTES: usize = 1024;
 /// Time in which it may make one more.
 const REFILL: Duration = Duration::from_secs(1);
 
@@ -133,7 +137,7 @@ impl Core {
         let Some(who) = self.connections.get(&conn).map(|c| c.who.clone()) else {
             return;
         };
-        if let Err(reason) = check(&register) {
+        if let Err(reason) = self.check(&register) {
             self.offence(conn, &reason);
             return self.go_away(conn, &reason);
         }
@@ -148,6 +152,31 @@ impl Core {
             Ok(()) => self.serve(now, conn, register),
             Err(due) => self.paces.wait(&who.instance, conn, register, due),
         }
+    }
+
+    /// Why a registration is refused.
+    fn check(&self, register: &Register) -> Result<(), String> {
+        let most = header::MAX_METHOD_BYTES;
+        let malformed = register.methods.len() > header::MAX_METHODS
+            || register
+                .methods
+                .iter()
+                .any(|method| method.is_empty() || method.len() > most);
+        let endpoint = register.endpoint.as_deref();
+        let too_long = endpoint.is_some_and(|endpoint| endpoint.len() > MAX_ENDPOINT_BYTES);
+        if malformed || too_long {
+            return Err(format!(
+                "invalid_argument: a registration has at most {} methods of 1 to {most} bytes \
+                 and an endpoint of at most {MAX_ENDPOINT_BYTES}",
+                header::MAX_METHODS,
+            ));
+        }
+        // Callers connect there with their rights.
+        endpoint
+            .map_or(Ok(()), |endpoint| {
+                DirectEndpoint::parse(endpoint, self.direct_dirs.as_deref()).map(|_| ())
+            })
+            .map_err(|error| format!("invalid_argument: {error}"))
     }
 
     /// Whether a registration says anything new.
@@ -267,25 +296,4 @@ fn only_calls(register: &Register) -> bool {
 fn capacity(register: &Register) -> u32 {
     let named = register.capacity.unwrap_or(DEFAULT_CAPACITY);
     named.clamp(1, MAX_CAPACITY)
-}
-
-/// Why a registration is refused.
-fn check(register: &Register) -> Result<(), String> {
-    let most = header::MAX_METHOD_BYTES;
-    let malformed = register.methods.len() > header::MAX_METHODS
-        || register
-            .methods
-            .iter()
-            .any(|method| method.is_empty() || method.len() > most)
-        || register
-            .endpoint
-            .as_ref()
-            .is_some_and(|endpoint| endpoint.len() > 1024);
-    match malformed {
-        false => Ok(()),
-        true => Err(format!(
-            "a registration has at most {} methods of 1 to {most} bytes and an endpoint of at most 1024",
-            header::MAX_METHODS,
-        )),
-    }
 }

@@ -21,6 +21,7 @@
 //! and a MessagePack library.
 
 mod client;
+mod endpoint;
 pub mod header;
 mod token;
 pub mod trace;
@@ -30,6 +31,7 @@ pub use client::{
     Answers, CallBuilder, Client, ClientError, ConnectOptions, DEFAULT_WINDOW, Direct, Handler,
     Methods, Parts, Request, StreamHandler,
 };
+pub use endpoint::{DirectEndpoint, EndpointError, direct_dirs};
 pub use token::{
     Credentials, DirectKey, Key, KeyError, TICKET_VALID, TokenError, environment, token,
 };

@@ -169,3 +169,35 @@ fn one_service_leaves_routes_for_the_calls_of_others() {
     world.say(1, "db.1", answer(sent[0].1));
     assert!(world.core.call_stats().contains_key("pricing db m9"));
 }
+
+#[test]
+fn nobody_is_sent_to_an_endpoint_elsewhere() {
+    let mut world = World::new();
+    world.core.direct_below(vec!["/run/bh/rpc/d".into()]);
+    let register = |endpoint: &str| {
+        Header::Register(Register {
+            version: 1,
+            methods: vec!["get".into()],
+            capacity: None,
+            endpoint: Some(endpoint.into()),
+        })
+    };
+    for elsewhere in ["ipc:///run/docker.sock", "tcp://127.evil.example:1", "x"] {
+        let refused = world.say(1, "db.1", register(elsewhere));
+        let reason = refused.iter().find_map(|action| match action {
+            Did::Send {
+                header: Header::Goaway { reason, .. },
+                ..
+            } => Some(reason.to_string()),
+            _ => None,
+        });
+        let reason = reason.unwrap();
+        assert!(reason.starts_with("invalid_argument: "), "{reason}");
+        assert!(reason.contains("loopback"), "{reason}");
+        assert_eq!((confirmed(&refused), published(&refused)), (vec![], vec![]));
+    }
+    for here in ["ipc:///run/bh/rpc/d/1f", "tcp://127.0.0.1:7400"] {
+        let taken = world.say(1, "db.1", register(here));
+        assert_eq!((confirmed(&taken).len(), published(&taken).len()), (1, 1));
+    }
+}

@@ -8,23 +8,24 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::super::header::{Endpoint, Header};
-use super::super::{Code, DirectKey, HEARTBEAT, Status, direct_dir};
-use super::Client;
+use super::super::{Code, DirectEndpoint, DirectKey, HEARTBEAT, Status, direct_dir};
 use super::calls::{Answers, Calls};
 use super::methods::Methods;
 use super::request::{CallBuilder, Way, check, jittered, plain};
 use super::work::{Back, Work};
+use super::{Client, Shared};
 use crate::names::InstanceName;
 use crate::transport::TransportError;
 use crate::transport::rpc::{Dealer, DealerEvent, DealerWatch, Frame, FromPeer, PeerEvent, Router};
@@ -33,6 +34,13 @@ use crate::transport::rpc::{Dealer, DealerEvent, DealerWatch, Frame, FromPeer, P
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 /// Longest such wait.
 const PAUSE_MAX: Duration = Duration::from_millis(500);
+/// Longest time after which replicas are looked for that are new.
+const LOOK: Duration = Duration::from_secs(30);
+/// First wait before they are, after a connection is lost or not wanted any more:
+/// its successor needs some time to come. Doubled up to [`LOOK`].
+const LOOK_SOON: Duration = Duration::from_millis(100);
+/// Longest wait for the bridge's answer to that.
+const LOOK_BUDGET: Duration = Duration::from_secs(5);
 /// Messages taken before anything else has a turn.
 const BURST: usize = 64;
 
@@ -216,8 +224,9 @@ impl Server {
 
 /// Calls a service without the bridge on the way; made by [`Client::direct`].
 /// Clones share its connections. Connections are made at the first call, found
-/// by the bridge; a lost one is looked for again. Of several instances the one
-/// with the fewest calls of this client is taken.
+/// by the bridge; after one is lost, and every 30 seconds, it is asked for others.
+/// Of several instances the one with the fewest calls of this client is taken; of
+/// equals the one that was not taken for the longest time.
 #[derive(Clone)]
 pub struct Direct {
     client: Client,
@@ -240,6 +249,20 @@ pub(super) struct Pool {
     connections: Mutex<Vec<Arc<Connected>>>,
     /// Held by whoever looks for the service; the others wait for what is found.
     looking: tokio::sync::Mutex<()>,
+    /// A connection is lost or not wanted any more.
+    fewer: Arc<Notify>,
+    /// The task that looks for more of them, from the first connection on.
+    keeper: OnceLock<AbortHandle>,
+    /// Calls that were given a connection.
+    picks: AtomicU64,
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        if let Some(keeper) = self.keeper.get() {
+            keeper.abort();
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -255,6 +278,8 @@ struct Connected {
     calls: Arc<Calls>,
     /// The connection's task ends when nobody has one of these and its calls are over.
     path: watch::Receiver<Path>,
+    /// When it was last taken, as a count of picks: ties go round.
+    picked: AtomicU64,
 }
 
 impl Client {
@@ -267,6 +292,9 @@ impl Client {
                 service: service.to_owned(),
                 connections: Mutex::default(),
                 looking: tokio::sync::Mutex::default(),
+                fewer: Arc::default(),
+                keeper: OnceLock::new(),
+                picks: AtomicU64::new(0),
             })
         });
         Direct {
@@ -348,30 +376,52 @@ impl Direct {
     /// Connects to whoever is there, and waits until one has admitted this client
     /// or none will.
     async fn connect(&self, deadline: Instant) -> Result<(), Status> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let found = self.client.find(&self.pool.service, left).await?;
+        let shared = &self.client.inner.shared;
+        let found = find(shared, &self.pool.service, deadline).await?;
         let Some(endpoints) = found else {
             return Ok(()); // Nobody is there now.
         };
-        let me = self.client.instance().to_string();
-        let mut new = Vec::new();
-        for endpoint in endpoints {
-            if !self.pool.has(&endpoint.endpoint) {
-                new.push(open(&me, endpoint).await?);
-            }
-        }
-        let mut paths: FuturesUnordered<_> = new.iter().map(|c| settled(c.path.clone())).collect();
-        {
-            let mut there = lock(&self.pool.connections);
-            there.retain(|connection| connection.is_open());
-            there.extend(new);
-        }
+        let new = self.pool.add(shared, endpoints).await;
+        self.pool.keeper.get_or_init(|| {
+            let keep = keep(shared.clone(), Arc::downgrade(&self.pool));
+            tokio::spawn(keep).abort_handle()
+        });
+        let mut paths: FuturesUnordered<_> = new.into_iter().map(settled).collect();
         while let Some(path) = paths.next().await {
             if path == Path::Up {
                 break;
             }
         }
         Ok(())
+    }
+}
+
+/// Looks for replicas that are new, while there is a pool.
+async fn keep(shared: Arc<Shared>, pool: Weak<Pool>) {
+    let Some(fewer) = pool.upgrade().map(|pool| pool.fewer.clone()) else {
+        return;
+    };
+    let mut pause = LOOK;
+    loop {
+        // Callers that lost the same replica do not ask for its successor all at once.
+        let wait = pause / 2 + jittered(pause / 2);
+        tokio::select! {
+            () = tokio::time::sleep(wait) => pause = (pause * 2).min(LOOK),
+            () = fewer.notified() => {
+                pause = LOOK_SOON;
+                continue;
+            }
+        }
+        let Some(service) = pool.upgrade().map(|pool| pool.service.clone()) else {
+            return;
+        };
+        let deadline = Instant::now() + LOOK_BUDGET;
+        let Ok(Some(endpoints)) = find(&shared, &service, deadline).await else {
+            continue;
+        };
+        let Some(pool) = pool.upgrade() else { return };
+        let _looking = pool.looking.lock().await;
+        pool.add(&shared, endpoints).await;
     }
 }
 
@@ -392,11 +442,33 @@ impl Pool {
             .any(|c| c.endpoint == endpoint && c.is_open())
     }
 
+    /// Connects to those that are new; how that goes on. Whoever calls this holds `looking`.
+    async fn add(&self, shared: &Shared, endpoints: Vec<Endpoint>) -> Vec<watch::Receiver<Path>> {
+        let me = shared.instance.to_string();
+        let mut new = Vec::new();
+        for endpoint in endpoints {
+            if self.has(&endpoint.endpoint) {
+                continue;
+            }
+            match open(&me, endpoint, self.fewer.clone()).await {
+                Ok(connected) => new.push(connected),
+                Err(status) => tracing::debug!(%status, "a replica is not reached directly"),
+            }
+        }
+        let paths = new.iter().map(|c| c.path.clone()).collect();
+        let mut there = lock(&self.connections);
+        there.retain(|connection| connection.is_open());
+        there.extend(new);
+        paths
+    }
+
     fn best(&self) -> Option<Arc<Calls>> {
         let connections = lock(&self.connections);
         let up = connections.iter().filter(|c| *c.path.borrow() == Path::Up);
-        up.min_by_key(|c| c.calls.under_way())
-            .map(|c| c.calls.clone())
+        let best = up.min_by_key(|c| (c.calls.under_way(), c.picked.load(Ordering::Relaxed)))?;
+        let picks = self.picks.fetch_add(1, Ordering::Relaxed) + 1;
+        best.picked.store(picks, Ordering::Relaxed);
+        Some(best.calls.clone())
     }
 }
 
@@ -406,27 +478,28 @@ impl Connected {
     }
 }
 
-impl Client {
-    /// The endpoints of a service: `None` while nobody is there.
-    async fn find(&self, service: &str, budget: Duration) -> Result<Option<Vec<Endpoint>>, Status> {
-        let endpoints = match self.resolve(service, budget).await {
-            Ok(endpoints) => endpoints,
-            // The bridge is away: it comes back, or the budget ends.
-            Err(status) if status.code == Code::Unavailable => return Ok(None),
-            Err(status) => return Err(status),
-        };
-        let speaks = |endpoint: &Endpoint| {
-            endpoint.ticket.is_some()
-                && (endpoint.endpoint.starts_with("ipc://")
-                    || endpoint.endpoint.starts_with("tcp://127.")
-                    || endpoint.endpoint.starts_with("tcp://[::1]"))
-        };
-        let ours: Vec<_> = endpoints.into_iter().filter(speaks).collect();
-        Ok((!ours.is_empty()).then_some(ours))
-    }
+/// The endpoints of a service: `None` while nobody is there.
+async fn find(
+    shared: &Shared,
+    service: &str,
+    deadline: Instant,
+) -> Result<Option<Vec<Endpoint>>, Status> {
+    let endpoints = match shared.resolve(service, deadline).await {
+        Ok(endpoints) => endpoints,
+        // The bridge is away: it comes back, or the budget ends.
+        Err(status) if status.code == Code::Unavailable => return Ok(None),
+        Err(status) => return Err(status),
+    };
+    // The bridge has looked at them as well: this side trusts nobody's text.
+    let below = shared.direct_dirs.as_deref();
+    let ours = endpoints.into_iter().filter(|endpoint| {
+        endpoint.ticket.is_some() && DirectEndpoint::parse(&endpoint.endpoint, below).is_ok()
+    });
+    let ours: Vec<_> = ours.collect();
+    Ok((!ours.is_empty()).then_some(ours))
 }
 
-async fn open(me: &str, endpoint: Endpoint) -> Result<Arc<Connected>, Status> {
+async fn open(me: &str, endpoint: Endpoint, fewer: Arc<Notify>) -> Result<Arc<Connected>, Status> {
     let unreachable = |error: TransportError| Status::new(Code::Unavailable, error.to_string());
     let dealer = Dealer::new(me, endpoint.ticket.as_deref().unwrap_or_default());
     let events = dealer.watch();
@@ -436,17 +509,23 @@ async fn open(me: &str, endpoint: Endpoint) -> Result<Arc<Connected>, Status> {
         .map_err(unreachable)?;
     let calls = Arc::new(Calls::new(Arc::new(dealer), endpoint.instance.to_string()));
     let (told, path) = watch::channel(Path::New);
-    tokio::spawn(caller(calls.clone(), events, told));
+    tokio::spawn(caller(calls.clone(), events, told, fewer));
     Ok(Arc::new(Connected {
         endpoint: endpoint.endpoint,
         calls,
         path,
+        picked: AtomicU64::new(0),
     }))
 }
 
 /// The task of one direct connection, until it is lost, or not wanted any more
 /// and without calls.
-async fn caller(calls: Arc<Calls>, mut events: DealerWatch, path: watch::Sender<Path>) {
+async fn caller(
+    calls: Arc<Calls>,
+    mut events: DealerWatch,
+    path: watch::Sender<Path>,
+    fewer: Arc<Notify>,
+) {
     let mut heartbeat = tokio::time::interval(HEARTBEAT);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let patience = tokio::time::sleep(HEARTBEAT);
@@ -463,7 +542,7 @@ async fn caller(calls: Arc<Calls>, mut events: DealerWatch, path: watch::Sender<
                 let mut message = Some(message);
                 for _ in 0..BURST {
                     let Some((header, payload)) = message.take().or_else(|| calls.dealer.try_recv()) else { break };
-                    take(&calls, header, payload, &path);
+                    take(&calls, header, payload, &path, &fewer);
                 }
             }
             event = events.next() => match event {
@@ -492,21 +571,28 @@ async fn caller(calls: Arc<Calls>, mut events: DealerWatch, path: watch::Sender<
             }
         }
     }
-    path.send_replace(Path::Closed);
+    close(&path, &fewer);
     // Answers that came before the loss have come.
     while let Some((header, payload)) = calls.dealer.try_recv() {
-        take(&calls, header, payload, &path);
+        take(&calls, header, payload, &path, &fewer);
     }
     calls.fail_all();
 }
 
-fn take(calls: &Calls, header: Frame, payload: Frame, path: &watch::Sender<Path>) {
+/// No new calls go there, and another replica is looked for.
+fn close(path: &watch::Sender<Path>, fewer: &Notify) {
+    if path.send_replace(Path::Closed) != Path::Closed {
+        fewer.notify_one();
+    }
+}
+
+fn take(calls: &Calls, header: Frame, payload: Frame, path: &watch::Sender<Path>, fewer: &Notify) {
     let Ok(header) = Header::decode(header.as_ref()) else {
         return;
     };
     if let Some((Header::Goaway { .. }, _)) = calls.received(header, payload) {
-        // No new calls here; those under way are answered.
-        path.send_replace(Path::Closed);
+        // Those under way are answered.
+        close(path, fewer);
     }
 }
 

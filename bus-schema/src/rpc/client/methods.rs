@@ -119,8 +119,10 @@ impl Methods {
         self
     }
 
-    /// An endpoint of the service's own, told to those who resolve it. What is
-    /// spoken there is the service's business; see [`Methods::direct`].
+    /// An endpoint of the service's own, told to those who resolve it: `ipc://` with a
+    /// path below [`super::super::direct_dir`], or `tcp://` with an address of the loopback
+    /// and a port; the bridge refuses the registration otherwise. What is spoken there is
+    /// the service's business; see [`Methods::direct`].
     #[must_use]
     pub fn endpoint(mut self, endpoint: impl Into<String>) -> Self {
         self.endpoint = Some(endpoint.into());

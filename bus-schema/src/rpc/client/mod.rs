@@ -31,7 +31,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::header::{Callee, Endpoint, Header, MAX_HEADER_BYTES, Response};
-use super::{Code, Key, MAX_BUDGET, Status};
+use super::{Code, Key, MAX_BUDGET, Status, direct_dirs};
 use crate::dirs::Dirs;
 use crate::names::{Generation, InstanceName, NameError};
 use crate::transport::rpc::Dealer;
@@ -191,10 +191,47 @@ struct Shared {
     calls: Arc<Calls>,
     instance: InstanceName,
     address: String,
+    /// Where others' sockets for direct calls are, unless the bridge is known by a port.
+    direct_dirs: Option<Vec<PathBuf>>,
     standing: watch::Sender<Standing>,
     methods: watch::Sender<Methods>,
     /// Handlers at work for the bridge and for direct callers, for `drain`.
     working: [watch::Sender<usize>; 2],
+}
+
+impl Shared {
+    /// Waits for the registration.
+    async fn standing(&self, deadline: Instant) -> Result<(), Status> {
+        if *self.standing.borrow() == Standing::Registered {
+            return Ok(());
+        }
+        let mut standing = self.standing.subscribe();
+        let settled = standing.wait_for(|standing| *standing != Standing::Away);
+        let settled = tokio::time::timeout_at(deadline, settled).await;
+        match settled {
+            Ok(Ok(standing)) => match &*standing {
+                Standing::Refused(reason) => Err(Status::new(
+                    Code::Unauthenticated,
+                    format!("the bridge refused this service's token: {reason}"),
+                )),
+                _ => Ok(()),
+            },
+            Ok(Err(_)) => Err(Status::new(Code::Unavailable, "this client is closed")),
+            Err(_) => Err(Status::new(Code::Unavailable, "the bridge is not there")),
+        }
+    }
+
+    /// [`Client::resolve`].
+    async fn resolve(&self, service: &str, deadline: Instant) -> Result<Vec<Endpoint>, Status> {
+        self.standing(deadline).await?;
+        let budget = deadline.saturating_duration_since(Instant::now());
+        let service = service.into();
+        let header = |id, _| Header::Resolve { id, service };
+        self.calls
+            .exchange(deadline, budget, header, Bytes::new())
+            .await
+            .map(|(_, endpoints)| endpoints)
+    }
 }
 
 /// A connection to the bridge. Clones share it; it ends with the last one. It
@@ -250,6 +287,9 @@ impl Client {
         let shared = Arc::new(Shared {
             calls: Arc::new(Calls::new(dealer, "the bridge".to_owned())),
             instance: options.instance,
+            direct_dirs: address
+                .strip_prefix("ipc://")
+                .map(|socket| direct_dirs(socket.as_ref())),
             address,
             standing: watch::Sender::new(Standing::Away),
             methods: watch::Sender::default(),
@@ -299,23 +339,7 @@ impl Client {
 
     /// Waits for the registration.
     async fn standing(&self, deadline: Instant) -> Result<(), Status> {
-        if *self.inner.shared.standing.borrow() == Standing::Registered {
-            return Ok(());
-        }
-        let mut standing = self.inner.shared.standing.subscribe();
-        let settled = standing.wait_for(|standing| *standing != Standing::Away);
-        let settled = tokio::time::timeout_at(deadline, settled).await;
-        match settled {
-            Ok(Ok(standing)) => match &*standing {
-                Standing::Refused(reason) => Err(Status::new(
-                    Code::Unauthenticated,
-                    format!("the bridge refused this service's token: {reason}"),
-                )),
-                _ => Ok(()),
-            },
-            Ok(Err(_)) => Err(Status::new(Code::Unavailable, "this client is closed")),
-            Err(_) => Err(Status::new(Code::Unavailable, "the bridge is not there")),
-        }
+        self.inner.shared.standing(deadline).await
     }
 
     /// Calls a method of a service (`pricing`, the bridge picks an instance) or
@@ -380,14 +404,7 @@ impl Client {
     pub async fn resolve(&self, service: &str, budget: Duration) -> Result<Vec<Endpoint>, Status> {
         checked(service)?;
         let deadline = Instant::now() + budget.min(MAX_BUDGET);
-        self.standing(deadline).await?;
-        let service = service.into();
-        let header = |id, _| Header::Resolve { id, service };
-        let calls = &self.inner.shared.calls;
-        calls
-            .exchange(deadline, budget, header, Bytes::new())
-            .await
-            .map(|(_, endpoints)| endpoints)
+        self.inner.shared.resolve(service, deadline).await
     }
 
     /// Asks the bridge and direct callers for no more calls and waits until those
