@@ -113,13 +113,7 @@ impl Connection {
                 self.register().await;
             }
             DealerEvent::Down => {
-                // Answers that came before it have come. No more than the queue holds.
-                for _ in 0..LAST_WORDS {
-                    let Some((header, payload)) = self.shared.calls.dealer.try_recv() else {
-                        break;
-                    };
-                    self.received(header, payload).await;
-                }
+                self.last_words();
                 self.connected = false;
                 self.unconfirmed = 0;
                 self.shared.standing.send_replace(Standing::Away);
@@ -131,6 +125,20 @@ impl Connection {
             DealerEvent::Refused(reason) => {
                 tracing::error!(instance = %self.shared.instance, reason, "the bridge refused this service's token");
                 self.shared.standing.send_replace(Standing::Refused(reason));
+            }
+        }
+    }
+
+    /// Answers that came before a loss have come, and parts of them. Who made the calls
+    /// that came with them waits no longer: they are not begun.
+    fn last_words(&self) {
+        let calls = &self.shared.calls;
+        for _ in 0..LAST_WORDS {
+            let Some((header, payload)) = calls.dealer.try_recv() else {
+                break;
+            };
+            if let Ok(header) = Header::decode(header.as_ref()) {
+                calls.received(header, payload);
             }
         }
     }
@@ -248,4 +256,74 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use tokio::time::Instant;
+
+    use super::super::super::header::Response;
+    use super::super::plain;
+    use super::*;
+    use crate::rpc::client::calls::Calls;
+    use crate::transport::rpc::{Dealer, Router};
+
+    #[tokio::test]
+    async fn with_a_loss_answers_count_and_no_call_is_begun() {
+        const PATIENCE: Duration = Duration::from_secs(30);
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("router");
+        let router = Router::bind(&path, |_, _| Some(Bytes::new()));
+        let router = router.await.unwrap();
+        let dealer = Arc::new(Dealer::new("echo.1", "token"));
+        let begun = Arc::new(AtomicUsize::new(0));
+        let count = begun.clone();
+        let methods = Methods::new().on("work", move |_| {
+            count.fetch_add(1, Ordering::SeqCst);
+            async { Ok(Bytes::new()) }
+        });
+        let shared = Arc::new(Shared {
+            calls: Arc::new(Calls::new(dealer.clone(), "the bridge".to_owned())),
+            instance: "echo.1".parse().unwrap(),
+            address: String::new(),
+            direct_dirs: None,
+            standing: watch::Sender::new(Standing::Registered),
+            methods: watch::Sender::new(methods),
+            working: Default::default(),
+        });
+        let (_ending, ends) = mpsc::channel(1);
+        let mut connection = Connection::new(shared.clone(), dealer.watch(), ends);
+        dealer.connect(&path).await.unwrap();
+        assert_eq!(connection.events.next().await, DealerEvent::Up);
+        let calls = shared.calls.clone();
+        let own = tokio::spawn(async move {
+            let header = |id, left| plain("other", "ask", id, left);
+            let deadline = Instant::now() + PATIENCE;
+            calls
+                .exchange(deadline, PATIENCE, header, Bytes::new())
+                .await
+        });
+        let asked = router.recv().await.unwrap();
+        let Ok(Header::Request(request)) = Header::decode(asked.header.as_ref()) else {
+            panic!("no request");
+        };
+        let route = asked.peer.route.as_ref();
+        let call = plain("", "work", 7, 60_000).encode();
+        router.send(route, call, Bytes::new()).unwrap();
+        let answer = Header::Response(Response::new(request.id, Ok(()))).encode();
+        router
+            .send(route, answer, Bytes::from_static(b"told"))
+            .unwrap();
+        // All of it is in the queue when the loss is told.
+        router.close().await;
+        assert_eq!(connection.events.next().await, DealerEvent::Down);
+        connection.event(DealerEvent::Down).await;
+        let (payload, _) = own.await.unwrap().unwrap();
+        assert_eq!(payload, "told");
+        assert_eq!(begun.load(Ordering::SeqCst), 0);
+        assert!(dealer.try_recv().is_none());
+    }
 }

@@ -43,6 +43,8 @@ const LOOK_SOON: Duration = Duration::from_millis(100);
 const LOOK_BUDGET: Duration = Duration::from_secs(5);
 /// Messages taken before anything else has a turn.
 const BURST: usize = 64;
+/// Messages taken when a caller is gone: of one no more than 1024 are in the queue.
+const LAST_WORDS: usize = 4096;
 
 // ---------------------------------------------------------------- the callee
 
@@ -157,10 +159,7 @@ impl Server {
                 },
                 () = self.work.finished() => {}
                 event = self.peers.next() => match event {
-                    PeerEvent::Gone(connection) => {
-                        self.ledgers.remove(&connection);
-                        self.work.lost(connection);
-                    }
+                    PeerEvent::Gone(connection) => self.gone(connection).await,
                     PeerEvent::Admitted(_) => {}
                     PeerEvent::Refused(reason) => tracing::debug!(reason, "a direct caller was refused"),
                     PeerEvent::Missed => {
@@ -180,6 +179,20 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// A caller is gone. What it has said is of no use to anybody, and would make it known again.
+    async fn gone(&mut self, connection: u64) {
+        for _ in 0..LAST_WORDS {
+            let Some(message) = self.router.try_recv() else {
+                break;
+            };
+            if message.peer.connection != connection {
+                self.message(message).await;
+            }
+        }
+        self.ledgers.remove(&connection);
+        self.work.lost(connection);
     }
 
     async fn message(&mut self, message: FromPeer) {
@@ -598,4 +611,47 @@ fn take(calls: &Calls, header: Frame, payload: Frame, path: &watch::Sender<Path>
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_is_kept_of_a_caller_that_is_gone() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("router");
+        let router = Router::bind(&path, |_, _| Some(Bytes::new()));
+        let router = Arc::new(router.await.unwrap());
+        let (_farewell, told) = mpsc::channel(1);
+        let mut server = Server {
+            peers: router.watch(),
+            router: router.clone(),
+            ledgers: HashMap::new(),
+            work: Work::new("back.1".parse().unwrap(), watch::Sender::new(0)),
+            methods: watch::Sender::default(),
+            told,
+        };
+        let dealer = Dealer::new("front.1", "ticket");
+        dealer.connect(&path).await.unwrap();
+        let heartbeat = || Frame::copy_of(&Header::Heartbeat { registered: None }.encode());
+        for _ in 0..10 {
+            dealer.send(heartbeat(), Frame::new()).await.unwrap();
+        }
+        // One is taken; the others are in the queue when the loss is told.
+        let first = router.recv().await.unwrap();
+        server.message(first).await;
+        assert_eq!(server.ledgers.len(), 1);
+        drop(dealer);
+        let connection = loop {
+            if let PeerEvent::Gone(connection) = server.peers.next().await {
+                break connection;
+            }
+        };
+        server.gone(connection).await;
+        while let Some(message) = router.try_recv() {
+            server.message(message).await;
+        }
+        assert!(server.ledgers.is_empty());
+    }
 }
