@@ -19,6 +19,7 @@
 pub mod core;
 mod direct;
 mod reports;
+mod room;
 mod shell;
 
 use blackhole_bus_schema::bus::BusError;

@@ -25,6 +25,7 @@ use crate::BridgeError;
 use crate::core::{Action, Conn, Core, IdMap, Outlook, ProcessReport, Undelivered, What};
 use crate::direct::DirectSockets;
 use crate::reports::Reports;
+use crate::room;
 
 /// Messages taken from the ROUTER before the other inputs have a turn.
 const BURST: usize = 64;
@@ -108,6 +109,7 @@ impl Shell {
         let (supervisor_link, supervisor) =
             Link::open(&dirs, me, Component::Supervisor, interest).await?;
         let mut core = Core::new(server.incarnation(), key);
+        core.connections_at_most(room::connections());
         core.direct_below(direct_dirs(&dirs.rpc_socket()));
         if let Some(config) = config {
             core.configured(config.services.into_keys());

@@ -11,7 +11,8 @@
 //! Bounds: 65,536 calls under way and 512 MiB of their payloads and windows, of
 //! one connection 1024 and 64 MiB; 1024 calls that wait for a service, and 64 MiB
 //! for all. One service, all its instances and connections together, never has more
-//! than a quarter of any of these. 64 connections of one instance; a window of 4 MiB and 4096 parts for
+//! than a quarter of any of these. 64 connections of one instance, and what there is
+//! room for of all, a quarter of it of one service; a window of 4 MiB and 4096 parts for
 //! each streamed answer. A caller or callee that does not read is disconnected
 //! when 8192 messages or 64 MiB are queued for it, see
 //! [`blackhole_bus_schema::transport::rpc`]. A spawn changes what it serves 10 times
@@ -46,7 +47,8 @@ use directory::Directory;
 pub use directory::{Outlook, ProcessReport};
 use drains::Drains;
 pub use ids::{IdMap, IdSet};
-use presence::{CONNECTIONS_OF_ONE, Presence};
+pub use presence::CONNECTIONS;
+use presence::Presence;
 use registration::Paces;
 
 /// Silence after which a registered connection counts as hung: it no longer
@@ -211,6 +213,11 @@ impl Core {
         }
     }
 
+    /// Connections that there is room for; [`CONNECTIONS`] without this.
+    pub fn connections_at_most(&mut self, connections: usize) {
+        self.presence.at_most(connections);
+    }
+
     /// Endpoints with a path are taken only below one of these; without this, with any.
     pub fn direct_below(&mut self, directories: Vec<PathBuf>) {
         self.direct_dirs = Some(directories);
@@ -295,8 +302,7 @@ impl Core {
         if let Err(news) = self.presence.enter(&who.instance) {
             self.gone.remember(conn);
             self.actions.push(Action::Disconnect(conn));
-            if news {
-                let what = format!("has more than {CONNECTIONS_OF_ONE} connections: ended");
+            if let Some(what) = news {
                 let who = who.instance;
                 self.actions.push(Action::Offence { who, what });
             }

@@ -2,9 +2,10 @@
 //! never said a word.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
 use std::time::{Duration, Instant};
 
-use blackhole_bus_schema::names::InstanceName;
+use blackhole_bus_schema::names::{InstanceName, ServiceName};
 
 use super::{Action, Conn, Core};
 
@@ -14,44 +15,106 @@ pub(super) const CONNECTIONS_OF_ONE: usize = 64;
 /// Time that a connection has to say something.
 pub(super) const FIRST_WORD: Duration = Duration::from_secs(30);
 
+/// Connections of all instances together, where nobody says what there is room for.
+pub const CONNECTIONS: usize = 8192;
+/// The part of them that one service may have, at least as much as one instance.
+const SHARE: usize = 4;
+
 #[derive(Debug, Default)]
 struct Present {
     connections: usize,
-    /// Whether it was told that it has too many.
+    /// Whether it was told that there are too many.
     told: bool,
 }
 
+impl Present {
+    /// Whether there is no room for one more. Then: whether that is new.
+    fn full(&mut self, most: usize) -> Option<bool> {
+        (self.connections >= most).then(|| !std::mem::replace(&mut self.told, true))
+    }
+}
+
 /// Who is there.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Presence {
     instances: HashMap<InstanceName, Present>,
+    services: HashMap<ServiceName, Present>,
+    all: Present,
+    most: usize,
     /// When each connection must have said something, oldest first. As many as
     /// handshakes are made in [`FIRST_WORD`], 24 bytes each.
     first_words: VecDeque<(Instant, Conn)>,
 }
 
-impl Presence {
-    /// Counts a connection, unless it is one too many. Then: whether that is new.
-    pub(super) fn enter(&mut self, instance: &InstanceName) -> Result<(), bool> {
-        let present = self.instances.entry(instance.clone()).or_default();
-        if present.connections >= CONNECTIONS_OF_ONE {
-            return Err(!std::mem::replace(&mut present.told, true));
+impl Default for Presence {
+    fn default() -> Self {
+        Self {
+            instances: HashMap::new(),
+            services: HashMap::new(),
+            all: Present::default(),
+            most: CONNECTIONS,
+            first_words: VecDeque::new(),
         }
-        present.connections += 1;
+    }
+}
+
+impl Presence {
+    pub(super) fn at_most(&mut self, connections: usize) {
+        self.most = connections;
+    }
+
+    /// Counts a connection, unless it is one too many. Then: what to say of it, once.
+    pub(super) fn enter(&mut self, instance: &InstanceName) -> Result<(), Option<String>> {
+        let share = (self.most / SHARE).max(CONNECTIONS_OF_ONE);
+        let own = self.instances.get_mut(instance);
+        if let Some(news) = own.and_then(|own| own.full(CONNECTIONS_OF_ONE)) {
+            let what = || format!("has more than {CONNECTIONS_OF_ONE} connections: ended");
+            return Err(news.then(what));
+        }
+        let service = self.services.get_mut(instance.service());
+        if let Some(news) = service.and_then(|service| service.full(share)) {
+            let what = || format!("is of a service with more than {share} connections: ended");
+            return Err(news.then(what));
+        }
+        if let Some(news) = self.all.full(self.most) {
+            let most = self.most;
+            let what = || format!("has one of more than {most} connections of all: ended");
+            return Err(news.then(what));
+        }
+        self.all.connections += 1;
+        let service = instance.service().clone();
+        self.services.entry(service).or_default().connections += 1;
+        let own = self.instances.entry(instance.clone());
+        own.or_default().connections += 1;
         Ok(())
     }
 
     pub(super) fn leave(&mut self, instance: &InstanceName) {
-        if let Some(present) = self.instances.get_mut(instance) {
-            present.connections = present.connections.saturating_sub(1);
-            if present.connections == 0 {
-                self.instances.remove(instance);
-            }
+        leave(&mut self.instances, instance);
+        leave(&mut self.services, instance.service());
+        self.all.connections = self.all.connections.saturating_sub(1);
+        // Told again when it is full again after there was some room.
+        if self.all.connections < self.most / 2 {
+            self.all.told = false;
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.instances.is_empty() && self.services.is_empty() && self.all.connections == 0
     }
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.first_words.front().map(|(at, _)| *at)
+    }
+}
+
+fn leave<K: Eq + Hash>(all: &mut HashMap<K, Present>, who: &K) {
+    if let Some(present) = all.get_mut(who) {
+        present.connections = present.connections.saturating_sub(1);
+        if present.connections == 0 {
+            all.remove(who);
+        }
     }
 }
 

@@ -287,7 +287,7 @@ fn absurd_registrations_are_refused() {
     assert_eq!(goaways(&world.register(1, "db.1", &[&"x".repeat(201)])), 1);
     assert!(world.core.registrations().is_empty());
     // Nor may one instance hold all the connections.
-    for conn in 10..10 + CONNECTIONS_OF_ONE as u64 {
+    for conn in 10..10 + 64 {
         assert_eq!(goaways(&world.register(conn, "web.1", &[])), 0);
     }
     let ended = world.register(1000, "web.1", &[]);
@@ -307,7 +307,7 @@ fn connections_that_say_nothing_count_and_are_ended() {
         };
         world.core.connected(world.now, conn, who)
     };
-    let most = CONNECTIONS_OF_ONE as u64;
+    let most = 64;
     assert!((0..most).all(|conn| admit(&mut world, conn)));
     assert!(admit(&mut world, 0), "told twice, counted once");
     assert!(!admit(&mut world, most));
@@ -327,6 +327,44 @@ fn connections_that_say_nothing_count_and_are_ended() {
     assert_eq!(disconnected, (1..most).collect::<Vec<_>>());
     assert!(world.core.knows(0));
     assert!(admit(&mut world, most + 1), "there is room again");
+}
+
+#[test]
+fn all_together_have_so_many_connections_and_one_service_a_quarter() {
+    let mut world = World::new();
+    world.core.connections_at_most(400);
+    let mut next = 0;
+    let mut admit = |world: &mut World, who: String| {
+        next += 1;
+        world
+            .register(next, &who, &[])
+            .contains(&Did::Disconnect(next))
+    };
+    let mut ended = 0;
+    for index in 1..=200 {
+        ended += usize::from(admit(&mut world, format!("web.{index}")));
+    }
+    assert_eq!(ended, 100, "a quarter is its own");
+    for service in ["db", "pricing", "more"] {
+        for index in 1..=100 {
+            assert!(!admit(&mut world, format!("{service}.{index}")));
+        }
+    }
+    let one_more = world.register(1000, "other.1", &[]);
+    assert_eq!(
+        (&one_more[0], offences(&one_more)),
+        (&Did::Disconnect(1000), 1)
+    );
+    let another = world.register(1001, "other.2", &[]);
+    assert_eq!(another, [Did::Disconnect(1001)], "told once");
+    world.gone(1);
+    assert_eq!(goaways(&world.register(1002, "other.3", &[])), 0);
+    assert!(world.core.knows(1002));
+    // Those that go leave nothing behind.
+    for conn in 1..=1002 {
+        world.gone(conn);
+    }
+    assert!(world.core.presence.is_empty());
 }
 
 #[test]
