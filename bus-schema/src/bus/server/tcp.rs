@@ -10,6 +10,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Weak;
 
+use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest, Sha256};
 
 use super::Inner;
@@ -68,8 +69,17 @@ pub fn password(dirs: &Dirs) -> Result<String, TcpError> {
             create(&path)?;
             load(&path)
         }
+        Err(TcpError::Damaged { .. }) if is_empty(&path)? => {
+            fill(&path)?;
+            load(&path)
+        }
         result => result,
     }
+}
+
+fn is_empty(path: &Path) -> Result<bool, TcpError> {
+    let data = std::fs::metadata(path).map_err(io("examine", path))?;
+    Ok(data.len() == 0)
 }
 
 fn io<'a>(operation: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -> TcpError + 'a {
@@ -103,9 +113,40 @@ fn load(path: &Path) -> Result<String, TcpError> {
     }
 }
 
-/// Writes a fresh key beside `path` and links it there, so that nobody ever
-/// reads half of one. Another process's key that is there first stays.
+/// Links a fresh key to `path`, so that nobody ever reads half of one. Another
+/// process's key that is there first stays.
 fn create(path: &Path) -> Result<(), TcpError> {
+    let fresh = fresh(path)?;
+    let made = match std::fs::hard_link(&fresh, path) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        result => result,
+    };
+    let _ = std::fs::remove_file(&fresh);
+    made.and_then(|()| sync_directory(path))
+        .map_err(io("create", path))
+}
+
+/// Puts a fresh key in place of an empty file, which is what a loss of power may leave
+/// of a key whose bytes were not on disk yet: nobody has ever used it.
+fn fill(path: &Path) -> Result<(), TcpError> {
+    let empty = File::open(path).map_err(io("open", path))?;
+    flock(&empty, FlockOperation::LockExclusive).map_err(|error| io("lock", path)(error.into()))?;
+    // Who had the lock before may have done it.
+    if !is_empty(path)? {
+        return Ok(());
+    }
+    let fresh = fresh(path)?;
+    let made = std::fs::rename(&fresh, path).and_then(|()| sync_directory(path));
+    made.map_err(io("replace", path))
+}
+
+fn sync_directory(path: &Path) -> std::io::Result<()> {
+    path.parent()
+        .map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+}
+
+/// A file with a fresh key beside `path`, on disk.
+fn fresh(path: &Path) -> Result<PathBuf, TcpError> {
     let mut key = [0; KEY_BYTES];
     let mut filled = 0;
     while filled < KEY_BYTES {
@@ -115,18 +156,17 @@ fn create(path: &Path) -> Result<(), TcpError> {
     }
     // A name that no other process or thread has.
     let fresh = path.with_extension(crate::envelope::fresh_id().simple().to_string());
-    let made = OpenOptions::new()
+    OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(&fresh)
-        .and_then(|mut file| writeln!(file, "{}", hex(&key)))
-        .and_then(|()| match std::fs::hard_link(&fresh, path) {
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-            result => result,
-        });
-    let _ = std::fs::remove_file(&fresh);
-    made.map_err(io("create", path))
+        .and_then(|mut file| {
+            writeln!(file, "{}", hex(&key))?;
+            file.sync_all()
+        })
+        .map_err(io("create", &fresh))?;
+    Ok(fresh)
 }
 
 /// Binds a component's addresses, where the configuration gives it some.
@@ -176,22 +216,49 @@ pub(super) async fn bind(
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_password_is_made_once_and_only_the_operator_can_read_it() {
-        let temp = tempfile::tempdir().unwrap();
-        let dirs = Dirs::resolve(Some(temp.path().join("r")), Some(temp.path().join("s"))).unwrap();
-        dirs.create().unwrap();
-        let threads: Vec<_> = (0..4)
+    /// What several daemons get that start at once.
+    fn passwords(dirs: &Dirs) -> std::collections::BTreeSet<String> {
+        let threads: Vec<_> = (0..8)
             .map(|_| {
                 let dirs = dirs.clone();
                 std::thread::spawn(move || password(&dirs).unwrap())
             })
             .collect();
-        let all: std::collections::BTreeSet<String> = threads
+        threads
             .into_iter()
             .map(|thread| thread.join().unwrap())
-            .collect();
-        assert_eq!(all.len(), 1, "all have the same");
+            .collect()
+    }
+
+    #[test]
+    fn an_empty_file_is_no_password_and_is_filled_once() {
+        let temp = tempfile::tempdir().unwrap();
+        let dirs = Dirs::resolve(Some(temp.path().join("r")), Some(temp.path().join("s"))).unwrap();
+        dirs.create().unwrap();
+        let path = dirs.bus_key();
+        for _ in 0..20 {
+            let _ = std::fs::remove_file(&path);
+            let mut empty = OpenOptions::new();
+            empty.write(true).create_new(true).mode(0o600);
+            empty.open(&path).unwrap();
+            assert_eq!(passwords(&dirs).len(), 1, "all have the same");
+            assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        }
+        // Nothing else is left behind.
+        let keys = std::fs::read_dir(&dirs.state).unwrap();
+        let keys = keys.filter(|entry| {
+            let name = entry.as_ref().unwrap().file_name();
+            name.to_string_lossy().starts_with("bus.")
+        });
+        assert_eq!(keys.count(), 1);
+    }
+
+    #[test]
+    fn the_password_is_made_once_and_only_the_operator_can_read_it() {
+        let temp = tempfile::tempdir().unwrap();
+        let dirs = Dirs::resolve(Some(temp.path().join("r")), Some(temp.path().join("s"))).unwrap();
+        dirs.create().unwrap();
+        assert_eq!(passwords(&dirs).len(), 1, "all have the same");
         let path = dirs.bus_key();
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         std::fs::write(&path, "short\n").unwrap();
