@@ -45,7 +45,11 @@ impl Connection {
         let [working, _] = &shared.working;
         Self {
             back: Back::Bridge(shared.calls.dealer.clone()),
-            work: Work::new(shared.instance.clone(), working.clone()),
+            work: Work::new(
+                shared.instance.clone(),
+                working.clone(),
+                shared.busy.clone(),
+            ),
             methods: shared.methods.subscribe(),
             shared,
             events,
@@ -177,10 +181,11 @@ impl Connection {
             instance,
             methods,
             working: [_, working],
+            busy,
             ..
         } = &*self.shared;
-        let socket = Socket::bind(address, instance.clone(), methods.clone(), working.clone());
-        match socket.await {
+        let work = Work::new(instance.clone(), working.clone(), busy.clone());
+        match Socket::bind(address, work, methods.clone()).await {
             Ok(socket) => Some(socket),
             Err(error) => {
                 let error = chain(&error);
@@ -293,6 +298,7 @@ mod tests {
             standing: watch::Sender::new(Standing::Registered),
             methods: watch::Sender::new(methods),
             working: Default::default(),
+            busy: Arc::default(),
         });
         let (_ending, ends) = mpsc::channel(1);
         let mut connection = Connection::new(shared.clone(), dealer.watch(), ends);

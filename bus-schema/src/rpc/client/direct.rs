@@ -26,7 +26,6 @@ use super::methods::Methods;
 use super::request::{CallBuilder, Way, check, jittered, plain};
 use super::work::{Back, Work};
 use super::{Client, Shared};
-use crate::names::InstanceName;
 use crate::transport::TransportError;
 use crate::transport::rpc::{Dealer, DealerEvent, DealerWatch, Frame, FromPeer, PeerEvent, Router};
 
@@ -72,9 +71,8 @@ impl Socket {
     /// the loopback. Nobody is admitted before the key is known.
     pub(super) async fn bind(
         address: &str,
-        instance: InstanceName,
+        work: Work,
         methods: watch::Sender<Methods>,
-        working: watch::Sender<usize>,
     ) -> Result<Self, TransportError> {
         let key: Arc<RwLock<Option<DirectKey>>> = Arc::default();
         let checked = key.clone();
@@ -102,7 +100,7 @@ impl Socket {
             peers: router.watch(),
             router: Arc::new(router),
             ledgers: HashMap::new(),
-            work: Work::new(instance, working),
+            work,
             methods,
             told,
         };
@@ -628,7 +626,11 @@ mod tests {
             peers: router.watch(),
             router: router.clone(),
             ledgers: HashMap::new(),
-            work: Work::new("back.1".parse().unwrap(), watch::Sender::new(0)),
+            work: Work::new(
+                "back.1".parse().unwrap(),
+                watch::Sender::new(0),
+                Arc::default(),
+            ),
             methods: watch::Sender::default(),
             told,
         };

@@ -22,6 +22,7 @@ mod work;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -197,6 +198,8 @@ struct Shared {
     methods: watch::Sender<Methods>,
     /// Handlers at work for the bridge and for direct callers, for `drain`.
     working: [watch::Sender<usize>; 2],
+    /// Handlers that have not answered, of both together: what the capacity bounds.
+    busy: Arc<AtomicUsize>,
 }
 
 impl Shared {
@@ -294,6 +297,7 @@ impl Client {
             standing: watch::Sender::new(Standing::Away),
             methods: watch::Sender::default(),
             working: Default::default(),
+            busy: Arc::default(),
         });
         let (ending, ends) = mpsc::channel(1);
         let task = connection::Connection::new(shared.clone(), events, ends);

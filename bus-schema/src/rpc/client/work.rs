@@ -129,7 +129,7 @@ pub(super) struct Work {
     /// Those at work, at most the capacity of the methods, and at most [`ENDING`] that have
     /// yet to send their answers, or to end after a cancel.
     handlers: JoinSet<JobId>,
-    /// Those at work.
+    /// Those at work, for the bridge and for direct callers together.
     busy: Arc<AtomicUsize>,
     jobs: HashMap<JobId, Job>,
     /// How many there are, for who waits for their end.
@@ -143,12 +143,17 @@ pub(super) struct Work {
 }
 
 impl Work {
-    pub(super) fn new(instance: InstanceName, working: watch::Sender<usize>) -> Self {
+    /// `busy` is the same for all that share a capacity.
+    pub(super) fn new(
+        instance: InstanceName,
+        working: watch::Sender<usize>,
+        busy: Arc<AtomicUsize>,
+    ) -> Self {
         let flavor = Handle::try_current().map(|handle| handle.runtime_flavor());
         Self {
             instance,
             handlers: JoinSet::new(),
-            busy: Arc::default(),
+            busy,
             jobs: HashMap::new(),
             working,
             at_once: matches!(flavor, Ok(RuntimeFlavor::CurrentThread)),
@@ -433,7 +438,11 @@ mod tests {
             Self {
                 methods: watch::Sender::new(methods),
                 back: Back::Bridge(Arc::new(dealer)),
-                work: Work::new("echo.1".parse().unwrap(), watch::Sender::new(0)),
+                work: Work::new(
+                    "echo.1".parse().unwrap(),
+                    watch::Sender::new(0),
+                    Arc::default(),
+                ),
                 started,
                 go,
                 _bridge: (router, temp),
@@ -466,6 +475,20 @@ mod tests {
             tokio::task::yield_now().await;
         }
         desk.request(3).await;
+        assert_eq!(desk.started(), 2);
+    }
+
+    #[tokio::test]
+    async fn calls_by_the_bridge_and_direct_ones_share_a_capacity() {
+        let mut desk = Desk::new(1).await;
+        let name = "echo.1".parse().unwrap();
+        let mut direct = Work::new(name, watch::Sender::new(0), desk.work.busy.clone());
+        desk.request(1).await;
+        std::mem::swap(&mut desk.work, &mut direct);
+        desk.request(1).await;
+        assert_eq!(desk.started(), 1);
+        direct.cancel(0, 1);
+        desk.request(1).await;
         assert_eq!(desk.started(), 2);
     }
 
