@@ -18,6 +18,7 @@
 
 pub mod core;
 mod direct;
+mod page;
 mod reports;
 mod room;
 mod shell;

@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use crate::BridgeError;
 use crate::core::{Action, Conn, Core, IdMap, Outlook, ProcessReport, Undelivered, What};
 use crate::direct::DirectSockets;
+use crate::page;
 use crate::reports::Reports;
 use crate::room;
 
@@ -298,8 +299,10 @@ impl Shell {
             ListRegistry::KIND => {
                 let result = incoming.parse::<ListRegistry>().map(|command| {
                     let all = self.core.registrations().into_iter();
-                    self.server
-                        .snapshot(topic::REGISTRY, all, command.after.as_deref())
+                    let page = self
+                        .server
+                        .snapshot(topic::REGISTRY, all, command.after.as_deref());
+                    page::bounded(page)
                 });
                 incoming.reply::<ListRegistry>(result).await;
             }
@@ -365,8 +368,20 @@ impl Shell {
     fn supervisor(&mut self, event: LinkEvent) {
         match event {
             LinkEvent::Snapshot { items, .. } => {
-                for status in items.into_iter().filter_map(|item| bus::item(item).ok()) {
-                    self.status(&status);
+                let told = items.len();
+                let all: Vec<_> = items
+                    .into_iter()
+                    .filter_map(|item| bus::item::<InstanceStatus>(item).ok())
+                    .map(|status| (status.instance.clone(), outlook(&status)))
+                    .collect();
+                let now = Instant::now();
+                if all.len() == told {
+                    self.core.outlooks(now, all);
+                } else {
+                    // Of a newer supervisor: what is not understood may exist all the same.
+                    for (instance, outlook) in all {
+                        self.core.outlook(now, &instance, outlook);
+                    }
                 }
             }
             LinkEvent::Event(received) if received.kind() == SupervisionChanged::KIND => {

@@ -53,6 +53,8 @@ pub(super) struct Call {
     pub(super) method_id: MethodId,
     /// Who works on it.
     pub(super) sent_to: Option<Conn>,
+    /// Among which of the core's actions it was sent.
+    pub(super) batch: u64,
     pub(super) started: Instant,
     pub(super) deadline: Instant,
     /// Bytes that it counts for: its payload and its window.

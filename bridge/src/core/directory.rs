@@ -1,7 +1,7 @@
 //! What is known of services: who is registered, what is to be expected of
 //! those who are not, and the calls that wait for them.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use blackhole_bus_schema::names::{Generation, InstanceName, ServiceName};
@@ -115,6 +115,8 @@ pub(super) struct Directory {
     method_names: Vec<(ServiceId, Arc<str>)>,
     /// Whether all who know of services have been heard.
     settled: bool,
+    /// Whether the outlooks are all there are: the supervisor has told them all.
+    judged: bool,
     picks: u64,
     /// Raised when `is_over` may have changed.
     version: u64,
@@ -355,9 +357,30 @@ impl Directory {
         }
     }
 
+    /// [`Directory::outlook`] of all instances: any others are taken away. Returns
+    /// all calls that waited.
+    pub(super) fn outlooks(&mut self, all: Vec<(InstanceName, Outlook)>) -> Vec<CallId> {
+        self.judged = true;
+        let there: HashSet<InstanceName> = all.iter().map(|(name, _)| name.clone()).collect();
+        let mut parked = Vec::new();
+        for (instance, outlook) in all {
+            parked.extend(self.outlook(&instance, outlook));
+        }
+        for service in self.services.values_mut() {
+            let name = &service.name;
+            service.outlooks.retain(|index, _| {
+                InstanceName::new(name.clone(), *index).is_some_and(|it| there.contains(&it))
+            });
+            parked.extend(service.parked.drain(..));
+        }
+        parked.sort_unstable();
+        parked
+    }
+
     /// Nobody judges readiness any more: who is registered is ready. Returns
     /// the calls that waited.
     pub(super) fn unjudged(&mut self) -> Vec<CallId> {
+        self.judged = false;
         let mut parked = Vec::new();
         for service in self.services.values_mut() {
             let mut changed = false;
@@ -402,6 +425,15 @@ impl Directory {
             } else {
                 Pick::Park
             };
+        }
+        if self.judged && !service.has(meant) {
+            return Pick::Refuse(match index {
+                Some(index) => {
+                    let message = format!("there is no instance {}.{index}", service.name);
+                    Status::new(Code::NotFound, message)
+                }
+                None => not_found(service.name.as_str()),
+            });
         }
         let mut serving = 0;
         let mut unready = 0;
@@ -490,6 +522,12 @@ impl Directory {
 }
 
 impl Service {
+    /// Whether any of the instances that are meant exists.
+    fn has(&self, meant: impl Fn(u32) -> bool) -> bool {
+        let mut all = self.outlooks.keys().chain(self.entries.keys());
+        all.any(|index| meant(*index))
+    }
+
     /// Why none of the instances that are meant is to be expected, when that is so.
     fn hopeless(&self, meant: impl Fn(u32) -> bool) -> Option<&str> {
         let mut reason = None;

@@ -60,6 +60,7 @@ impl Core {
             method: "".into(),
             method_id: 0,
             sent_to: None,
+            batch: 0,
             started: now,
             deadline: now + budget.min(MAX_BUDGET),
             bytes,
@@ -195,6 +196,7 @@ impl Core {
             return;
         };
         call.sent_to = Some(conn);
+        call.batch = self.batch;
         let left = call.deadline.saturating_duration_since(now).as_millis();
         let caller = self.connections.get(&call.caller).map(|c| c.name.as_str());
         let request = Header::Request(header::Request {
@@ -288,10 +290,20 @@ impl Core {
 
     /// The caller no longer wants a call.
     pub(super) fn abandon(&mut self, id: CallId) {
-        if let Some(callee) = self.calls.get(id).and_then(|call| call.sent_to) {
+        let sent = self.calls.get(id).map(|call| (call.sent_to, call.batch));
+        if let Some((Some(callee), batch)) = sent
+            && !(batch == self.batch && self.take_out(id))
+        {
             self.tell(callee, &Header::Cancel { id });
         }
         self.remove(id);
+    }
+
+    /// Takes a call out of the actions, where it still is: its callee never hears of it.
+    fn take_out(&mut self, id: CallId) -> bool {
+        let its = |action: &Action| matches!(action, Action::Send { what: What::Request(of), .. } if *of == id);
+        let at = self.actions.iter().rposition(its);
+        at.map(|at| self.actions.remove(at)).is_some()
     }
 
     /// Answers the caller and forgets the call.
@@ -313,6 +325,7 @@ impl Core {
             Some(callee) => {
                 if let Some(callee) = self.connections.get_mut(&callee) {
                     callee.working_on.remove(&id);
+                    self.drains.fewer(&callee.who.instance);
                 }
             }
             None => self.directory.unpark(call.service, id),

@@ -1,5 +1,6 @@
 //! Instances that an operator wants to be without calls before they are stopped.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use blackhole_bus_schema::names::{Generation, InstanceName};
@@ -14,12 +15,15 @@ const MAX_WAIT: Duration = Duration::from_secs(24 * 3600);
 /// under way; each has its time.
 #[derive(Debug, Default)]
 pub(super) struct Drains {
-    waiting: Vec<Drain>,
+    waiting: BTreeMap<u64, Drain>,
+    of_instance: HashMap<InstanceName, Vec<u64>>,
+    deadlines: BTreeSet<(Instant, u64)>,
+    /// Instances that have fewer calls than when they were looked at, or were not.
+    changed: HashSet<InstanceName>,
 }
 
 #[derive(Debug)]
 struct Drain {
-    ticket: u64,
     instance: InstanceName,
     generation: Generation,
     registered: bool,
@@ -28,7 +32,26 @@ struct Drain {
 
 impl Drains {
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.waiting.iter().map(|drain| drain.deadline).min()
+        self.deadlines.first().map(|(at, _)| *at)
+    }
+
+    /// An instance has a call less.
+    pub(super) fn fewer(&mut self, instance: &InstanceName) {
+        if self.of_instance.contains_key(instance) && !self.changed.contains(instance) {
+            self.changed.insert(instance.clone());
+        }
+    }
+
+    fn remove(&mut self, ticket: u64) -> Option<Drain> {
+        let drain = self.waiting.remove(&ticket)?;
+        self.deadlines.remove(&(drain.deadline, ticket));
+        if let Some(tickets) = self.of_instance.get_mut(&drain.instance) {
+            tickets.retain(|other| *other != ticket);
+            if tickets.is_empty() {
+                self.of_instance.remove(&drain.instance);
+            }
+        }
+        Some(drain)
     }
 }
 
@@ -51,41 +74,69 @@ impl Core {
             let reason = format!("{instance} is being stopped: finish what you have");
             self.go_away(conn, &reason);
         }
-        self.drains.waiting.push(Drain {
-            ticket,
-            instance,
+        let drain = Drain {
+            instance: instance.clone(),
             generation,
             registered: registered.is_some(),
             deadline: now + within.min(MAX_WAIT),
-        });
+        };
+        let drains = &mut self.drains;
+        drains.deadlines.insert((drain.deadline, ticket));
+        let tickets = drains.of_instance.entry(instance.clone());
+        tickets.or_default().push(ticket);
+        drains.waiting.insert(ticket, drain);
+        drains.changed.insert(instance);
     }
 
-    /// Answers the drains that are over: no call left, or, where the time is
-    /// told, their time.
-    pub(super) fn finish_drains(&mut self, now: Option<Instant>) {
-        let mut index = 0;
-        while let Some(drain) = self.drains.waiting.get(index) {
-            let outstanding = self.outstanding(&drain.instance, drain.generation);
-            if outstanding > 0 && now.is_none_or(|now| now < drain.deadline) {
-                index += 1;
-                continue;
+    /// Answers the drains of instances that have no call left.
+    pub(super) fn finish_drains(&mut self) {
+        if self.drains.changed.is_empty() {
+            return;
+        }
+        let changed = std::mem::take(&mut self.drains.changed);
+        let of_instance = &self.drains.of_instance;
+        let tickets = changed.iter().filter_map(|name| of_instance.get(name));
+        let mut tickets: Vec<u64> = tickets.flatten().copied().collect();
+        tickets.sort_unstable();
+        for ticket in tickets {
+            if self.outstanding(ticket) == Some(0) {
+                self.finish_drain(ticket);
             }
+        }
+    }
+
+    /// Answers those whose time is over.
+    pub(super) fn end_drains(&mut self, now: Instant) {
+        while let Some((at, ticket)) = self.drains.deadlines.first().copied()
+            && at <= now
+        {
+            self.finish_drain(ticket);
+        }
+    }
+
+    fn finish_drain(&mut self, ticket: u64) {
+        let outstanding = self.outstanding(ticket).unwrap_or(0);
+        if let Some(drain) = self.drains.remove(ticket) {
             let result = Drained {
                 registered: drain.registered,
                 outstanding: u32::try_from(outstanding).unwrap_or(u32::MAX),
             };
-            let ticket = drain.ticket;
-            self.drains.waiting.remove(index);
             self.actions.push(Action::Drained { ticket, result });
         }
     }
 
-    /// Calls that a spawn was sent on any of its connections and has not answered.
-    fn outstanding(&self, instance: &InstanceName, generation: Generation) -> usize {
+    /// Calls that a drained spawn was sent on any of its connections and has not answered.
+    fn outstanding(&self, ticket: u64) -> Option<usize> {
+        let Drain {
+            instance,
+            generation,
+            ..
+        } = self.drains.waiting.get(&ticket)?;
         let own = self
-            .connections
-            .values()
-            .filter(|c| c.who.generation == generation && c.who.instance == *instance);
-        own.map(|connection| connection.working_on.len()).sum()
+            .presence
+            .connections(instance)
+            .filter_map(|conn| self.connections.get(&conn))
+            .filter(|connection| connection.who.generation == *generation);
+        Some(own.map(|connection| connection.working_on.len()).sum())
     }
 }

@@ -19,7 +19,8 @@ impl Core {
             return;
         };
         let instance = connection.who.instance;
-        self.presence.leave(&instance);
+        self.presence.leave(conn, &instance);
+        self.drains.fewer(&instance);
         self.paces.leave(now, &instance, conn);
         if self.directory.is_registered(&instance, conn) {
             self.unregister(&instance);
@@ -117,6 +118,7 @@ impl Core {
         call.unsent = Some(Box::new(Unsent { payload, trace }));
         if let Some(connection) = self.connections.get_mut(&from) {
             connection.working_on.remove(&id);
+            self.drains.fewer(&connection.who.instance);
         }
         true
     }
@@ -155,7 +157,15 @@ impl Core {
         self.dispatch_all(now, parked);
     }
 
-    /// The supervisor is gone: what it said of readiness no longer counts.
+    /// The supervisor tells of all instances that there are: others do not exist, and
+    /// calls of them are answered with `NotFound`.
+    pub fn outlooks(&mut self, now: Instant, all: Vec<(InstanceName, Outlook)>) {
+        let parked = self.directory.outlooks(all);
+        self.dispatch_all(now, parked);
+    }
+
+    /// The supervisor is gone: what it said of readiness, and of what there is, no
+    /// longer counts.
     pub fn unjudged(&mut self, now: Instant) {
         let parked = self.directory.unjudged();
         self.dispatch_all(now, parked);
@@ -179,7 +189,7 @@ impl Core {
 
     /// Whatever is due at `now`.
     pub fn tick(&mut self, now: Instant) {
-        self.finish_drains(Some(now));
+        self.end_drains(now);
         self.end_silent(now);
         self.serve_waiting(now);
         while let Some(id) = self.calls.expired(now) {

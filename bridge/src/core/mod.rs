@@ -187,6 +187,8 @@ pub struct Core {
     drains: Drains,
     ending: bool,
     actions: Vec<Action>,
+    /// Raised when the actions are taken.
+    batch: u64,
     /// Where headers are written.
     scratch: Vec<u8>,
 }
@@ -209,6 +211,7 @@ impl Core {
             drains: Drains::default(),
             ending: false,
             actions: Vec::new(),
+            batch: 0,
             scratch: Vec::with_capacity(256),
         }
     }
@@ -232,7 +235,8 @@ impl Core {
 
     /// [`Core::take_actions`] into a vector that is empty.
     pub fn swap_actions(&mut self, actions: &mut Vec<Action>) {
-        self.finish_drains(None);
+        self.finish_drains();
+        self.batch += 1;
         std::mem::swap(&mut self.actions, actions);
     }
 
@@ -299,7 +303,7 @@ impl Core {
         if self.gone.contains(conn) {
             return false;
         }
-        if let Err(news) = self.presence.enter(&who.instance) {
+        if let Err(news) = self.presence.enter(conn, &who.instance) {
             self.gone.remember(conn);
             self.actions.push(Action::Disconnect(conn));
             if let Some(what) = news {

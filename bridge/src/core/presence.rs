@@ -23,6 +23,8 @@ const SHARE: usize = 4;
 #[derive(Debug, Default)]
 struct Present {
     connections: usize,
+    /// Which, of an instance.
+    which: Vec<Conn>,
     /// Whether it was told that there are too many.
     told: bool,
 }
@@ -64,7 +66,11 @@ impl Presence {
     }
 
     /// Counts a connection, unless it is one too many. Then: what to say of it, once.
-    pub(super) fn enter(&mut self, instance: &InstanceName) -> Result<(), Option<String>> {
+    pub(super) fn enter(
+        &mut self,
+        conn: Conn,
+        instance: &InstanceName,
+    ) -> Result<(), Option<String>> {
         let share = (self.most / SHARE).max(CONNECTIONS_OF_ONE);
         let own = self.instances.get_mut(instance);
         if let Some(news) = own.and_then(|own| own.full(CONNECTIONS_OF_ONE)) {
@@ -84,12 +90,22 @@ impl Presence {
         self.all.connections += 1;
         let service = instance.service().clone();
         self.services.entry(service).or_default().connections += 1;
-        let own = self.instances.entry(instance.clone());
-        own.or_default().connections += 1;
+        let own = self.instances.entry(instance.clone()).or_default();
+        own.connections += 1;
+        own.which.push(conn);
         Ok(())
     }
 
-    pub(super) fn leave(&mut self, instance: &InstanceName) {
+    /// The connections of an instance.
+    pub(super) fn connections(&self, instance: &InstanceName) -> impl Iterator<Item = Conn> {
+        let own = self.instances.get(instance);
+        own.into_iter().flat_map(|own| own.which.iter().copied())
+    }
+
+    pub(super) fn leave(&mut self, conn: Conn, instance: &InstanceName) {
+        if let Some(own) = self.instances.get_mut(instance) {
+            own.which.retain(|other| *other != conn);
+        }
         leave(&mut self.instances, instance);
         leave(&mut self.services, instance.service());
         self.all.connections = self.all.connections.saturating_sub(1);

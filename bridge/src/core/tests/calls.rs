@@ -333,3 +333,26 @@ fn payloads_under_way_are_bounded() {
     world.say(1, "db.1", answer(sent[0].1));
     assert_eq!(calls(&world.request(2, "web.1", 5, "db")).len(), 1);
 }
+
+#[test]
+fn a_call_that_is_cancelled_before_it_left_never_leaves() {
+    let mut world = World::new();
+    world.register(1, "db.1", &["get"]);
+    world.request(2, "web.1", 9, "db");
+    let say = |world: &mut World, header: Header<'_>| {
+        world.core.message(world.now, 2, header, Frame::new());
+    };
+    // In one burst of messages, as after the bridge was stopped for a while.
+    say(&mut world, request(1, "db", "get", 1000));
+    say(&mut world, request(2, "db", "get", 1000));
+    say(&mut world, Header::Cancel { id: 1 });
+    say(&mut world, Header::Cancel { id: 9 });
+    let told = world.take();
+    assert_eq!((calls(&told).len(), cancels(&told).len()), (1, 1));
+    let other = calls(&told)[0].1;
+    assert_eq!(
+        responses(&world.say(1, "db.1", answer(other))),
+        [(2, 2, Code::Ok)]
+    );
+    assert!(world.core.is_idle());
+}

@@ -417,3 +417,41 @@ fn who_is_not_ready_gets_no_calls_but_those_that_mean_it() {
     world.core.unjudged(world.now);
     assert_eq!(calls(&world.take()).len(), 1);
 }
+
+#[test]
+fn what_the_supervisor_does_not_know_does_not_exist() {
+    let mut world = World::new();
+    let all = |names: &[&str]| {
+        let coming = |name: &&str| (instance(name), Outlook::Coming);
+        names.iter().map(coming).collect::<Vec<_>>()
+    };
+    // Nobody knows yet: it may come.
+    assert_eq!(world.request(2, "web.1", 1, "db.99"), []);
+    world
+        .core
+        .outlooks(world.now, all(&["web.1", "db.1", "db.2", "pricing.1"]));
+    assert_eq!(responses(&world.take()), [(2, 1, Code::NotFound)]);
+    assert_eq!(
+        responses(&world.request(2, "web.1", 2, "db.99")),
+        [(2, 2, Code::NotFound)]
+    );
+    assert_eq!(world.request(2, "web.1", 3, "db.2"), []);
+    assert_eq!(world.request(2, "web.1", 4, "pricing"), []);
+    assert_eq!(world.request(2, "web.1", 5, "db"), []);
+    // They are taken away, with what waits for them.
+    world.core.outlooks(world.now, all(&["web.1", "db.1"]));
+    assert_eq!(
+        responses(&world.take()),
+        [(2, 3, Code::NotFound), (2, 4, Code::NotFound)]
+    );
+    // Who is there exists, whoever knows it.
+    world.register(7, "db.7", &["get"]);
+    assert_eq!(calls(&world.request(2, "web.1", 6, "db.7"))[0].0, 7);
+    // One that is new, and nobody who knows.
+    world
+        .core
+        .outlook(world.now, &instance("db.3"), Outlook::Coming);
+    assert_eq!(world.request(2, "web.1", 7, "db.3"), []);
+    world.core.unjudged(world.now);
+    assert_eq!(world.request(2, "web.1", 8, "db.99"), []);
+}
