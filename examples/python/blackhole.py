@@ -41,8 +41,8 @@ class Failed(Exception):
         self.code, self.message = code, message
 
 
-def open_socket(kind, endpoint, username=None, password=None):
-    """A connected socket with what both planes have in common."""
+def open_socket(kind, username=None, password=None):
+    """A socket with what both planes have in common. Not connected yet."""
     sock = zmq.Context.instance().socket(kind)
     sock.set(zmq.LINGER, 500)
     sock.set(zmq.MAXMSGSIZE, MAX_MESSAGE)
@@ -53,7 +53,6 @@ def open_socket(kind, endpoint, username=None, password=None):
     if username is not None:
         sock.set(zmq.PLAIN_USERNAME, username.encode())
         sock.set(zmq.PLAIN_PASSWORD, password.encode())
-    sock.connect(endpoint)
     return sock
 
 
@@ -93,8 +92,10 @@ class Bus:
         base = f"ipc://{run_dir or default_run_dir()}/bus/{component}"
         self.component = component
         self.me = f"python-{os.urandom(4).hex()}"
-        self.sub = open_socket(zmq.SUB, evt or base + ".evt", username, password)
-        self.pub = open_socket(zmq.PUB, cmd or base + ".cmd", username, password)
+        self.sub = open_socket(zmq.SUB, username, password)
+        self.pub = open_socket(zmq.PUB, username, password)
+        self.sub.connect(evt or base + ".evt")
+        self.pub.connect(cmd or base + ".cmd")
         self.presence = f"evt.component.{component}."
         self.sub.subscribe(self.presence)
         self.sub.subscribe(f"rep.{self.me}.")
@@ -261,16 +262,12 @@ class Service:
     def __init__(self, endpoint=None, instance=None, token=None, workers=8):
         """As the service that this process was started as, unless told otherwise."""
         self.instance = instance or os.environ["BLACKHOLE_INSTANCE"]
-        self.sock = open_socket(
-            zmq.DEALER,
-            endpoint or os.environ["BLACKHOLE_RPC"],
-            self.instance,
-            token or os.environ["BLACKHOLE_TOKEN"],
-        )
+        self.sock = open_socket(zmq.DEALER, self.instance, token or os.environ["BLACKHOLE_TOKEN"])
         self.sock.set(zmq.SNDTIMEO, 1000)
         self.monitor = self.sock.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | self.REFUSED
         )
+        self.sock.connect(endpoint or os.environ["BLACKHOLE_RPC"])  # now that nothing is missed
         self.methods = {}
         self.workers = workers
         self.pool = ThreadPoolExecutor(workers)
