@@ -84,12 +84,12 @@ def way(order):
     found = service.resolve(order["service"])
     if not found:
         raise blackhole.Failed("unavailable", "no instance takes direct calls")
-    endpoint, ticket = found[0]["endpoint"], order.get("ticket", found[0]["ticket"])
-    if (endpoint, ticket) not in direct:
-        new = Direct(endpoint, service.instance, ticket)
+    endpoint = found[0]["endpoint"]
+    if endpoint not in direct:  # each answer has another ticket
+        new = Direct(endpoint, service.instance, order.get("ticket", found[0]["ticket"]))
         new.start(30)
-        direct[endpoint, ticket] = new
-    return direct[endpoint, ticket]
+        direct[endpoint] = new
+    return direct[endpoint]
 
 
 lost = service._lost
