@@ -8,24 +8,13 @@
 
 use blackhole_bus_schema::rpc::header::Header;
 use blackhole_bus_schema::transport::MAX_MESSAGE_BYTES;
+use blackhole_tests::attack::bounds::{MIB, OF_ONE_PEER, ONCE, QUIET, SLACK};
 use blackhole_tests::attack::service::{
     flush, header, id, next, read, register, request, response, serve, victim,
 };
 use blackhole_tests::attack::zmtp::{self, Raw, flag};
 use blackhole_tests::attack::{Pair, pack};
 use blackhole_tests::wait_for;
-
-const MIB: u64 = 1024 * 1024;
-/// What the bridge uses for the honest pair, its log and its bus, and what the
-/// allocator keeps: measured below 12 MiB.
-const SLACK: u64 = 24 * MIB;
-/// Lines that a bridge logs which nobody attacks: measured 6 to 9.
-const QUIET: usize = 16;
-/// Lines for one offender: what it did, its registration, its end.
-const ONCE: usize = 4;
-/// Payload bytes of one caller's calls under way, and of one peer's answers
-/// that wait to be sent: the bridge's bounds.
-const OF_ONE_PEER: u64 = 64 * MIB;
 
 /// Wrong tokens by the thousand, of every shape.
 #[test]

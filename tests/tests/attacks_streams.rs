@@ -4,21 +4,11 @@
 
 use blackhole_bus_schema::rpc::Code;
 use blackhole_bus_schema::rpc::header::Header;
+use blackhole_tests::attack::bounds::{MIB, OF_ONE_PEER, ONCE, QUIET, SLACK};
 use blackhole_tests::attack::service::{
     about, credit, flush, id, next, read, request, response, say, serve, stream, victim,
 };
 use blackhole_tests::attack::{Pair, zmtp};
-
-const MIB: u64 = 1024 * 1024;
-/// What the bridge uses for the honest pair, its log and its bus, and what the
-/// allocator keeps: measured below 12 MiB.
-const SLACK: u64 = 24 * MIB;
-/// Lines that a bridge logs which nobody attacks: measured 6 to 9.
-const QUIET: usize = 16;
-/// Lines for one offender: what it did, its registration, its end.
-const ONCE: usize = 4;
-/// Payload bytes of one peer that the bridge keeps: its bound.
-const OF_ONE_PEER: u64 = 64 * MIB;
 
 /// A callee that does not care for the window: the call ends, the caller gets
 /// no more than it has room for, and the next stream works.

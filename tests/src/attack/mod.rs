@@ -8,8 +8,10 @@
 //! | [`honest`] | a caller and a callee that call all the time |
 //! | [`pack`] | MessagePack by hand, lies included |
 //! | [`service`] | what a service says and hears over a raw connection |
+//! | [`bounds`] | what an attack may cost |
 //! | [`random`] | bytes that are the same in each run |
 
+pub mod bounds;
 pub mod honest;
 pub mod pack;
 pub mod random;
