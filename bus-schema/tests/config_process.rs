@@ -96,6 +96,7 @@ env_files: [common.env, {path: \"${config_dir}/local.env\", required: false}]";
                 required: false,
             },
         ],
+        ..ProcessSettings::default()
     };
     assert_eq!(service.settings, expected);
     let spec = service.spawn_spec("web.1".parse().unwrap(), Generation(1), None, 0);

@@ -20,10 +20,11 @@ use blackhole_bus_schema::message::{Message, Snapshot};
 use blackhole_bus_schema::names::{Component, Generation, InstanceName};
 use blackhole_bus_schema::process::{
     Capabilities, EnvFile, ExitRecord, ExitResult, ExitStatus, Failure, FollowLog, Forget,
-    GrantPermit, InstanceRecord, ListProcesses, LogChunk, LogCursor, LogFormat, LogLines, LogSpec,
-    NotifyState, Permit, ProcessChanged, ProcessForgotten, ProcessNotified, ProcessSettings,
-    ProcessState, ReadLog, Rlimit, RlimitValue, Signal, Spawn, SpawnFailure, SpawnSpec, SpawnStep,
-    StateName, StepTime, Stop, StopSpec,
+    GrantPermit, Hook, Hooks, InstanceRecord, ListProcesses, LogChunk, LogCursor, LogFormat,
+    LogLines, LogSpec, NotifyState, Permit, ProcessChanged, ProcessForgotten, ProcessNotified,
+    ProcessSettings, ProcessState, ReadLog, Reload, ReloadAction, ReloadSpec, Rlimit, RlimitValue,
+    Signal, SocketSpec, Spawn, SpawnFailure, SpawnSpec, SpawnStep, StateName, StepTime, Stop,
+    StopSpec,
 };
 use blackhole_bus_schema::registry::{
     CallStats, Drain, Drained, ListCalls, ListRegistry, Registration, RegistryChanged,
@@ -199,7 +200,35 @@ fn settings() -> ProcessSettings {
             path: "/etc/web.env".into(),
             required: false,
         }],
+        sockets: BTreeMap::from([(
+            "http".to_owned(),
+            SocketSpec {
+                listen: "127.0.0.1:80".into(),
+                backlog: 128,
+                mode: Some(0o660),
+                shared: true,
+            },
+        )]),
+        fd_store: 4,
+        hooks: Hooks {
+            before_start: hook("/bin/before"),
+            after_start: hook("/bin/started"),
+            before_stop: hook("/bin/drain"),
+            after_exit: hook("/bin/clean"),
+        },
+        reload: Some(ReloadSpec {
+            action: ReloadAction::Signal(1),
+            notify: true,
+            timeout_ms: 30_000,
+        }),
     }
+}
+
+fn hook(program: &str) -> Option<Hook> {
+    Some(Hook {
+        command: vec![program.to_owned()],
+        timeout_ms: 5_000,
+    })
 }
 
 fn record(state: ProcessState) -> InstanceRecord {
@@ -212,6 +241,8 @@ fn record(state: ProcessState) -> InstanceRecord {
             stopping: false,
             status: Some("serving".into()),
             watchdog_age_ms: Some(5),
+            reloading: true,
+            main_pid: Some(4243),
         },
         steps: vec![StepTime {
             step: SpawnStep::Exec,
@@ -302,6 +333,7 @@ fn process_messages() {
         generation: Generation(4),
         stop: Some(StopSpec::default()),
         unhealthy: true,
+        again: true,
     });
     check(&GrantPermit {
         instance: instance(),
@@ -314,6 +346,9 @@ fn process_messages() {
     check(&Signal {
         instance: instance(),
         signal: 1,
+    });
+    check(&Reload {
+        instance: instance(),
     });
     check(&Forget {
         instance: instance(),

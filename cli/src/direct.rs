@@ -130,6 +130,7 @@ pub async fn stop(context: &Context, target: &Target) -> Result<(), Error> {
                     generation,
                     stop: None,
                     unhealthy: false,
+                    again: false,
                 };
                 let result = manager.request(&command, budget).await;
                 result.map_err(|error| {

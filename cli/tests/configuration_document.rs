@@ -172,6 +172,7 @@ fn rows() -> Vec<Row> {
                 "<name>" => "web".to_owned(),
                 "<service>" => "db".to_owned(),
                 "<type>" => "storage".to_owned(),
+                "<socket>" => "public".to_owned(),
                 other => other.to_owned(),
             };
             places = code(line)
@@ -206,7 +207,9 @@ fn rows() -> Vec<Row> {
 }
 
 fn path_of(place: &[String], key: &str) -> String {
-    let names: BTreeMap<&str, &str> = BTreeMap::from([("web", "*"), ("db", "*"), ("storage", "*")]);
+    let names: BTreeMap<&str, &str> = ["web", "db", "storage", "public"]
+        .map(|name| (name, "*"))
+        .into();
     let mut path: Vec<&str> = place
         .iter()
         .map(|part| names.get(part.as_str()).copied().unwrap_or(part))

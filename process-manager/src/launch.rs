@@ -398,7 +398,10 @@ impl Launcher {
         cancel: &Cancel,
     ) -> Result<Running, SpawnError> {
         let begun = Instant::now();
-        let mut answer = std::pin::pin!(timeout(ANSWER, server.spawn(request)));
+        let hook = request.settings.hooks.before_start.as_ref();
+        let hook = hook.map_or(0, |hook| hook.timeout_ms);
+        let within = ANSWER.saturating_add(Duration::from_millis(hook));
+        let mut answer = std::pin::pin!(timeout(within, server.spawn(request)));
         // Cancel safe: both go on where they were.
         let answered = tokio::select! {
             answered = &mut answer => answered.ok(),

@@ -356,8 +356,8 @@ async fn a_spawn_that_waited_longer_than_its_manager_lived_is_nobodys() {
     })
     .await;
     send(fork_server, Signal::STOP);
-    // The pool is used up, the rest waits.
-    const MANY: usize = 12;
+    // The pool is used up, with those that are connected ahead; the rest waits.
+    const MANY: usize = 24;
     let mut asked = Vec::new();
     for index in 1..=MANY {
         let (link, spec) = (bench.link.clone(), sleeper(&format!("web.{index}"), 1));
@@ -369,7 +369,7 @@ async fn a_spawn_that_waited_longer_than_its_manager_lived_is_nobodys() {
     let folders = bench.dirs.state.join("instances");
     until("the spawns that the pool served", || {
         let folders = std::fs::read_dir(&folders).ok()?.flatten();
-        (folders.count() == 4).then_some(())
+        (folders.count() >= 4).then_some(())
     })
     .await;
     bench.kill_manager();

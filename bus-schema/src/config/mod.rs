@@ -32,6 +32,7 @@ mod section;
 mod service;
 mod settings;
 mod tree;
+mod turns;
 mod units;
 
 use std::io::Read;

@@ -223,6 +223,21 @@ impl<'a> Field<'a> {
         }
     }
 
+    /// Where the value that these keys lead to stands, or as much of the way as there is.
+    pub(super) fn place_of(&self, keys: &[&str]) -> Place {
+        let mut node = self.node;
+        for key in keys {
+            let Value::Map(entries) = &node.value else {
+                break;
+            };
+            match entries.iter().find(|entry| entry.key == *key) {
+                Some(entry) => node = &entry.node,
+                None => break,
+            }
+        }
+        node.place.clone()
+    }
+
     /// A map with these keys and no others. Nothing is an empty map.
     pub(super) fn section(&self, known: &[&str]) -> Result<Section<'a>, Problem> {
         let entries: &'a [Entry] = match &self.node.value {

@@ -19,7 +19,7 @@ use crate::process::{LogFormat, LogSpec, StopSpec, default_success_codes, signal
 /// Most instances of one service.
 const MAX_REPLICAS: u32 = 10_000;
 
-const KEYS: [&str; 26] = [
+const KEYS: [&str; 30] = [
     "command",
     "type",
     "priority",
@@ -36,6 +36,10 @@ const KEYS: [&str; 26] = [
     "capabilities",
     "stdin",
     "env_files",
+    "sockets",
+    "fd_store",
+    "hooks",
+    "reload",
     "oneshot",
     "autostart",
     "restart",
@@ -57,8 +61,8 @@ const LOG_KEYS: [&str; 6] = [
     "format",
 ];
 
-/// Set by Blackhole for every service, see the design of the RPC plane and sd_notify(3).
-const RESERVED_ENV: [&str; 7] = [
+/// Set by Blackhole itself, see the design of the RPC plane, sd_notify(3) and sd_listen_fds(3).
+const RESERVED_ENV: [&str; 10] = [
     "BLACKHOLE_SERVICE",
     "BLACKHOLE_INSTANCE",
     "BLACKHOLE_RPC",
@@ -66,6 +70,9 @@ const RESERVED_ENV: [&str; 7] = [
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
     "WATCHDOG_PID",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
 ];
 
 /// What the parts of Blackhole call themselves, towards services too.
@@ -99,6 +106,8 @@ pub(super) fn home_of(path: &str, key: &str) -> Option<String> {
                 "restart"
             } else if has(&KINDS) {
                 "health"
+            } else if has(&super::turns::HOOKS) {
+                "hooks"
             } else if has(&super::settings::rlimit_names()) {
                 "rlimits"
             } else {
@@ -147,6 +156,7 @@ pub(super) fn services(
         services.insert(name, service);
     }
     super::graph::check(&services, &places)?;
+    check_sockets(&services, field)?;
     check_processes(&services, runtime)?;
     Ok(Services {
         services,
@@ -181,6 +191,26 @@ fn check_processes(
         Problem::new(place, "runtime.orchestrator.max_processes", message)
             .hint("raise it, or give some services autostart: false or fewer replicas"),
     )
+}
+
+/// Two sockets on one address: the second could not be opened.
+fn check_sockets(
+    services: &BTreeMap<ServiceName, ServiceConfig>,
+    field: &Field<'_>,
+) -> Result<(), Problem> {
+    let mut known: BTreeMap<&str, (&ServiceName, &str)> = BTreeMap::new();
+    for (service, config) in services {
+        for (name, socket) in &config.settings.sockets {
+            let Some((other, first)) = known.insert(&socket.listen, (service, name)) else {
+                continue;
+            };
+            let path = format!("{}.{service}.sockets.{name}", field.path);
+            let place = field.place_of(&[service.as_str(), "sockets", name]);
+            let message = format!("{} is {other}'s socket {first} already", socket.listen);
+            return Err(Problem::new(place, &path, message).hint("give each an address of its own"));
+        }
+    }
+    Ok(())
 }
 
 fn replicas(field: &Field<'_>, runtime: &Runtime) -> Result<u32, Problem> {
@@ -236,7 +266,18 @@ fn service(
         .section(&limits::KEYS)?;
     let mut settings = Settings::read(&resources)?;
     let open_files = resources.get("open_files");
-    let process = super::settings::settings(&section, open_files.as_ref(), dir)?;
+    let mut process = super::settings::settings(&section, open_files.as_ref(), dir)?;
+    let replicas = section
+        .read("replicas", |field| replicas(field, runtime))?
+        .unwrap_or(1);
+    let stop = section.read("stop", stop)?.unwrap_or_default();
+    process.hooks = super::turns::hooks(&section, &stop, dir)?;
+    process.reload = section.read("reload", |field| super::turns::reload(field, dir))?;
+    process.sockets = section
+        .read("sockets", |field| {
+            super::turns::sockets(field, replicas, dir)
+        })?
+        .unwrap_or_default();
     if let Some(profile) = service_type
         .as_ref()
         .and_then(|name| runtime.profiles.get(name))
@@ -251,9 +292,7 @@ fn service(
         command,
         service_type,
         priority,
-        replicas: section
-            .read("replicas", |field| replicas(field, runtime))?
-            .unwrap_or(1),
+        replicas,
         env: section
             .read("env", |field| environment(field, dir))?
             .unwrap_or_default(),
@@ -272,7 +311,7 @@ fn service(
             .unwrap_or_default(),
         limits: effective,
         oom_score_adj: limits::oom_score_adj(priority),
-        stop: section.read("stop", stop)?.unwrap_or_default(),
+        stop,
         success_codes: section
             .read("success_codes", success_codes)?
             .unwrap_or_else(default_success_codes),

@@ -1,5 +1,5 @@
 //! Keys of a service about its process: `groups`, `umask`, `nice`, `rlimits`,
-//! `no_new_privs`, `capabilities`, `stdin` and `env_files`.
+//! `no_new_privs`, `capabilities`, `stdin`, `env_files` and `fd_store`.
 
 use std::path::Path;
 
@@ -37,6 +37,9 @@ pub(super) fn settings(
         stdin: section.read("stdin", |field| file(field, dir))?,
         env_files: section
             .read("env_files", |field| env_files(field, dir))?
+            .unwrap_or_default(),
+        fd_store: section
+            .read("fd_store", |field| field.integer(0..=4_096))?
             .unwrap_or_default(),
         ..ProcessSettings::default()
     };

@@ -20,8 +20,8 @@ mod state;
 pub use exit::{ExitRecord, ExitResult, ExitStatus};
 pub use log::{FollowLog, LogChunk, LogCursor, LogLines, ReadLog};
 pub use settings::{
-    CAPABILITIES, Capabilities, EnvFile, ProcessSettings, Rlimit, RlimitValue, capability_name,
-    capability_number,
+    CAPABILITIES, Capabilities, EnvFile, Hook, Hooks, ProcessSettings, ReloadAction, ReloadSpec,
+    Rlimit, RlimitValue, SocketSpec, capability_name, capability_number,
 };
 pub use signal::{signal_name, signal_number};
 pub use state::{Failure, ProcessState, SpawnFailure, SpawnStep, StateName, StepTime};
@@ -175,6 +175,12 @@ pub struct NotifyState {
     pub status: Option<String>,
     /// Monotonic age of its last `WATCHDOG=1`, in milliseconds.
     pub watchdog_age_ms: Option<u64>,
+    /// It said `RELOADING=1`, and no `READY=1` since.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub reloading: bool,
+    /// Its last `MAINPID=`, where that is a process of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub main_pid: Option<u32>,
 }
 
 /// Everything a process-manager knows of one instance.
@@ -235,6 +241,10 @@ pub struct Stop {
     /// Counted as [`ExitResult::Unhealthy`] rather than as a stop.
     #[serde(default)]
     pub unhealthy: bool,
+    /// It is to be started again: its sockets and stored descriptors are kept
+    /// for its successor, so that no connection is refused meanwhile.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub again: bool,
 }
 
 /// Grant an instance that lives one restart ahead, or take it back. It stays
@@ -247,6 +257,17 @@ pub struct GrantPermit {
     pub generation: Generation,
     /// The restart; `None` takes an earlier one back.
     pub permit: Option<Permit>,
+}
+
+/// Tell an instance to read its configuration again, as its `reload` says.
+/// Answered when it has: with a signal alone when that is sent, with a command
+/// when that has ended, with `notify` when it is ready again. Refused with
+/// `FailedPrecondition` when it has no `reload` or does not run, `Internal` tells
+/// what went wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reload {
+    /// Which.
+    pub instance: InstanceName,
 }
 
 /// Send a signal to the first process, through the shim.
@@ -347,6 +368,7 @@ command!(Spawn, "process.spawn", InstanceRecord);
 command!(Stop, "process.stop", InstanceRecord);
 command!(GrantPermit, "process.permit", ());
 command!(Signal, "process.signal", ());
+command!(Reload, "process.reload", ());
 command!(Forget, "process.forget", ());
 query!(ListProcesses, "process.list", Snapshot<InstanceRecord>);
 query!(ReadLog, "process.read_log", LogChunk);

@@ -26,6 +26,20 @@ pub struct ProcessSettings {
     pub stdin: Option<String>,
     /// Files with assignments, read by the process-manager at each spawn; below `env`.
     pub env_files: Vec<EnvFile>,
+    /// Sockets that are opened for it and outlive its restarts, by their names
+    /// in `LISTEN_FDNAMES`, see sd_listen_fds(3).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub sockets: BTreeMap<String, SocketSpec>,
+    /// Descriptors that it may store with `FDSTORE=1` to have them again after a
+    /// restart, see sd_pid_notify_with_fds(3).
+    #[serde(skip_serializing_if = "is_zero")]
+    pub fd_store: u32,
+    /// Programs that are run at turns of its life, in its own context.
+    #[serde(skip_serializing_if = "Hooks::is_empty")]
+    pub hooks: Hooks,
+    /// How it is told to read its configuration again; `None`: it cannot be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reload: Option<ReloadSpec>,
 }
 
 impl ProcessSettings {
@@ -47,6 +61,83 @@ pub struct EnvFile {
 
 fn yes() -> bool {
     true
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// A socket that is opened for a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketSpec {
+    /// `ADDRESS:PORT` of TCP (numeric, IPv6 in brackets), or the absolute path of
+    /// a Unix socket.
+    pub listen: String,
+    /// Connections that wait to be taken.
+    pub backlog: u32,
+    /// Mode of a Unix socket's file, which belongs to the service's user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<u32>,
+    /// Several replicas share the address (`SO_REUSEPORT`, see socket(7)).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shared: bool,
+}
+
+/// A program that is run beside a service's own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hook {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Time until it is killed with all that it started, in milliseconds.
+    pub timeout_ms: u64,
+}
+
+/// Programs run at turns of a service's life: as its user, in its cgroups, with
+/// its environment and `BLACKHOLE_HOOK`. What one leaves running is killed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Hooks {
+    /// Before the service; unless it ends with 0 the spawn has failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub before_start: Option<Hook>,
+    /// Beside the service that has begun.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after_start: Option<Hook>,
+    /// Before the stop signal, as part of the grace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub before_stop: Option<Hook>,
+    /// After every end, before the next start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after_exit: Option<Hook>,
+}
+
+impl Hooks {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// How a service is told to read its configuration again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadSpec {
+    /// By what.
+    pub action: ReloadAction,
+    /// It says `RELOADING=1` and then `READY=1`, which is waited for, see sd_notify(3).
+    #[serde(default)]
+    pub notify: bool,
+    /// Time until it counts as failed, in milliseconds.
+    pub timeout_ms: u64,
+}
+
+/// By what a service is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReloadAction {
+    /// A signal to its main process, see signal(7).
+    Signal(i32),
+    /// A program in its own context, which has to end with 0.
+    Command(Vec<String>),
 }
 
 /// Capabilities of a service, by their names in capabilities(7) without `CAP_`,

@@ -11,10 +11,10 @@ use blackhole_bus_schema::limits::{
 use blackhole_bus_schema::message::Snapshot;
 use blackhole_bus_schema::process::{
     Capabilities, EnvFile, ExitRecord, ExitResult, ExitStatus, Failure, FollowLog, Forget,
-    GrantPermit, InstanceRecord, ListProcesses, LogChunk, LogCursor, LogFormat, LogLines, LogSpec,
-    NotifyState, Permit, ProcessChanged, ProcessForgotten, ProcessNotified, ProcessSettings,
-    ProcessState, ReadLog, RlimitValue, Signal, Spawn, SpawnFailure, SpawnSpec, SpawnStep,
-    StateName, StepTime, Stop, StopSpec,
+    GrantPermit, Hook, Hooks, InstanceRecord, ListProcesses, LogChunk, LogCursor, LogFormat,
+    LogLines, LogSpec, NotifyState, Permit, ProcessChanged, ProcessForgotten, ProcessNotified,
+    ProcessSettings, ProcessState, ReadLog, Reload, ReloadAction, ReloadSpec, RlimitValue, Signal,
+    SocketSpec, Spawn, SpawnFailure, SpawnSpec, SpawnStep, StateName, StepTime, Stop, StopSpec,
 };
 use blackhole_bus_schema::registry::{
     CallStats, Drain, Drained, ListCalls, ListRegistry, Registration, RegistryChanged,
@@ -59,6 +59,7 @@ pub(super) fn structures() -> BTreeMap<&'static str, Decodes> {
         "process.spawn" => Spawn,
         "process.stop" => Stop,
         "process.signal" => Signal,
+        "process.reload" => Reload,
         "process.permit" => GrantPermit,
         "process.forget" => Forget,
         "process.list" => ListProcesses,
@@ -74,6 +75,11 @@ pub(super) fn structures() -> BTreeMap<&'static str, Decodes> {
         "RlimitValue" => RlimitValue,
         "Capabilities" => Capabilities,
         "EnvFile" => EnvFile,
+        "SocketSpec" => SocketSpec,
+        "Hooks" => Hooks,
+        "Hook" => Hook,
+        "ReloadSpec" => ReloadSpec,
+        "ReloadAction" => ReloadAction,
         "StopSpec" => StopSpec,
         "LogSpec" => LogSpec,
         "Permit" => Permit,
@@ -182,6 +188,10 @@ pub(super) fn more() -> Vec<(&'static str, Value)> {
         (
             "Capabilities",
             value(&Capabilities::Drop(vec!["kill".into()])),
+        ),
+        (
+            "ReloadAction",
+            value(&ReloadAction::Command(vec!["/bin/true".into()])),
         ),
         ("ExitStatus", value(&ExitStatus::Exited { code: 3 })),
         ("ExitStatus", value(&ExitStatus::Unknown)),

@@ -235,7 +235,7 @@ fn size(bytes: u64) -> Value {
     format!("{}{name}", bytes / unit).into()
 }
 
-fn millis(millis: u64) -> Value {
+pub(super) fn millis(millis: u64) -> Value {
     time(Duration::from_millis(millis))
 }
 

@@ -14,7 +14,7 @@ use super::{Remains, Verdict, decide};
 use crate::host;
 use crate::machine;
 use crate::shim::client::{Started, instance_lock_held, read_record};
-use crate::shim::sweep;
+use crate::shim::{release, sweep};
 
 /// Waits until no shim holds the instance in `folder`. Cancel safe.
 pub async fn shim_gone(folder: &Path) {
@@ -105,6 +105,7 @@ pub fn erase(dirs: &Dirs, name: &InstanceName) -> io::Result<()> {
     let socket = dirs.shim_socket(name);
     remove(&socket.with_extension("n"));
     remove(&socket);
+    release(&socket);
     let entries = match std::fs::read_dir(&folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other?,

@@ -7,7 +7,7 @@ use blackhole_bus_schema::dirs::{Dirs, unix_now_ns};
 use blackhole_bus_schema::health::ProbeResult;
 use blackhole_bus_schema::names::{Generation, InstanceName};
 use blackhole_bus_schema::process::{
-    Forget, GrantPermit, Permit, ProcessForgotten, ProcessState, Signal, SpawnSpec,
+    Forget, GrantPermit, Permit, ProcessForgotten, ProcessState, Reload, Signal, SpawnSpec,
 };
 use blackhole_bus_schema::reply::{Code, Status};
 use blackhole_bus_schema::topic::Topic;
@@ -35,6 +35,8 @@ struct Stopping {
     generation: Generation,
     request: StopRequest,
     grace: Option<Duration>,
+    /// How long what follows its end may take.
+    after: Duration,
 }
 
 impl Stopping {
@@ -46,14 +48,22 @@ impl Stopping {
             generation,
             request,
             grace,
+            after,
         } = self;
         match handle.stop(request).await {
             Ok(()) => {
                 let Some(grace) = grace else { return };
-                let within = grace.saturating_add(OVERDUE);
-                if timeout(within, handle.closed()).await.is_err() {
+                let overdue = after.saturating_add(OVERDUE);
+                let mut within = grace.saturating_add(overdue);
+                while timeout(within, handle.closed()).await.is_err() {
+                    // The service may have asked its shim for more time.
+                    let status = handle.status().await.ok();
+                    if let Some(left) = status.and_then(|status| status.kill_in_ms) {
+                        within = Duration::from_millis(left).saturating_add(overdue);
+                        continue;
+                    }
                     tracing::error!(instance = %name, ?grace, "not stopped in time: killing its shim");
-                    take_down(dirs, name, generation).await;
+                    return take_down(dirs, name, generation).await;
                 }
             }
             // Its socket is gone and its connection lost, or it hangs: nobody can ask it any more.
@@ -153,6 +163,14 @@ impl Manager {
                 } => {
                     self.signal(ticket, &instance, signal).await;
                 }
+                Action::Reload {
+                    ticket,
+                    instance,
+                    within_ms,
+                } => self.reload(ticket, &instance, within_ms).await,
+                Action::LetGo { instance } => {
+                    crate::shim::release(&self.dirs.shim_socket(&instance));
+                }
                 Action::Permit {
                     ticket,
                     instance,
@@ -220,6 +238,13 @@ impl Manager {
             request,
             // How the service was started may be unreadable; then its shim alone knows the grace.
             grace: asked.or(spawned).map(Duration::from_millis),
+            after: held
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.settings.hooks.after_exit.as_ref())
+                .map_or(Duration::ZERO, |hook| {
+                    Duration::from_millis(hook.timeout_ms)
+                }),
         };
         match held.handle.clone() {
             Some(handle) => tokio::spawn(stop.through(handle)),
@@ -239,6 +264,27 @@ impl Manager {
             let sent = handle.signal(signal).await;
             let result = sent.map_err(|error| Status::new(Code::Unavailable, chain(&error)));
             incoming.reply::<Signal>(result).await;
+        });
+    }
+
+    /// Answered when the service has read its configuration again.
+    async fn reload(&mut self, ticket: Ticket, name: &InstanceName, within_ms: u64) {
+        let Some(incoming) = self.waiting.remove(&ticket) else {
+            return;
+        };
+        let Some(handle) = self.held.get(name).and_then(|held| held.handle.clone()) else {
+            let text = format!("the shim of {name} does not answer");
+            return incoming.fail(Status::new(Code::Unavailable, text)).await;
+        };
+        // It may take longer than the client's patience with a silent component.
+        incoming.accept().await;
+        tokio::spawn(async move {
+            let reloaded = handle.reload(Duration::from_millis(within_ms)).await;
+            let result = reloaded.map_err(|error| match error {
+                ClientError::Refused(problem) => Status::new(Code::FailedPrecondition, problem),
+                error => Status::new(Code::Unavailable, chain(&error)),
+            });
+            incoming.reply::<Reload>(result).await;
         });
     }
 

@@ -3,7 +3,7 @@
 use blackhole_bus_schema::bus::Incoming;
 use blackhole_bus_schema::message::{Command, Message};
 use blackhole_bus_schema::process::{
-    FollowLog, Forget, GrantPermit, ListProcesses, ReadLog, Signal, Spawn, Stop,
+    FollowLog, Forget, GrantPermit, ListProcesses, ReadLog, Reload, Signal, Spawn, Stop,
 };
 use blackhole_bus_schema::reply::{Code, Status};
 use blackhole_bus_schema::topic::{self, Topic};
@@ -58,6 +58,13 @@ impl Manager {
                 };
                 let ticket = self.ticket(incoming);
                 self.table.signal(ticket, &command)
+            }
+            Reload::KIND => {
+                let Some((command, incoming)) = parse::<Reload>(incoming).await else {
+                    return;
+                };
+                let ticket = self.ticket(incoming);
+                vec![self.table.reload(ticket, &command.instance)]
             }
             Forget::KIND => {
                 let Some((command, incoming)) = parse::<Forget>(incoming).await else {

@@ -304,6 +304,10 @@ impl Manager {
                 self.loss(&name, generation, &loss);
                 Vec::new()
             }
+            ShimEvent::Hook { hook, problem } => {
+                self.hook(&name, &hook, problem);
+                Vec::new()
+            }
             ShimEvent::Stopping => self.stopping(&name, generation),
             ShimEvent::Restarted {
                 exit,
@@ -421,7 +425,10 @@ impl Manager {
         generation: Generation,
         notify: NotifyState,
     ) -> Vec<crate::table::Action> {
-        let told = |notify: &NotifyState| (notify.ready, notify.stopping, notify.status.clone());
+        let told = |notify: &NotifyState| NotifyState {
+            watchdog_age_ms: None,
+            ..notify.clone()
+        };
         let known = self.table.record(name).map(|record| told(&record.notify));
         // A ping of the watchdog changes nothing that anybody was told.
         if known == Some(told(&notify)) {
@@ -443,9 +450,25 @@ impl Manager {
             .held
             .get(name)
             .filter(|held| held.generation == generation);
-        match held.is_some_and(|held| host::runs(held.started.pid, held.started.start_ticks)) {
+        // One that has named another main process may have ended.
+        let record = self.table.record(name);
+        let other = record.is_some_and(|record| record.notify.main_pid.is_some());
+        let runs = |held: &Held| other || host::runs(held.started.pid, held.started.start_ticks);
+        match held.is_some_and(runs) {
             true => self.table.stopping(name, generation),
             false => Vec::new(),
+        }
+    }
+
+    /// One that failed is told until it, or the instance, is through once more.
+    fn hook(&mut self, name: &InstanceName, hook: &str, problem: Option<String>) {
+        match problem {
+            Some(problem) => {
+                let text = format!("{name}: hook {hook}: {problem}");
+                tracing::warn!(instance = %name, text, "hook");
+                self.notes.set(&format!("{name} {hook}"), text);
+            }
+            None => self.notes.clear(&format!("{name} {hook}")),
         }
     }
 

@@ -4,6 +4,7 @@
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
@@ -18,10 +19,15 @@ pub(crate) const MAX_CONNECTIONS: usize = 16;
 /// when it comes back it is told how things stand.
 const MAX_WAITING: usize = 256 * 1024;
 
+/// Connections so far.
+static SERIALS: AtomicU64 = AtomicU64::new(1);
+
 /// One client.
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: UnixStream,
+    /// No other connection of this process has it.
+    pub(crate) serial: u64,
     received: Vec<u8>,
     waiting: Vec<u8>,
     /// It wants to hear of changes.
@@ -43,6 +49,7 @@ impl Connection {
         stream.set_nonblocking(true)?;
         Ok(Self {
             stream,
+            serial: SERIALS.fetch_add(1, Ordering::Relaxed),
             received,
             waiting: Vec::new(),
             watching,

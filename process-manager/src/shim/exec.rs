@@ -49,6 +49,10 @@ pub(crate) struct Plan {
     pub(crate) stdin: Option<CString>,
     /// Nothing executed from here on can gain privileges.
     pub(crate) no_new_privs: bool,
+    /// Descriptors that the service finds at 3 and above; none of them is there here.
+    pub(crate) passed: Vec<OwnedFd>,
+    /// Variables that hold the child's own pid.
+    pub(crate) pid_variables: Vec<&'static str>,
     /// Working directory.
     pub(crate) directory: CString,
     /// The file to execute.
@@ -78,6 +82,12 @@ pub(crate) struct Capabilities {
     /// The highest that the kernel knows.
     pub(crate) last: u32,
 }
+
+/// Where passed descriptors begin, see sd_listen_fds(3).
+pub(crate) const FIRST_PASSED: i32 = 3;
+
+/// Bytes for a pid's digits and the NUL after them.
+const PID_ROOM: usize = 12;
 
 /// Where a child failed. The numbers travel through the shared page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,14 +121,16 @@ pub(crate) enum Step {
     Ambient = 17,
     Stdin = 18,
     NoNewPrivs = 19,
+    /// Handing on the descriptor with the index beside it.
+    Passed = 20,
 }
 
 impl Step {
     fn from_number(number: u32) -> Self {
         use Step::{
             Ambient, Born, Bounding, Capabilities, DeathSignal, Directory, Exec, Gid, Groups, Join,
-            KeepCapabilities, Nice, NoNewPrivs, OpenFiles, Orphaned, Output, Rlimit, Session,
-            Stdin, Uid,
+            KeepCapabilities, Nice, NoNewPrivs, OpenFiles, Orphaned, Output, Passed, Rlimit,
+            Session, Stdin, Uid,
         };
         [
             Born,
@@ -141,6 +153,7 @@ impl Step {
             Ambient,
             Stdin,
             NoNewPrivs,
+            Passed,
         ]
         .into_iter()
         .find(|step| *step as u32 == number)
@@ -209,7 +222,27 @@ pub(crate) fn launch(plan: &Plan) -> io::Result<Launched> {
             .chain([ptr::null()])
             .collect::<Vec<_>>()
     };
-    let (argv, envp) = (pointers(&plan.arguments), pointers(&plan.environment));
+    let argv = pointers(&plan.arguments);
+    // `NAME=` and room for the digits, written by the child: a pid has at most 10.
+    let mut pids: Vec<Vec<u8>> = plan
+        .pid_variables
+        .iter()
+        .map(|name| {
+            let mut text = format!("{name}=").into_bytes();
+            text.resize(text.len() + PID_ROOM, 0);
+            text
+        })
+        .collect();
+    let digits: Vec<*mut u8> = pids
+        .iter_mut()
+        .map(|text| {
+            let at = text.len() - PID_ROOM;
+            text.as_mut_ptr().wrapping_add(at)
+        })
+        .collect();
+    let strings = plan.environment.iter().map(|text| text.as_ptr());
+    let made = pids.iter().map(|text| text.as_ptr().cast());
+    let envp: Vec<*const libc::c_char> = strings.chain(made).chain([ptr::null()]).collect();
     let size = size_of::<Shared>();
     // SAFETY: a new anonymous mapping, zeroed by the kernel; all fields of
     // `Shared` are atomics for which zero is valid. It is unmapped below, after
@@ -233,6 +266,7 @@ pub(crate) fn launch(plan: &Plan) -> io::Result<Launched> {
         shared,
         argv: &argv,
         envp: &envp,
+        pids: &digits,
         shim: rustix::process::getpid().as_raw_nonzero().get(),
         join_late: AtomicBool::new(false),
     };
@@ -259,8 +293,10 @@ struct Work<'a> {
     shared: &'a Shared,
     /// Ends with null, points into the plan.
     argv: &'a [*const libc::c_char],
-    /// The same.
+    /// The same, and into what `pids` points into.
     envp: &'a [*const libc::c_char],
+    /// Where the child writes its pid: [`PID_ROOM`] bytes each, all 0.
+    pids: &'a [*mut u8],
     shim: libc::pid_t,
     /// The v2 cgroup is joined by writing, not by birth.
     join_late: AtomicBool,
@@ -476,6 +512,15 @@ unsafe fn child(work: &Work<'_>) -> ! {
         if plan.no_new_privs && libc::prctl(libc::PR_SET_NO_NEW_PRIVS, one, zero, zero, zero) != 0 {
             fail(Step::NoNewPrivs, 0);
         }
+        for (index, fd) in (0..).zip(&plan.passed) {
+            let at = FIRST_PASSED + i32::try_from(index).unwrap_or(0);
+            if libc::dup2(fd.as_raw_fd(), at) < 0 {
+                fail(Step::Passed, index);
+            }
+        }
+        for digits in work.pids {
+            write_pid(libc::getpid().unsigned_abs(), *digits);
+        }
         shared.step.store(Step::Exec as u32, Ordering::SeqCst);
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut none);
@@ -516,5 +561,42 @@ unsafe fn restrict_capabilities(capabilities: &Capabilities) -> bool {
             *inheritable = (*inheritable & left as u32) | (ambient as u32 & *permitted);
         }
         libc::syscall(libc::SYS_capset, header.as_mut_ptr(), data.as_ptr()) == 0
+    }
+}
+
+/// Writes a number in decimal to `at`, where there are [`PID_ROOM`] bytes of 0.
+///
+/// # Safety
+/// They are there and nobody reads or writes them meanwhile.
+unsafe fn write_pid(mut number: u32, at: *mut u8) {
+    let mut reversed = [0_u8; PID_ROOM];
+    let mut count = 0;
+    while count + 1 < PID_ROOM {
+        reversed[count] = b'0' + (number % 10) as u8;
+        count += 1;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    for index in 0..count {
+        // SAFETY: `count` is less than the room.
+        unsafe { at.add(index).write(reversed[count - 1 - index]) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pids_are_written_in_decimal() {
+        for number in [0, 7, 10, 4_194_303, u32::MAX] {
+            let mut room = [0_u8; PID_ROOM];
+            // SAFETY: an array of the right size.
+            unsafe { write_pid(number, room.as_mut_ptr()) };
+            let text = std::ffi::CStr::from_bytes_until_nul(&room).unwrap();
+            assert_eq!(text.to_str().unwrap(), number.to_string());
+        }
     }
 }

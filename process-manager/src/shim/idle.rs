@@ -5,11 +5,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
+use blackhole_bus_schema::process::SpawnFailure;
 use rustix::process::{Pid, Signal};
 
 use super::connection::{self, Connection};
 use super::exec::monotonic_ns;
-use super::prepare::{self, Refusal};
+use super::hook::{self, Before};
+use super::prepare::{self, Held, Refusal};
 use super::protocol::{
     self, FrameError, MAX_SPAWN_FRAME, Request, RequestBody, ShimMessage, SpawnRequest,
 };
@@ -143,31 +145,57 @@ fn serve(
     if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
         note(&format!("cannot become a subreaper: {error}"));
     }
-    let mut held = match prepare::hold(&request, &client, boot_id) {
+    let held = match prepare::hold(&request, &client, boot_id) {
         Ok(held) => held,
         Err(Refusal { failure, held_by }) => {
             note(&format!("{}: {failure}", request.instance));
             return client.send(&ShimMessage::SpawnFailed { failure, held_by });
         }
     };
-    match start::start(&request, begun) {
+    let output = match &request.settings.hooks.before_start {
+        None => None,
+        Some(hook) => match hook::before_start(&request, hook, &client, &signals) {
+            Ok(output) => Some(output),
+            // As if it had never been asked for.
+            Err(Before::Unwanted) => return held.lock.remove(),
+            Err(Before::Failed(failure)) => {
+                return not_started(&request, held, client, failure);
+            }
+        },
+    };
+    let mut kept = None;
+    match start::start(&request, begun, &mut kept) {
         Ok(running) => {
             let boot_id = boot_id.to_owned();
-            Service::new(request, held, signals, running, client, boot_id).run();
+            Service::new(request, held, signals, running, client, boot_id, output).run();
         }
         Err(failure) => {
-            if let Err(error) = held.record.failed(&failure) {
-                note(&format!(
-                    "{}: failure not recorded: {error}",
-                    request.instance
-                ));
+            let keeper = kept.and_then(|kept| kept.keep(&request.socket));
+            not_started(&request, held, client, failure);
+            if let Some(keeper) = keeper {
+                keeper.run(&signals);
             }
-            super::remove_sockets(&request.socket);
-            held.lock.remove();
-            client.send(&ShimMessage::SpawnFailed {
-                failure,
-                held_by: None,
-            });
         }
     }
+}
+
+/// Notes and tells why there is no service, and gives the instance up.
+fn not_started(
+    request: &SpawnRequest,
+    mut held: Held,
+    mut client: Connection,
+    failure: SpawnFailure,
+) {
+    if let Err(error) = held.record.failed(&failure) {
+        note(&format!(
+            "{}: failure not recorded: {error}",
+            request.instance
+        ));
+    }
+    super::remove_sockets(&request.socket);
+    held.lock.remove();
+    client.send(&ShimMessage::SpawnFailed {
+        failure,
+        held_by: None,
+    });
 }

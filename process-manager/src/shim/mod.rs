@@ -21,6 +21,7 @@
 //! | [`server`] | the fork server: the program `blackhole-shim` |
 //! | `idle`, `prepare`, `start`, `exec`, `birth` | from a waiting shim to a running program |
 //! | `service`, `connection`, `logs`, `notify`, `verdict` | the life of a service and its end |
+//! | `hook`, `passed` | programs beside it; sockets and descriptors that outlive it |
 //! | `tree` | finding and killing processes |
 //! | `lock`, `hint`, `sys` | locks with a holder, advice after failures, system calls |
 //!
@@ -33,10 +34,12 @@ pub mod client;
 mod connection;
 mod exec;
 mod hint;
+mod hook;
 mod idle;
 mod lock;
 mod logs;
 mod notify;
+mod passed;
 mod prepare;
 pub mod protocol;
 pub mod record;
@@ -49,6 +52,7 @@ mod verdict;
 
 use std::path::{Path, PathBuf};
 
+pub use self::passed::release;
 pub use self::tree::sweep;
 
 /// The notification socket that belongs to an instance's socket.

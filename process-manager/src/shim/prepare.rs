@@ -10,7 +10,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use blackhole_bus_schema::limits::{JoinMethod, LimitGrant};
+use blackhole_bus_schema::limits::{CgroupDir, JoinMethod, LimitGrant};
 use blackhole_bus_schema::names::Generation;
 use blackhole_bus_schema::process::{
     Capabilities, ProcessSettings, SpawnFailure, SpawnStep, capability_number,
@@ -23,6 +23,7 @@ use super::exec::{self, Identity, Plan};
 use super::hint::Who;
 use super::lock::Lock;
 use super::notify::Notify;
+use super::passed::{Copies, Passed};
 use super::protocol::{Loss, SpawnRequest};
 use super::record::{self, Writer};
 use super::sys;
@@ -145,6 +146,8 @@ pub(crate) struct Prepared {
     /// Ends of the pipes to read the service's output and errors from.
     pub(crate) output: [OwnedFd; 2],
     pub(crate) notify: Option<Notify>,
+    /// What it finds open.
+    pub(crate) passed: Passed,
     /// As whom it will run, for hints.
     pub(crate) who: Who,
     pub(crate) warnings: Vec<String>,
@@ -163,15 +166,49 @@ pub(crate) struct Successor {
 pub(crate) fn successor(
     request: &SpawnRequest,
     notify: Option<&Path>,
+    passed: &mut Passed,
 ) -> Result<Successor, SpawnFailure> {
     let mut environment = request.env.clone();
     let (identity, who) = identity(request, &mut environment)?;
-    let (plan, output) = plan(request, environment, identity, &who, notify)?;
+    let (plan, output) = service_plan(request, environment, identity, &who, notify, passed)?;
     Ok(Successor { plan, output, who })
 }
 
+/// What runs `command` in the context of the service: a child like that, with
+/// `more` in its environment, in v2 cgroups of its own that are called `group`.
+pub(crate) fn beside(
+    request: &SpawnRequest,
+    command: &[String],
+    more: &[(&str, String)],
+    group: &str,
+    output: [OwnedFd; 2],
+) -> Result<(Plan, Who), SpawnFailure> {
+    let mut environment = request.env.clone();
+    let (identity, who) = identity(request, &mut environment)?;
+    let own = more
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), value.clone()));
+    environment.extend(own);
+    let context = Context {
+        command,
+        environment,
+        identity,
+        who: &who,
+        notify: Some(&super::notify_path(&request.socket)),
+        group,
+        stdin: None,
+        copies: Copies::default(),
+        watchdog_us: None,
+    };
+    Ok((plan(request, context, output)?, who))
+}
+
 /// Looks up users and programs, makes sockets, pipes and strings.
-pub(crate) fn prepare(request: &SpawnRequest) -> Result<Prepared, SpawnFailure> {
+/// Descriptors that were kept for this instance are left in `kept` on failure.
+pub(crate) fn prepare(
+    request: &SpawnRequest,
+    kept: &mut Option<Passed>,
+) -> Result<Prepared, SpawnFailure> {
     let mut warnings = Vec::new();
     let mut environment = request.env.clone();
     let (identity, who) = identity(request, &mut environment)?;
@@ -188,30 +225,127 @@ pub(crate) fn prepare(request: &SpawnRequest) -> Result<Prepared, SpawnFailure> 
         }
     };
     let socket = notify.as_ref().map(Notify::path);
-    let (plan, output) = plan(request, environment, identity, &who, socket)?;
-    Ok(Prepared {
-        plan,
-        output,
-        notify,
-        who,
-        warnings,
-    })
+    let mut passed = Passed::open(request, &who)?;
+    match service_plan(request, environment, identity, &who, socket, &mut passed) {
+        Ok((plan, output)) => Ok(Prepared {
+            plan,
+            output,
+            notify,
+            passed,
+            who,
+            warnings,
+        }),
+        Err(failure) => {
+            *kept = Some(passed);
+            Err(failure)
+        }
+    }
 }
 
-/// What the child does, and the ends of its pipes that stay here.
-fn plan(
+/// What the service itself does, and the ends of its pipes that stay here.
+fn service_plan(
     request: &SpawnRequest,
-    mut environment: BTreeMap<String, String>,
+    environment: BTreeMap<String, String>,
     identity: Option<Identity>,
     who: &Who,
     notify: Option<&Path>,
+    passed: &mut Passed,
 ) -> Result<(Plan, [OwnedFd; 2]), SpawnFailure> {
-    environment.remove("NOTIFY_SOCKET");
+    let step = SpawnStep::PrepareEnvironment;
+    let copies = passed
+        .copies()
+        .map_err(|error| failure(step, "copy the descriptors to pass on", errno(&error), ""))?;
+    let ([out_read, err_read], output) = pipes()?;
+    let context = Context {
+        command: &request.command,
+        environment,
+        identity,
+        who,
+        notify,
+        group: &run_group_name(request.generation),
+        stdin: request.settings.stdin.as_deref(),
+        copies,
+        watchdog_us: request.watchdog_us,
+    };
+    Ok((plan(request, context, output)?, [out_read, err_read]))
+}
+
+/// Ends of two pipes: to read from without waiting, and to write to.
+pub(crate) fn pipes() -> Result<([OwnedFd; 2], [OwnedFd; 2]), SpawnFailure> {
+    let step = SpawnStep::PrepareEnvironment;
+    let pipe = || {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC)
+            .map_err(|error| failure(step, "make a pipe", error.raw_os_error(), ""))?;
+        // Only this end: the service's must block, as programs expect.
+        rustix::fs::fcntl_setfl(&read, OFlags::NONBLOCK)
+            .map_err(|error| failure(step, "set up a pipe", error.raw_os_error(), ""))?;
+        Ok((read, write))
+    };
+    let ((out_read, out_write), (err_read, err_write)) = (pipe()?, pipe()?);
+    Ok(([out_read, err_read], [out_write, err_write]))
+}
+
+/// What tells one child of an instance from another.
+struct Context<'a> {
+    command: &'a [String],
+    environment: BTreeMap<String, String>,
+    identity: Option<Identity>,
+    who: &'a Who,
+    notify: Option<&'a Path>,
+    /// Of its v2 cgroups, below the instance's own.
+    group: &'a str,
+    stdin: Option<&'a str>,
+    copies: Copies,
+    /// Within which it has to give a sign of life, in microseconds.
+    watchdog_us: Option<u64>,
+}
+
+/// Set where there is something to say, and never taken from the configuration.
+const OWN_VARIABLES: [&str; 6] = [
+    "NOTIFY_SOCKET",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+    "LISTEN_PID",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+];
+
+/// What the child does, which writes to `output`.
+fn plan(
+    request: &SpawnRequest,
+    context: Context<'_>,
+    output: [OwnedFd; 2],
+) -> Result<Plan, SpawnFailure> {
+    let Context {
+        command,
+        mut environment,
+        identity,
+        who,
+        notify,
+        group,
+        stdin,
+        copies,
+        watchdog_us,
+    } = context;
+    for name in OWN_VARIABLES {
+        environment.remove(name);
+    }
+    let mut pid_variables = Vec::new();
+    if !copies.descriptors.is_empty() {
+        let count = copies.descriptors.len().to_string();
+        environment.insert("LISTEN_FDS".to_owned(), count);
+        environment.insert("LISTEN_FDNAMES".to_owned(), copies.names);
+        pid_variables.push("LISTEN_PID");
+    }
+    if let Some(within) = watchdog_us {
+        environment.insert("WATCHDOG_USEC".to_owned(), within.to_string());
+        pid_variables.push("WATCHDOG_PID");
+    }
     let directory = request
         .working_dir
         .clone()
         .unwrap_or_else(|| "/".to_owned());
-    let program = program(request, &environment, who)?;
+    let program = program(command, &environment, who)?;
     let mut variables = Vec::with_capacity(environment.len() + 1);
     for (name, value) in &environment {
         if name.is_empty() || name.contains('=') {
@@ -236,27 +370,18 @@ fn plan(
             "set NOTIFY_SOCKET".into()
         })?);
     }
-    let mut arguments = Vec::with_capacity(request.command.len());
-    for argument in &request.command {
+    let mut arguments = Vec::with_capacity(command.len());
+    for argument in command {
         arguments.push(c_string(argument.as_str(), SpawnStep::Exec, || {
             "pass an argument".into()
         })?);
     }
     let step = SpawnStep::PrepareEnvironment;
-    let pipe = || {
-        let (read, write) = pipe_with(PipeFlags::CLOEXEC)
-            .map_err(|error| failure(step, "make a pipe", error.raw_os_error(), ""))?;
-        // Only this end: the service's must block, as programs expect.
-        rustix::fs::fcntl_setfl(&read, OFlags::NONBLOCK)
-            .map_err(|error| failure(step, "set up a pipe", error.raw_os_error(), ""))?;
-        Ok((read, write))
-    };
-    let ((out_read, out_write), (err_read, err_write)) = (pipe()?, pipe()?);
     let settings = &request.settings;
     let grant = request.grant.as_ref();
-    let (join, born_in, born_in_procs) = cgroups(grant, request.generation)?;
+    let (join, born_in, born_in_procs) = cgroups(grant, group)?;
     let score = grant.and_then(|grant| grant.oom_score_adj).unwrap_or(0);
-    let plan = Plan {
+    Ok(Plan {
         join,
         born_in,
         born_in_procs,
@@ -264,25 +389,26 @@ fn plan(
         nofile: request.nofile,
         rlimits: rlimits(settings),
         nice: settings.nice,
-        output: [out_write, err_write],
+        output,
         identity,
         capabilities: capabilities(settings, who)?,
         umask: settings.umask.unwrap_or(DEFAULT_UMASK),
-        stdin: match &settings.stdin {
-            Some(file) => Some(c_string(file.as_str(), step, || {
+        stdin: match stdin {
+            Some(file) => Some(c_string(file, step, || {
                 "use the file for standard input".into()
             })?),
             None => None,
         },
         no_new_privs: settings.no_new_privs,
+        passed: copies.descriptors,
+        pid_variables,
         directory: c_string(directory, step, || "use the working directory".into())?,
         program: c_string(program.into_os_string().as_bytes(), SpawnStep::Exec, || {
             "use the program's path".into()
         })?,
         arguments,
         environment: variables,
-    };
-    Ok((plan, [out_read, err_read]))
+    })
 }
 
 /// In the numbers of setrlimit(2).
@@ -362,13 +488,13 @@ fn in_folder<T>(path: &Path, work: impl Fn() -> io::Result<T>) -> io::Result<T> 
 type Cgroups = (Vec<CString>, Option<OwnedFd>, Option<CString>);
 
 /// Files to write to, and the v2 cgroup to be born in: the first of them, see [`run_group`].
-fn cgroups(grant: Option<&LimitGrant>, generation: Generation) -> Result<Cgroups, SpawnFailure> {
+fn cgroups(grant: Option<&LimitGrant>, group: &str) -> Result<Cgroups, SpawnFailure> {
     let step = SpawnStep::ApplyLimits;
     let (mut join, mut born_in, mut born_in_procs) = (Vec::new(), None, None);
     for cgroup in grant.iter().flat_map(|grant| &grant.cgroups) {
         let dir = match cgroup.join {
             JoinMethod::V1Tasks => PathBuf::from(&cgroup.path),
-            JoinMethod::V2 => made_run_group(&cgroup.path, generation),
+            JoinMethod::V2 => made_run_group(&cgroup.path, group),
         };
         let file = |name: &str| {
             let path = dir.join(name);
@@ -404,12 +530,16 @@ fn cgroups(grant: Option<&LimitGrant>, generation: Generation) -> Result<Cgroups
 /// into a group whose `cgroup.kill` was ever used, since it compares the
 /// group's count of kills with that of the parent's group.
 pub(crate) fn run_group(group: &str, generation: Generation) -> PathBuf {
-    Path::new(group).join(format!("g{generation}"))
+    Path::new(group).join(run_group_name(generation))
+}
+
+fn run_group_name(generation: Generation) -> String {
+    format!("g{generation}")
 }
 
 /// Makes it; where that is not possible the instance's own group serves.
-fn made_run_group(group: &str, generation: Generation) -> PathBuf {
-    let run = run_group(group, generation);
+fn made_run_group(group: &str, name: &str) -> PathBuf {
+    let run = Path::new(group).join(name);
     match fs::create_dir(&run) {
         Ok(()) => run,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => run,
@@ -420,13 +550,19 @@ fn made_run_group(group: &str, generation: Generation) -> PathBuf {
 /// Removes the groups of a spawn that has ended. What cannot be removed yet
 /// goes with the instance's own group.
 pub(crate) fn remove_run_groups(grant: &LimitGrant, generation: Generation) {
-    for cgroup in grant
-        .cgroups
-        .iter()
-        .filter(|cgroup| cgroup.join == JoinMethod::V2)
-    {
-        let _ = fs::remove_dir(run_group(&cgroup.path, generation));
+    for dir in own_groups(grant, &run_group_name(generation)) {
+        let _ = fs::remove_dir(dir);
     }
+}
+
+/// The v2 groups called `name` below those of a grant.
+pub(crate) fn own_groups<'a>(
+    grant: &'a LimitGrant,
+    name: &'a str,
+) -> impl Iterator<Item = PathBuf> + 'a {
+    let v2 = |cgroup: &&CgroupDir| cgroup.join == JoinMethod::V2;
+    let groups = grant.cgroups.iter().filter(v2);
+    groups.map(move |cgroup| Path::new(&cgroup.path).join(name))
 }
 
 /// For whoever reads that a cgroup could not be joined.
@@ -544,12 +680,12 @@ fn group(name: &str, key: &str) -> Result<u32, SpawnFailure> {
 
 /// The file to execute.
 fn program(
-    request: &SpawnRequest,
+    command: &[String],
     environment: &BTreeMap<String, String>,
     who: &Who,
 ) -> Result<PathBuf, SpawnFailure> {
     let step = SpawnStep::Exec;
-    let Some(name) = request.command.first().filter(|name| !name.is_empty()) else {
+    let Some(name) = command.first().filter(|name| !name.is_empty()) else {
         return Err(failure(step, "exec nothing", 0, "the command is empty"));
     };
     if name.contains('/') {

@@ -13,9 +13,9 @@
 //!   client                                    shim
 //!     ── Request{id, spawn} ─────────────────►      (fork server's socket, first frame)
 //!     ◄──────────────────────── Started | SpawnFailed
-//!     ── Request{id, stop | kill | signal | permit | status | watch} ─►
+//!     ── Request{id, stop | kill | signal | permit | reload | status | watch} ─►
 //!     ◄──────────────────────── Answer{id, error}
-//!     ◄──────────────────────── Notify, Loss, Stopping, Restarted, Exited   (to watchers)
+//!     ◄──────────────────────── Notify, Hook, Loss, Stopping, Restarted, Exited   (to watchers)
 //!   on the instance's own socket the shim speaks first:
 //!     ◄──────────────────────── Hello{v, status}
 //! ```
@@ -24,6 +24,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use blackhole_bus_schema::dirs::Dirs;
+use blackhole_bus_schema::health::ProbeCheck;
 use blackhole_bus_schema::limits::LimitGrant;
 use blackhole_bus_schema::names::{Generation, InstanceName};
 use blackhole_bus_schema::process::{
@@ -96,6 +97,9 @@ pub struct SpawnRequest {
     /// What its process is made with besides.
     #[serde(default, skip_serializing_if = "ProcessSettings::is_default")]
     pub settings: ProcessSettings,
+    /// Within how many microseconds it has to say `WATCHDOG=1`; told to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watchdog_us: Option<u64>,
 }
 
 /// One restart that a shim makes by itself when its service fails.
@@ -169,6 +173,12 @@ impl SpawnRequest {
             spec: rmp_serde::to_vec_named(spec)?,
             permit: None,
             settings: spec.settings.clone(),
+            watchdog_us: spec
+                .probes
+                .liveness
+                .as_ref()
+                .filter(|probe| probe.check == ProbeCheck::Notify)
+                .map(|probe| probe.interval_ms.saturating_mul(1_000)),
         })
     }
 }
@@ -183,6 +193,8 @@ pub struct StopRequest {
     pub unhealthy: bool,
     /// The signal goes to the first process's whole process group.
     pub process_group: bool,
+    /// It is to be started again: its sockets and stored descriptors are kept.
+    pub again: bool,
 }
 
 /// What a client asks.
@@ -219,6 +231,9 @@ pub enum RequestBody {
         #[serde(default)]
         permit: Option<ShimPermit>,
     },
+    /// Have the service read its configuration again, as its settings say.
+    /// Answered when it has, or has not in time.
+    Reload,
     /// Send a [`ShimMessage::Hello`] again.
     Status,
     /// Send changes from now on, after a [`ShimMessage::Hello`].
@@ -312,6 +327,9 @@ pub struct ShimStatus {
     /// Permits used since the spawn.
     #[serde(default)]
     pub restarts: u32,
+    /// Time until it is killed, where it is being stopped; it may ask for more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kill_in_ms: Option<u64>,
 }
 
 /// What could not be written, since the start.
@@ -364,6 +382,14 @@ pub enum ShimMessage {
     Notify {
         /// All it said so far.
         notify: NotifyState,
+    },
+    /// A hook beside the service has ended, or could not be run.
+    Hook {
+        /// Its name: `after_start`, `before_stop`, `after_exit`.
+        hook: String,
+        /// What went wrong, for a person; `None` is nothing.
+        #[serde(default)]
+        problem: Option<String>,
     },
     /// Something could not be written.
     Loss {

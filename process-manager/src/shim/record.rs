@@ -459,6 +459,7 @@ mod tests {
             spec,
             permit: None,
             settings: Default::default(),
+            watchdog_us: None,
         }
     }
 

@@ -11,25 +11,30 @@
 
 mod clients;
 mod restart;
+mod turns;
+mod wishes;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
-use blackhole_bus_schema::dirs::unix_now_ns;
 use blackhole_bus_schema::process::{ExitRecord, ExitStatus};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, WaitOptions, WaitStatus};
 
 use super::connection::Connection;
+use super::hook;
 use super::logs::Output;
 use super::notify::{Change, Notify};
+use super::passed::Passed;
 use super::prepare::{Held, note_record};
 use super::protocol::{Loss, ShimMessage, SpawnRequest, Started, StopRequest};
 use super::start::Running;
 use super::verdict::{Facts, verdict};
 use super::{sys, tree};
 use restart::{Again, Permitted};
+use turns::{Reloading, Turn};
+use wishes::Main;
 
 /// Status texts and signs of life are told at most this often.
 const NOTIFY_INTERVAL: Duration = Duration::from_millis(20);
@@ -42,6 +47,9 @@ const LOSS_INTERVAL: Duration = Duration::from_millis(250);
 struct Stopping {
     /// When everything is killed; `None` when it has been, or never will be.
     deadline: Option<Instant>,
+    /// The signal, and whether it goes to the process group, while the hook
+    /// before it runs.
+    signal: Option<(i32, bool)>,
     unhealthy: bool,
     timed_out: bool,
 }
@@ -66,6 +74,19 @@ pub(crate) struct Service {
     oom_before: Option<u64>,
     output: Output,
     notify: Option<Notify>,
+    passed: Passed,
+    /// What is passed is kept for a successor.
+    keep: bool,
+    /// The process that is the service's main one, where that is not the first.
+    main: Option<Main>,
+    /// How the first one ended that has left the main one behind.
+    first_end: Option<ExitStatus>,
+    hooks: Vec<(Turn, hook::Running)>,
+    /// Hooks run in this generation.
+    hooks_run: u32,
+    reload: Option<Reloading>,
+    /// How it ended, once that is settled.
+    exit: Option<ExitRecord>,
     listener: Option<UnixListener>,
     connections: Vec<Connection>,
     stopping: Option<Stopping>,
@@ -90,21 +111,28 @@ impl Service {
         running: Running,
         first: Connection,
         boot_id: String,
+        output: Option<Output>,
     ) -> Self {
         let prepared = running.prepared;
         let permit = request.permit.take();
         if permit.is_none() {
-            // Secrets are not needed any more, nor is what the record holds.
-            request.env.clear();
+            // What the record holds.
             request.spec = Vec::new();
         }
-        let mut service = Self {
-            output: Output::new(
+        let output = match output {
+            Some(mut output) => {
+                output.follow(prepared.output);
+                output
+            }
+            None => Output::new(
                 &request.instance_dir,
                 &request.instance,
                 request.logs.clone(),
                 prepared.output,
             ),
+        };
+        let mut service = Self {
+            output,
             request,
             held,
             signals,
@@ -118,6 +146,14 @@ impl Service {
             previous_exit: None,
             oom_before: running.oom_before,
             notify: prepared.notify,
+            passed: prepared.passed,
+            keep: true,
+            main: None,
+            first_end: None,
+            hooks: Vec::new(),
+            hooks_run: 0,
+            reload: None,
+            exit: None,
             listener: None,
             connections: vec![first],
             stopping: None,
@@ -151,12 +187,13 @@ impl Service {
         self.tell(&ShimMessage::Started {
             started: self.started.clone(),
         });
+        self.begin_hook(Turn::AfterStart);
         // What came in one piece with the spawn.
         self.serve(&[PollFlags::IN]);
         loop {
             self.note_loss();
             let ready = self.wait();
-            if ready.signals && self.on_signals() {
+            if ready.signals && self.on_signals() && !self.begin_after_exit() {
                 match self.restart() {
                     Again::Runs => {
                         // What is ready is asked anew: some of it belonged to the one before.
@@ -190,6 +227,8 @@ impl Service {
             self.accept_after,
             self.output.due(),
             self.successor_due,
+            self.reload.as_ref().map(Reloading::deadline),
+            self.hooks.iter().filter_map(|(_, hook)| hook.due()).min(),
         ];
         let timeout = due.into_iter().flatten().min().map(|due| {
             let left = due.saturating_duration_since(Instant::now());
@@ -245,7 +284,7 @@ impl Service {
         if self.reap() {
             return true;
         }
-        if self.end.is_some() {
+        if self.end.is_some() && !self.is_after_exit() {
             // What outlives the first process is killed, pass after pass.
             self.tell_stopping();
             self.kill_all();
@@ -263,17 +302,43 @@ impl Service {
         loop {
             match rustix::process::wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) if pid == self.pid && self.end.is_none() => {
+                    self.first_ended(exit_status(status));
+                }
+                Ok(Some((pid, status))) if self.is_main(pid) && self.end.is_none() => {
                     self.end = Some(exit_status(status));
                 }
-                Ok(Some((_, status))) => {
+                Ok(Some((pid, status))) => {
+                    let hook = self.hooks.iter().position(|(_, hook)| hook.pid() == pid);
+                    if let Some(index) = hook {
+                        self.hook_ended(index, exit_status(status));
+                        continue;
+                    }
                     if self.end.is_some() && status.terminating_signal() == Some(libc::SIGKILL) {
                         self.killed_leftovers += 1;
                     }
                 }
                 Ok(None) => return false,
                 Err(rustix::io::Errno::INTR) => {}
-                Err(_) => return true,
+                Err(_) => {
+                    // Nobody saw the end of a main process that had another parent.
+                    self.end = self.end.or(self.first_end);
+                    return true;
+                }
             }
+        }
+    }
+
+    fn is_main(&self, pid: Pid) -> bool {
+        self.main.as_ref().is_some_and(|main| main.pid == pid)
+    }
+
+    /// The first process has ended. Where it has named another one that lives the
+    /// service goes on.
+    fn first_ended(&mut self, status: ExitStatus) {
+        if self.main.as_ref().is_some_and(Main::lives) {
+            self.first_end = Some(status);
+        } else {
+            self.end = Some(status);
         }
     }
 
@@ -296,6 +361,7 @@ impl Service {
             stopping.timed_out = true;
             self.kill_all();
         }
+        self.turns_on_deadline(now);
         if is_due(self.notify_due) {
             self.tell_notify(now);
         }
@@ -320,6 +386,8 @@ impl Service {
             return;
         };
         let change = notify.take();
+        self.grant_wishes();
+        self.look_at_reload();
         let now = Instant::now();
         match change {
             Change::None => {}
@@ -366,24 +434,28 @@ impl Service {
     /// record; then sockets and lock go, in this order, so that whoever hears of
     /// the end can start the next generation at once.
     fn finish(mut self) {
-        let ended_at = unix_now_ns();
+        let exit = self.note_exit();
         self.output.finish();
         self.permit(None);
+        self.reloaded(Err("it has ended".to_owned()));
         if let Some(grant) = &self.request.grant {
             // Others may have been put there: a probe in the service's own context.
             tree::kill_cgroups(grant);
             super::prepare::remove_run_groups(grant, self.request.generation);
         }
-        let oom = self.oom_kills();
-        let exit = self.exit_record(ended_at, oom);
-        let written = self.held.record.exited(&exit);
-        note_record(&mut self.loss, written);
         let last_words = self
             .notify
             .take()
             .map(|mut notify| (notify.take(), notify.state()));
         super::remove_sockets(&self.request.socket);
         let loss = self.all_loss();
+        let keeper = match self.keep {
+            true => self.passed.keep(&self.request.socket),
+            false => {
+                self.passed.close();
+                None
+            }
+        };
         self.held.lock.remove();
         for mut client in self.connections {
             if client.watching
@@ -397,6 +469,10 @@ impl Service {
                 exit: exit.clone(),
                 loss: loss.clone(),
             });
+        }
+        if let Some(keeper) = keeper {
+            drop((self.output, self.listener, self.request));
+            keeper.run(&self.signals);
         }
     }
 }
@@ -441,7 +517,7 @@ struct Ready {
     connections: Vec<PollFlags>,
 }
 
-fn exit_status(status: WaitStatus) -> ExitStatus {
+pub(super) fn exit_status(status: WaitStatus) -> ExitStatus {
     if let Some(code) = status.exit_status() {
         ExitStatus::Exited { code }
     } else if let Some(signal) = status.terminating_signal() {

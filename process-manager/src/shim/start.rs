@@ -10,6 +10,7 @@ use rustix::process::{Pid, WaitOptions};
 
 use super::exec::{self, Plan, Report, Step};
 use super::hint::{self, Who};
+use super::passed::Passed;
 use super::prepare::{self, Prepared, failure};
 use super::protocol::{SpawnRequest, Started};
 use super::tree;
@@ -26,10 +27,22 @@ pub(crate) struct Running {
 
 /// Starts the service. The caller holds the instance's lock; `begun` is when the
 /// request was taken up, in monotonic nanoseconds.
-pub(crate) fn start(request: &SpawnRequest, begun: u64) -> Result<Running, SpawnFailure> {
-    let mut prepared = prepare::prepare(request)?;
+/// What was kept for the instance is left in `kept` where it does not start.
+pub(crate) fn start(
+    request: &SpawnRequest,
+    begun: u64,
+    kept: &mut Option<Passed>,
+) -> Result<Running, SpawnFailure> {
+    let mut prepared = prepare::prepare(request, kept)?;
     let warnings = std::mem::take(&mut prepared.warnings);
-    let (pid, started) = run(request, &prepared.plan, &prepared.who, begun, warnings)?;
+    let ran = run(request, &prepared.plan, &prepared.who, begun, warnings);
+    let (pid, started) = match ran {
+        Ok(ran) => ran,
+        Err(failure) => {
+            *kept = Some(prepared.passed);
+            return Err(failure);
+        }
+    };
     // Of its life so far, which is no longer than this function's last lines.
     let grant = request.grant.as_ref();
     let oom_before = grant.and_then(|grant| tree::oom_kills(grant.oom_file.as_ref()?));
@@ -184,6 +197,12 @@ fn explain(request: &SpawnRequest, plan: &Plan, who: &Who, report: &Report) -> S
         Step::Bounding | Step::Ambient | Step::Capabilities | Step::KeepCapabilities => {
             capabilities(report)
         }
+        Step::Passed => failure(
+            limits,
+            format!("pass on descriptor {}", report.index),
+            errno,
+            "there are more of them than the limit of open files lets the service have",
+        ),
         Step::NoNewPrivs => failure(limits, "set no_new_privs", errno, ""),
         Step::Stdin => {
             let file = plan.stdin.as_ref().map(&path).unwrap_or_default();

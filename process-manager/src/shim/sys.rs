@@ -8,7 +8,7 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::process::Pid;
 
@@ -40,6 +40,25 @@ pub(crate) fn signal_child(pid: Pid, signal: i32, group: bool) -> io::Result<()>
     let pid = pid.as_raw_nonzero().get();
     // SAFETY: kill(2) with plain numbers.
     match unsafe { libc::kill(if group { -pid } else { pid }, signal) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Sends a signal to the process that a pidfd names, see pidfd_send_signal(2).
+pub(crate) fn signal_pidfd(fd: &OwnedFd, signal: i32) -> io::Result<()> {
+    let (none, flags) = (std::ptr::null::<libc::siginfo_t>(), 0_u32);
+    // SAFETY: an open descriptor, a number, no structure, no flags.
+    let sent = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            fd.as_raw_fd(),
+            signal,
+            none,
+            flags,
+        )
+    };
+    match sent {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

@@ -15,6 +15,8 @@ pub(crate) struct Stat {
     pub(crate) state: u8,
     /// The parent's pid.
     pub(crate) parent: i32,
+    /// Whose session it is in: the pid of the process that began it.
+    pub(crate) session: i32,
     /// Start in clock ticks since boot.
     pub(crate) start_ticks: u64,
 }
@@ -35,11 +37,13 @@ fn parse_stat(line: &[u8]) -> Option<Stat> {
     let mut fields = text.split_ascii_whitespace();
     let state = *fields.next()?.as_bytes().first()?;
     let parent = fields.next()?.parse().ok()?;
-    // Fields 3 and 4 are taken, 22 is wanted.
-    let start_ticks = fields.nth(17)?.parse().ok()?;
+    let session = fields.nth(1)?.parse().ok()?;
+    // Fields 3 to 6 are taken, 22 is wanted.
+    let start_ticks = fields.nth(15)?.parse().ok()?;
     Some(Stat {
         state,
         parent,
+        session,
         start_ticks,
     })
 }
@@ -66,10 +70,24 @@ pub(crate) fn is_below(pid: Pid, ancestor: Pid) -> Option<bool> {
 /// it. What is born meanwhile has a parent that has just been killed, whose
 /// death brings the next SIGCHLD and with it the next pass.
 pub(crate) fn kill_descendants() -> u32 {
+    kill_below(|_| true)
+}
+
+/// The same for those of one session, and what is below them. A session's number
+/// is not given to another while one of its processes lives.
+pub(crate) fn kill_session(leader: Pid) -> u32 {
+    let leader = leader.as_raw_nonzero().get();
+    kill_below(|stat| stat.session == leader)
+}
+
+/// Sends SIGKILL to those below this process that are meant, and to all below them.
+fn kill_below(meant: impl Fn(&Stat) -> bool) -> u32 {
     let own = rustix::process::getpid().as_raw_nonzero().get();
     let mut killed = 0;
     let mut seen = HashSet::new();
     let mut parents = vec![own];
+    // Below one that is meant all are.
+    let mut doomed = HashSet::new();
     let mut everything = None;
     while let Some(parent) = parents.pop() {
         let children = match children(parent) {
@@ -85,11 +103,16 @@ pub(crate) fn kill_descendants() -> u32 {
                 .unwrap_or_default(),
         };
         for child in children {
-            if seen.insert(child) {
+            if !seen.insert(child) {
+                continue;
+            }
+            parents.push(child);
+            let is_meant = |stat: &Stat| doomed.contains(&parent) || meant(stat);
+            if stat(child).is_some_and(|stat| is_meant(&stat)) {
                 killed += u32::from(kill_one(child, |stat| {
                     stat.parent == parent || stat.parent == own
                 }));
-                parents.push(child);
+                doomed.insert(child);
             }
         }
     }
@@ -264,6 +287,7 @@ mod tests {
             Some(Stat {
                 state: b'S',
                 parent: 7,
+                session: 42,
                 start_ticks: 12345
             })
         );

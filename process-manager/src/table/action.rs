@@ -61,6 +61,21 @@ pub enum Action {
         /// Its number.
         signal: i32,
     },
+    /// Have the shim tell its service to read its configuration again, and
+    /// answer the command when that has.
+    Reload {
+        /// The command.
+        ticket: Ticket,
+        /// Which.
+        instance: InstanceName,
+        /// How long it may take.
+        within_ms: u64,
+    },
+    /// Have what is kept for the next start of an instance closed.
+    LetGo {
+        /// Which.
+        instance: InstanceName,
+    },
     /// Hand a permit to the shim, or take one back, and answer the command.
     Permit {
         /// The command.

@@ -206,10 +206,12 @@ impl Table {
             generation,
             stop,
             unhealthy,
+            again,
         } = stop;
         let request = StopRequest {
             stop,
             unhealthy,
+            again,
             ..StopRequest::default()
         };
         let known = self
@@ -233,6 +235,9 @@ impl Table {
         }
         let mut out = Vec::new();
         if !instance.record.state.is_live() {
+            if !again {
+                out.push(Action::LetGo { instance: name });
+            }
             out.push(instance.answer(ticket));
             return out;
         }
@@ -285,6 +290,32 @@ impl Table {
                 instance: name.clone(),
                 signal: *signal,
             }],
+        }
+    }
+
+    /// `process.reload`.
+    pub fn reload(&self, ticket: Ticket, name: &InstanceName) -> Action {
+        let Some(instance) = self.instances.get(name) else {
+            let text = format!("there is no instance {name}");
+            return refusal(ticket, Code::NotFound, text);
+        };
+        let refuse = |text: String| refusal(ticket, Code::FailedPrecondition, text);
+        if !matches!(instance.record.state, ProcessState::Running { .. }) {
+            let state = instance.record.state.name();
+            return refuse(format!("{name} does not run: it is {state}"));
+        }
+        let Some(spec) = &instance.spec else {
+            return refuse(format!("how {name} was started cannot be read"));
+        };
+        let Some(reload) = &spec.settings.reload else {
+            let text =
+                format!("{name} has no `reload`: add one to its configuration, or restart it");
+            return refuse(text);
+        };
+        Action::Reload {
+            ticket,
+            instance: name.clone(),
+            within_ms: reload.timeout_ms,
         }
     }
 

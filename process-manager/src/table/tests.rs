@@ -58,6 +58,7 @@ fn stop(instance: &str, generation: u64) -> Stop {
         generation: Generation(generation),
         stop: None,
         unhealthy: false,
+        again: false,
     }
 }
 
@@ -433,8 +434,12 @@ impl World {
                         (record.state.name(), record.generation),
                     );
                 }
-                Action::Permit { ticket, .. } => {
+                Action::Permit { ticket, .. } | Action::Reload { ticket, .. } => {
                     self.answered.insert(ticket.0);
+                }
+                // What is kept of one that does not live.
+                Action::LetGo { instance } => {
+                    assert!(!self.alive.contains_key(&instance));
                 }
                 Action::Launch { spec } => {
                     assert!(!self.alive.contains_key(&spec.instance), "two lives");

@@ -460,6 +460,7 @@ pub fn stop(instance: &str, generation: u64) -> Stop {
         generation: Generation(generation),
         stop: None,
         unhealthy: false,
+        again: false,
     }
 }
 

@@ -173,6 +173,14 @@ impl Core {
         });
     }
 
+    /// Whether an instance that ends now is to run again.
+    pub fn is_wanted(&self, name: &InstanceName) -> bool {
+        let service = self.services.get(name.service());
+        let instance = self.instances.get(name);
+        service.is_some_and(|service| service.wanted && service.config().is_some())
+            && instance.is_some_and(|instance| !instance.surplus)
+    }
+
     /// The last word about an instance that is forgotten.
     fn leave(&mut self, name: &InstanceName) {
         if let Some(instance) = self.instances.get_mut(name) {

@@ -44,6 +44,13 @@ pub enum ShimEvent {
     Notify(NotifyState),
     /// Log lines or record writes were lost; counts since the start.
     Loss(Loss),
+    /// A hook beside it has ended, or could not be run.
+    Hook {
+        /// Its name.
+        hook: String,
+        /// What went wrong; `None` is nothing.
+        problem: Option<String>,
+    },
     /// It was asked to end, or ended and its rest is being killed.
     Stopping,
     /// It failed and was started again by permit. All further events are the successor's.
@@ -151,6 +158,17 @@ impl ShimHandle {
         self.ask(request).await.map(drop)
     }
 
+    /// Has the service read its configuration again, which may take `within`.
+    ///
+    /// # Errors
+    /// When the shim is gone, out of reach or does not answer in that time and 5
+    /// seconds, when the service has no `reload` or is ending, when the reload
+    /// failed, or the shim is of a version that knows none.
+    pub async fn reload(&self, within: Duration) -> Result<(), ClientError> {
+        let within = within.saturating_add(ANSWER);
+        self.ask_within(RequestBody::Reload, within).await.map(drop)
+    }
+
     /// Asks how things stand.
     ///
     /// # Errors
@@ -167,6 +185,14 @@ impl ShimHandle {
     }
 
     async fn ask(&self, request: RequestBody) -> Result<Option<ShimStatus>, ClientError> {
+        self.ask_within(request, ANSWER).await
+    }
+
+    async fn ask_within(
+        &self,
+        request: RequestBody,
+        within: Duration,
+    ) -> Result<Option<ShimStatus>, ClientError> {
         let (reply, answer) = oneshot::channel();
         let work = async {
             self.sender
@@ -175,11 +201,11 @@ impl ShimHandle {
                 .map_err(|_| ClientError::Closed)?;
             answer.await.map_err(|_| ClientError::Closed)?
         };
-        tokio::time::timeout(ANSWER, work)
+        tokio::time::timeout(within, work)
             .await
             .unwrap_or(Err(ClientError::Mute {
                 shim_pid: self.shim_pid,
-                after: ANSWER,
+                after: within,
             }))
     }
 }
@@ -403,6 +429,7 @@ impl Holder {
             }
             ShimMessage::Notify { notify } => ShimEvent::Notify(notify),
             ShimMessage::Loss { loss } => ShimEvent::Loss(loss),
+            ShimMessage::Hook { hook, problem } => ShimEvent::Hook { hook, problem },
             ShimMessage::Stopping => ShimEvent::Stopping,
             ShimMessage::Restarted {
                 exit,

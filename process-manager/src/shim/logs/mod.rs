@@ -32,14 +32,16 @@ mod buffer;
 mod files;
 mod line;
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use blackhole_bus_schema::names::InstanceName;
 use blackhole_bus_schema::process::LogSpec;
+use rustix::fs::OFlags;
 use rustix::io::Errno;
-use rustix::pipe::{fcntl_getpipe_size, fcntl_setpipe_size};
+use rustix::pipe::{PipeFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with};
 
 use buffer::Buffer;
 use files::Files;
@@ -124,6 +126,13 @@ impl Output {
         self.streams
             .each_ref()
             .map(|stream| stream.pipe.as_ref().map(AsFd::as_fd))
+    }
+
+    /// Ends to write to the pipes with, for another process than the service. A
+    /// pipe that has ended is made anew.
+    pub(crate) fn writers(&mut self) -> io::Result<[OwnedFd; 2]> {
+        let [out, err] = &mut self.streams;
+        Ok([writer(out)?, writer(err)?])
     }
 
     /// Lines dropped so far.
@@ -284,6 +293,21 @@ impl Output {
         self.swollen |= self.batched > LITTLE;
         self.batched = 0;
     }
+}
+
+/// A new end to write to a stream's pipe with.
+fn writer(stream: &mut Stream) -> io::Result<OwnedFd> {
+    if let Some(pipe) = &stream.pipe {
+        // A pipe is opened like a FIFO by way of its link, see proc_pid_fd(5).
+        let path = format!("/proc/self/fd/{}", pipe.as_raw_fd());
+        let file = std::fs::File::options().write(true).open(path)?;
+        return Ok(file.into());
+    }
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+    rustix::fs::fcntl_setfl(&read, OFlags::NONBLOCK)?;
+    stream.pipe = Some(read);
+    stream.capacity = None;
+    Ok(write)
 }
 
 /// Makes a pipe as large as it may be, and tells how large it is.

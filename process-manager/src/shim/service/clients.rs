@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 
+use super::turns::Turn;
 use super::{Service, Stopping};
 use crate::shim::connection::{self, Connection, MAX_CONNECTIONS};
 use crate::shim::notify::Notify;
@@ -77,6 +78,17 @@ impl Service {
             RequestBody::Kill { unhealthy } => self.kill(unhealthy),
             RequestBody::Signal { signal } => self.signal(signal, false),
             RequestBody::Permit { generation, permit } => self.permitted(generation, permit),
+            RequestBody::Reload => {
+                let serial = self
+                    .connections
+                    .get(index)
+                    .map_or(0, |client| client.serial);
+                match self.begin_reload(serial, request.id) {
+                    // The answer comes when it is through.
+                    Ok(()) => return,
+                    Err(problem) => Err(problem),
+                }
+            }
             RequestBody::Status | RequestBody::Watch => {
                 let hello = self.hello();
                 if let Some(client) = self.connections.get_mut(index) {
@@ -101,12 +113,21 @@ impl Service {
     pub(super) fn stop(&mut self, request: &StopRequest) -> Result<(), String> {
         let stop = request.stop.as_ref().unwrap_or(&self.request.stop).clone();
         self.permit(None);
+        self.keep = request.again;
         if self.end.is_some() {
             return Ok(());
         }
-        self.signal(stop.signal, request.process_group)?;
-        // A stopped process does not see the signal before it goes on.
-        let _ = sys::signal_child(self.pid, libc::SIGCONT, request.process_group);
+        if !(1..=64).contains(&stop.signal) {
+            return Err(not_a_signal(stop.signal));
+        }
+        self.kill_hooks(Turn::AfterStart);
+        // Who asks again does not wait for the hook.
+        let after_hook = self.stopping.is_none() && self.begin_hook(Turn::BeforeStop);
+        let waiting = after_hook.then_some((stop.signal, request.process_group));
+        if !after_hook {
+            self.signal(stop.signal, request.process_group)?;
+            self.wake(request.process_group);
+        }
         let deadline = Instant::now().checked_add(Duration::from_millis(stop.grace_ms));
         match &mut self.stopping {
             Some(stopping) if stopping.deadline.is_some() => {
@@ -116,20 +137,24 @@ impl Service {
             None => {
                 self.stopping = Some(Stopping {
                     deadline,
+                    signal: waiting,
                     unhealthy: request.unhealthy,
                     timed_out: false,
                 });
             }
         }
+        self.reloaded(Err("it is ending".to_owned()));
         self.tell_stopping();
         Ok(())
     }
 
     pub(super) fn kill(&mut self, unhealthy: bool) -> Result<(), String> {
         self.permit(None);
+        self.keep = unhealthy;
         if self.end.is_none() {
             let stopping = self.stopping.get_or_insert(Stopping {
                 deadline: None,
+                signal: None,
                 unhealthy,
                 timed_out: false,
             });
@@ -140,19 +165,30 @@ impl Service {
         Ok(())
     }
 
-    fn signal(&self, signal: i32, group: bool) -> Result<(), String> {
+    pub(super) fn signal(&self, signal: i32, group: bool) -> Result<(), String> {
         if !(1..=64).contains(&signal) {
-            return Err(format!("{signal} is not the number of a signal"));
+            return Err(not_a_signal(signal));
         }
         if self.end.is_some() {
             return Err("it has ended".to_owned());
         }
-        sys::signal_child(self.pid, signal, group).map_err(|error| {
+        let sent = match self.main.as_ref().filter(|main| !group && main.lives()) {
+            Some(main) => main.signal(signal),
+            // It has been reaped, and its number may be another's by now.
+            None if self.first_end.is_some() => return Err("it has ended".to_owned()),
+            None => sys::signal_child(self.pid, signal, group),
+        };
+        sent.map_err(|error| {
             format!(
                 "cannot send signal {signal} to process {}: {error}",
                 self.started.pid
             )
         })
+    }
+
+    /// A stopped process does not see a signal before it goes on.
+    pub(super) fn wake(&self, group: bool) {
+        let _ = self.signal(libc::SIGCONT, group);
     }
 
     fn hello(&self) -> ShimMessage {
@@ -170,6 +206,14 @@ impl Service {
             loss: self.all_loss(),
             previous_exit: self.previous_exit.clone(),
             restarts: self.restarts,
+            kill_in_ms: self
+                .stopping
+                .as_ref()
+                .and_then(|stopping| stopping.deadline)
+                .map(|deadline| {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
+                }),
         };
         ShimMessage::Hello {
             v: PROTOCOL,
@@ -189,4 +233,8 @@ impl Service {
             client.send(message);
         }
     }
+}
+
+fn not_a_signal(signal: i32) -> String {
+    format!("{signal} is not the number of a signal")
 }

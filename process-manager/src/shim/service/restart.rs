@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use blackhole_bus_schema::dirs::unix_now_ns;
 use blackhole_bus_schema::limits::JoinMethod;
 use blackhole_bus_schema::names::Generation;
-use blackhole_bus_schema::process::{ExitRecord, ExitStatus, SpawnFailure};
+use blackhole_bus_schema::process::{ExitRecord, ExitStatus, ReloadAction, SpawnFailure};
 
 use super::Service;
 use crate::shim::exec::monotonic_ns;
@@ -80,8 +80,27 @@ impl Service {
                 self.request.spec = record.spec;
             }
         } else {
-            // Secrets among it.
+            self.forget_secrets();
+        }
+    }
+
+    /// The environment goes where nobody needs it any more: secrets are among it.
+    fn forget_secrets(&mut self) {
+        let settings = &self.request.settings;
+        let command = matches!(
+            settings.reload.as_ref().map(|reload| &reload.action),
+            Some(ReloadAction::Command(_))
+        );
+        if settings.hooks.is_empty() && !command {
             self.request.env.clear();
+        }
+    }
+
+    /// What a successor finds has changed: one that was made ready is made again.
+    pub(super) fn anew(&mut self) {
+        if self.permit.is_some() {
+            self.drop_successor();
+            self.successor_due = Instant::now().checked_add(AHEAD);
         }
     }
 
@@ -113,7 +132,8 @@ impl Service {
         let before = self.request.env.clone();
         self.request.generation = permit.permit.generation;
         self.request.env.extend(permit.env.clone());
-        let made = prepare::successor(&self.request, self.notify.as_ref().map(Notify::path));
+        let notify = self.notify.as_ref().map(Notify::path);
+        let made = prepare::successor(&self.request, notify, &mut self.passed);
         self.request.generation = own;
         self.request.env = before;
         made
@@ -132,7 +152,12 @@ impl Service {
         };
         let expires = permitted.permit.permit.expires_after_ms;
         let in_time = expires.is_none_or(|ms| self.began.elapsed() <= Duration::from_millis(ms));
-        failed && in_time && self.stopping.is_none()
+        // Hooks take their time: then it is started as usual.
+        let hooks = &self.request.settings.hooks;
+        let plain = hooks.before_start.is_none()
+            && hooks.after_start.is_none()
+            && hooks.after_exit.is_none();
+        failed && in_time && plain && self.stopping.is_none()
     }
 
     /// Starts the successor, where that is permitted. Nothing of the service is
@@ -183,6 +208,8 @@ impl Service {
         }
         (self.notify_due, self.notify_told) = (None, None);
         (self.pid, self.end, self.began) = (pid, None, Instant::now());
+        (self.main, self.first_end, self.hooks_run) = (None, None, 0);
+        self.reloaded(Err("it was started again".to_owned()));
         (self.told_stopping, self.killed_leftovers) = (false, 0);
         self.oom_before = oom;
         self.previous_exit = Some(exit.clone());
@@ -234,6 +261,7 @@ impl Service {
         );
         note_record(&mut self.loss, written);
         crate::shim::remove_sockets(&self.request.socket);
+        let keeper = self.passed.keep(&self.request.socket);
         self.held.lock.remove();
         let message = ShimMessage::NotRestarted {
             exit,
@@ -242,6 +270,10 @@ impl Service {
         };
         for mut client in self.connections {
             client.send(&message);
+        }
+        if let Some(keeper) = keeper {
+            drop((self.output, self.listener));
+            keeper.run(&self.signals);
         }
     }
 }

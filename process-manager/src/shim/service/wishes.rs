@@ -1,0 +1,110 @@
+//! What a service asks its shim for over `NOTIFY_SOCKET`.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::Service;
+use crate::shim::notify::Wish;
+use crate::shim::protocol::StopRequest;
+use crate::shim::{sys, tree};
+
+/// A process below the shim that the service has named as its main one.
+#[derive(Debug)]
+pub(super) struct Main {
+    pub(super) pid: Pid,
+    /// Names it for ever, also when it has another parent than the shim.
+    fd: OwnedFd,
+}
+
+impl Main {
+    fn new(pid: Pid) -> Option<Self> {
+        let fd = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        // After the descriptor was made: so it is this process that is below.
+        let below = tree::is_below(pid, rustix::process::getpid()) == Some(true);
+        below.then_some(Self { pid, fd })
+    }
+
+    /// Whether it has not ended.
+    pub(super) fn lives(&self) -> bool {
+        let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
+        // Readable when it has ended, see pidfd_open(2).
+        poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready == 0)
+    }
+
+    /// Sends it a signal.
+    pub(super) fn signal(&self, signal: i32) -> io::Result<()> {
+        sys::signal_pidfd(&self.fd, signal)
+    }
+}
+
+impl Service {
+    /// Does what the service has asked for.
+    pub(super) fn grant_wishes(&mut self) {
+        let wishes = self.notify.as_mut().map(|notify| notify.wishes());
+        for wish in wishes.into_iter().flatten() {
+            match wish {
+                Wish::Trigger => self.trigger(),
+                Wish::Main(pid) => self.choose_main(pid),
+                Wish::Extend(time) => self.extend(time),
+                Wish::Store {
+                    name,
+                    descriptors,
+                    unwatched,
+                } => {
+                    for fd in descriptors {
+                        if !self.passed.store(&name, fd, unwatched) {
+                            let instance = &self.request.instance;
+                            let text =
+                                format!("{instance}: {name} is not stored: fd_store is full");
+                            crate::shim::server::note(&text);
+                        }
+                    }
+                    self.anew();
+                }
+                Wish::Remove(name) => {
+                    self.passed.remove(&name);
+                    self.anew();
+                }
+            }
+        }
+    }
+
+    /// It says that it is ill: as if it had given no sign of life in time.
+    fn trigger(&mut self) {
+        if self.stopping.is_none() && self.end.is_none() {
+            let _ = self.stop(&StopRequest {
+                unhealthy: true,
+                again: true,
+                ..StopRequest::default()
+            });
+        }
+    }
+
+    fn choose_main(&mut self, pid: Pid) {
+        if pid == self.pid {
+            self.main = None;
+        } else if let Some(main) = Main::new(pid) {
+            self.main = Some(main);
+        } else {
+            return;
+        }
+        if let Some(notify) = &mut self.notify {
+            notify.set_main(pid);
+        }
+        self.tell_notify(Instant::now());
+    }
+
+    /// It asks for more time to end.
+    fn extend(&mut self, time: Duration) {
+        if let Some(stopping) = &mut self.stopping
+            && let Some(deadline) = stopping.deadline
+        {
+            let wished = Instant::now().checked_add(time);
+            stopping.deadline = wished.map_or(Some(deadline), |wished| Some(wished.max(deadline)));
+        }
+    }
+}
