@@ -191,6 +191,14 @@ pub struct ResetServices {
     pub target: Target,
 }
 
+/// Have services read their own configuration again, as their `reload` says, one
+/// instance after the other. Answered when all have; the first that fails ends it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadServices {
+    /// Which; of all, those that have a `reload`.
+    pub target: Target,
+}
+
 /// Ask for the status of all instances, in pages.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -210,4 +218,5 @@ command!(StartServices, "supervision.start", Outcome);
 command!(StopServices, "supervision.stop", Outcome);
 command!(RestartServices, "supervision.restart", Outcome);
 command!(ResetServices, "supervision.reset", Outcome);
+command!(ReloadServices, "supervision.reload", Outcome);
 query!(ListStatus, "supervision.list", Snapshot<InstanceStatus>);

@@ -34,8 +34,8 @@ use blackhole_bus_schema::resource::{
     Capacity, GetCapacity, ListUsage, OomKilled, Prepare, Pressure, Release, Usage, UsageTick,
 };
 use blackhole_bus_schema::supervision::{
-    Circuit, Desired, InstanceStatus, ListStatus, Phase, ResetServices, RestartServices,
-    StartServices, StopServices, SupervisionChanged, Target,
+    Circuit, Desired, InstanceStatus, ListStatus, Phase, ReloadServices, ResetServices,
+    RestartServices, StartServices, StopServices, SupervisionChanged, Target,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -529,6 +529,9 @@ fn supervision_and_health_messages() {
         transient: true,
     });
     check(&RestartServices {
+        target: target.clone(),
+    });
+    check(&ReloadServices {
         target: target.clone(),
     });
     check(&ResetServices { target });

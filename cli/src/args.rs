@@ -86,6 +86,8 @@ pub enum Cmd {
     Restart(Targets),
     /// Close the circuit of services, forget their failures and start them
     Reset(Targets),
+    /// Have services read their own configuration again, as their `reload` says
+    Reload(Reload),
     /// Send SIGKILL (or another signal) to the first process of services
     Kill(Kill),
     /// Send a signal to the first process of services
@@ -149,6 +151,21 @@ pub struct Targets {
     /// Watch what has no probes for this long after it runs, and fail when it ends meanwhile
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub watch: Option<Duration>,
+}
+
+/// `blackhole reload`.
+#[derive(Debug, Clone, Args)]
+pub struct Reload {
+    /// Names of services
+    #[arg(
+        value_name = "SERVICE",
+        required_unless_present = "all",
+        conflicts_with = "all"
+    )]
+    pub services: Vec<String>,
+    /// All services that have a `reload`
+    #[arg(long)]
+    pub all: bool,
 }
 
 /// `blackhole kill`.

@@ -24,8 +24,8 @@ use blackhole_bus_schema::resource::{
     Capacity, GetCapacity, ListUsage, OomKilled, Prepare, Pressure, Release, Usage, UsageTick,
 };
 use blackhole_bus_schema::supervision::{
-    Circuit, Desired, InstanceStatus, ListStatus, Phase, ResetServices, RestartServices,
-    StartServices, StopServices, SupervisionChanged, Target,
+    Circuit, Desired, InstanceStatus, ListStatus, Phase, ReloadServices, ResetServices,
+    RestartServices, StartServices, StopServices, SupervisionChanged, Target,
 };
 use blackhole_bus_schema::value::from_value;
 use rmpv::Value;
@@ -99,6 +99,7 @@ pub(super) fn structures() -> BTreeMap<&'static str, Decodes> {
         "supervision.stop" => StopServices,
         "supervision.restart" => RestartServices,
         "supervision.reset" => ResetServices,
+        "supervision.reload" => ReloadServices,
         "supervision.list" => ListStatus,
         "supervision.changed" => SupervisionChanged,
         "Target" => Target,

@@ -10,6 +10,7 @@ mod health;
 pub(crate) mod logs;
 mod metrics;
 mod monitor;
+mod reload;
 mod services;
 mod signal;
 mod status;
@@ -73,6 +74,7 @@ async fn dispatch(context: &Context, command: Cmd) -> Result<(), Error> {
         Cmd::Stop(targets) => services::stop(context, &targets).await,
         Cmd::Restart(targets) => services::restart(context, &targets).await,
         Cmd::Reset(targets) => services::reset(context, &targets).await,
+        Cmd::Reload(args) => reload::run(context, &args).await,
         Cmd::Kill(args) => signal::run(context, &args.names, args.signal).await,
         Cmd::Signal(args) => signal::run(context, &args.names, args.signal).await,
         Cmd::Status(args) => status::run(context, &args).await,

@@ -287,7 +287,8 @@ impl Core {
         }
     }
 
-    fn unknown(&self, name: &ServiceName) -> Status {
+    /// There is no such service, and which there are.
+    pub fn unknown(&self, name: &ServiceName) -> Status {
         let mut near: Vec<(usize, &str)> = self
             .services
             .keys()

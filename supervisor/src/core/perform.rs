@@ -2,7 +2,7 @@
 
 use blackhole_bus_schema::config::ServiceConfig;
 use blackhole_bus_schema::limits::LimitGrant;
-use blackhole_bus_schema::names::{Generation, InstanceName};
+use blackhole_bus_schema::names::{Generation, InstanceName, ServiceName};
 use blackhole_bus_schema::process::{SpawnSpec, StopSpec};
 use blackhole_bus_schema::supervision::{InstanceStatus, Phase};
 
@@ -179,6 +179,17 @@ impl Core {
         let instance = self.instances.get(name);
         service.is_some_and(|service| service.wanted && service.config().is_some())
             && instance.is_some_and(|instance| !instance.surplus)
+    }
+
+    /// Whether there is a service of this name.
+    pub fn knows(&self, service: &ServiceName) -> bool {
+        self.services.contains_key(service)
+    }
+
+    /// Whether a service of the configuration can be told to read its own again.
+    pub fn can_reload(&self, service: &ServiceName) -> bool {
+        let config = self.services.get(service).and_then(Service::config);
+        config.is_some_and(|config| config.settings.reload.is_some())
     }
 
     /// The last word about an instance that is forgotten.

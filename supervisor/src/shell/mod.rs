@@ -9,6 +9,7 @@ mod act;
 mod clock;
 mod hear;
 mod operator;
+mod reload;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};

@@ -6,7 +6,8 @@ use blackhole_bus_schema::bus::Incoming;
 use blackhole_bus_schema::message::{Command, Message};
 use blackhole_bus_schema::reply::{Code, Status};
 use blackhole_bus_schema::supervision::{
-    ListStatus, Outcome, ResetServices, RestartServices, StartServices, StopServices,
+    ListStatus, Outcome, ReloadServices, ResetServices, RestartServices, StartServices,
+    StopServices,
 };
 use blackhole_bus_schema::topic;
 
@@ -59,6 +60,7 @@ impl Shell {
                 })
                 .await;
             }
+            ReloadServices::KIND => self.reload(incoming).await,
             ListStatus::KIND => match incoming.parse::<ListStatus>() {
                 Ok(command) => {
                     let mut all: Vec<_> = self
