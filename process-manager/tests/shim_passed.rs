@@ -20,8 +20,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use blackhole_bus_schema::process::{ExitResult, SocketSpec, SpawnSpec, SpawnStep, StopSpec};
-use blackhole_process_manager::shim::client::StopRequest;
+use blackhole_bus_schema::process::{
+    ExitResult, Permit, SocketSpec, SpawnSpec, SpawnStep, StopSpec,
+};
+use blackhole_process_manager::shim::client::{ShimEvent, ShimPermit, StopRequest};
 use blackhole_process_manager::shim::release;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use shim_support::{Rig, line_of, spec, until};
@@ -221,6 +223,31 @@ async fn no_connection_is_refused_over_twenty_restarts() {
     running.handle.stop(stop(false)).await.unwrap();
     running.exited().await;
     assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
+}
+
+#[tokio::test]
+async fn a_restart_by_permit_passes_them_on() {
+    let rig = Rig::new().await;
+    let port = free_port();
+    let mut spec = role("answer");
+    let listen = socket(&format!("127.0.0.1:{port}"));
+    spec.settings.sockets.insert("http".into(), listen);
+    let mut request = rig.request(&spec);
+    request.permit = Some(ShimPermit {
+        permit: Permit {
+            generation: spec.generation.next(),
+            expires_after_ms: None,
+        },
+        env: Default::default(),
+    });
+    let (_, handle, mut events) = rig.server.spawn(&request).await.unwrap();
+    let caller = Caller::begin(port);
+    until("it answers", || (caller.count() > 2).then_some(())).await;
+    handle.signal(9).await.unwrap();
+    while !matches!(events.next().await.unwrap(), ShimEvent::Restarted { .. }) {}
+    let before = caller.count();
+    until("it answers", || (caller.count() > before + 2).then_some(())).await;
+    assert_eq!(caller.end(), Vec::<String>::new());
 }
 
 #[tokio::test]

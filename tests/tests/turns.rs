@@ -125,6 +125,26 @@ services:
 }
 
 #[test]
+fn down_closes_sockets_at_once() {
+    let port = free_port();
+    let program = std::env::current_exe().expect("this program's path");
+    let deployment = Deployment::new(&format!(
+        "
+services:
+  web:
+    command: [{}, --ignored, --exact, --nocapture, answer]
+    sockets: {{http: \"127.0.0.1:{port}\"}}
+",
+        program.display()
+    ));
+    deployment.up();
+    TcpStream::connect(("127.0.0.1", port)).expect("somebody listens");
+    deployment.down();
+    assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
+    deployment.assert_nothing_left();
+}
+
+#[test]
 fn hooks_and_reloads_by_the_command_line() {
     let deployment = Deployment::new(
         "

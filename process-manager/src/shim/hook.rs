@@ -17,29 +17,36 @@ use super::protocol::SpawnRequest;
 use super::service::exit_status;
 use super::{exec, start, sys, tree};
 
+/// The variable that tells a hook which one it is.
+const HOOK: &str = "BLACKHOLE_HOOK";
+
 /// A hook that runs.
 #[derive(Debug)]
 pub(crate) struct Running {
     pid: Pid,
     /// Of its v2 cgroups.
     group: String,
+    /// What all that it starts has in the environment.
+    variable: Vec<u8>,
     deadline: Option<Instant>,
     timed_out: bool,
     timeout: Duration,
 }
 
 impl Running {
-    /// Runs `hook`, the one with this number of its generation, with `more` in
-    /// its environment.
+    /// Runs `hook`, the one with this number of its generation, with its name and
+    /// `more` in its environment.
     pub(crate) fn start(
         request: &SpawnRequest,
         hook: &Hook,
-        more: &[(&str, String)],
+        name: &str,
+        mut more: Vec<(&str, String)>,
         number: u32,
         output: [OwnedFd; 2],
     ) -> Result<Self, SpawnFailure> {
         let group = group(request.generation, number);
-        let (plan, who) = prepare::beside(request, &hook.command, more, &group, output)?;
+        more.push((HOOK, name.to_owned()));
+        let (plan, who) = prepare::beside(request, &hook.command, &more, &group, output)?;
         let begun = exec::monotonic_ns();
         match start::run(request, &plan, &who, begun, Vec::new()) {
             Ok((pid, _)) => {
@@ -47,6 +54,7 @@ impl Running {
                 Ok(Self {
                     pid,
                     group,
+                    variable: format!("{HOOK}={name}").into_bytes(),
                     deadline: Instant::now().checked_add(timeout),
                     timed_out: false,
                     timeout,
@@ -87,7 +95,7 @@ impl Running {
         {
             let _ = std::fs::write(dir.join("cgroup.kill"), "1");
         }
-        tree::kill_session(self.pid);
+        tree::kill_hook(self.pid, &self.variable);
     }
 
     /// It has ended and was reaped: what it left behind goes, and what went wrong is told.
@@ -152,8 +160,8 @@ pub(crate) fn before_start(
         request.logs.clone(),
         read,
     );
-    let more = [("BLACKHOLE_HOOK", "before_start".to_owned())];
-    let mut running = Running::start(request, hook, &more, 0, write).map_err(named)?;
+    let running = Running::start(request, hook, "before_start", Vec::new(), 0, write);
+    let mut running = running.map_err(named)?;
     let mut wanted = true;
     let status = loop {
         if let Some(status) = reap(running.pid()) {

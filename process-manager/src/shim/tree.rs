@@ -70,24 +70,27 @@ pub(crate) fn is_below(pid: Pid, ancestor: Pid) -> Option<bool> {
 /// it. What is born meanwhile has a parent that has just been killed, whose
 /// death brings the next SIGCHLD and with it the next pass.
 pub(crate) fn kill_descendants() -> u32 {
-    kill_below(|_| true)
+    kill_below(|_, _| true)
 }
 
-/// The same for those of one session, and what is below them. A session's number
-/// is not given to another while one of its processes lives.
-pub(crate) fn kill_session(leader: Pid) -> u32 {
+/// The same for a hook: the session that it leads, what was started with its
+/// `variable` in the environment, and what is below them. A session's number is
+/// not given to another while one of its processes lives.
+pub(crate) fn kill_hook(leader: Pid, variable: &[u8]) -> u32 {
     let leader = leader.as_raw_nonzero().get();
-    kill_below(|stat| stat.session == leader)
+    kill_below(|pid, stat| stat.session == leader || has_variable(pid, variable))
 }
 
 /// Sends SIGKILL to those below this process that are meant, and to all below them.
-fn kill_below(meant: impl Fn(&Stat) -> bool) -> u32 {
+fn kill_below(meant: impl Fn(i32, &Stat) -> bool) -> u32 {
     let own = rustix::process::getpid().as_raw_nonzero().get();
     let mut killed = 0;
     let mut seen = HashSet::new();
     let mut parents = vec![own];
-    // Below one that is meant all are.
+    // Below one that is meant all are. Nobody is killed before all are found: who
+    // loses a parent is not seen to be below it any more.
     let mut doomed = HashSet::new();
+    let mut found = Vec::new();
     let mut everything = None;
     while let Some(parent) = parents.pop() {
         let children = match children(parent) {
@@ -107,14 +110,17 @@ fn kill_below(meant: impl Fn(&Stat) -> bool) -> u32 {
                 continue;
             }
             parents.push(child);
-            let is_meant = |stat: &Stat| doomed.contains(&parent) || meant(stat);
+            let is_meant = |stat: &Stat| doomed.contains(&parent) || meant(child, stat);
             if stat(child).is_some_and(|stat| is_meant(&stat)) {
-                killed += u32::from(kill_one(child, |stat| {
-                    stat.parent == parent || stat.parent == own
-                }));
                 doomed.insert(child);
+                found.push((child, parent));
             }
         }
+    }
+    for (child, parent) in found {
+        killed += u32::from(kill_one(child, |stat| {
+            stat.parent == parent || stat.parent == own
+        }));
     }
     killed
 }

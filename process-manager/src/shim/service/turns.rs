@@ -81,10 +81,7 @@ impl Service {
 
     /// Runs a program beside the service.
     fn run_beside(&mut self, turn: Turn, hook: &Hook) -> Result<(), String> {
-        let mut more = vec![
-            ("BLACKHOLE_HOOK", turn.name().to_owned()),
-            ("BLACKHOLE_PID", self.started.pid.to_string()),
-        ];
+        let mut more = vec![("BLACKHOLE_PID", self.started.pid.to_string())];
         if let Some(exit) = &self.exit {
             more.push(("BLACKHOLE_EXIT_RESULT", result_name(exit.result).to_owned()));
             match exit.status {
@@ -97,7 +94,14 @@ impl Service {
         }
         let output = self.output.writers().map_err(|error| error.to_string())?;
         self.hooks_run += 1;
-        let running = Running::start(&self.request, hook, &more, self.hooks_run, output);
+        let running = Running::start(
+            &self.request,
+            hook,
+            turn.name(),
+            more,
+            self.hooks_run,
+            output,
+        );
         let running = running.map_err(|failure| failure.to_string())?;
         self.hooks.push((turn, running));
         Ok(())
