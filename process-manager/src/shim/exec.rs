@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use rustix::process::Pid;
 
 use super::birth::{self, Stack};
+use super::capabilities::{Capabilities, bit, restrict};
 
 /// What the child does, prepared ahead.
 #[derive(Debug)]
@@ -70,17 +71,6 @@ pub(crate) struct Identity {
     pub(crate) gid: u32,
     /// `None` where the shim may not set them and need not.
     pub(crate) groups: Option<Vec<u32>>,
-}
-
-/// What is left of a service's capabilities.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Capabilities {
-    /// One bit for each by its number: those that may be left.
-    pub(crate) left: u64,
-    /// Those that one that is not root is to have.
-    pub(crate) ambient: u64,
-    /// The highest that the kernel knows.
-    pub(crate) last: u32,
 }
 
 /// Where passed descriptors begin, see sd_listen_fds(3).
@@ -451,7 +441,7 @@ unsafe fn child(work: &Work<'_>) -> ! {
             }
         }
         if let Some(capabilities) = &plan.capabilities {
-            if !restrict_capabilities(capabilities) {
+            if !restrict(capabilities) {
                 fail(Step::Capabilities, 0);
             }
             let raise = libc::PR_CAP_AMBIENT_RAISE as libc::c_ulong;
@@ -527,40 +517,6 @@ unsafe fn child(work: &Work<'_>) -> ! {
         libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
         libc::execve(plan.program.as_ptr(), argv.as_ptr(), envp.as_ptr());
         fail(Step::Exec, 0)
-    }
-}
-
-/// The bit of a capability.
-const fn bit(number: u32) -> u64 {
-    1_u64.wrapping_shl(number)
-}
-
-/// Takes away the capabilities that are not left, and makes those that are to be
-/// ambient inheritable; false with errno(3) where that fails. For a child before
-/// its exec: two system calls with locals.
-///
-/// # Safety
-/// Only in a process with one thread, or in a child before its exec.
-unsafe fn restrict_capabilities(capabilities: &Capabilities) -> bool {
-    // See capset(2): version 3, two words for each of effective, permitted, inheritable.
-    let mut header: [u32; 2] = [0x2008_0522, 0];
-    let mut data: [[u32; 3]; 2] = [[0; 3]; 2];
-    // SAFETY: the structures of capget(2) in their third version, on the stack.
-    unsafe {
-        if libc::syscall(libc::SYS_capget, header.as_mut_ptr(), data.as_mut_ptr()) != 0 {
-            return false;
-        }
-        let words = [
-            (capabilities.left, capabilities.ambient),
-            (capabilities.left >> 32, capabilities.ambient >> 32),
-        ];
-        for (word, (left, ambient)) in data.iter_mut().zip(words) {
-            let [effective, permitted, inheritable] = word;
-            *permitted &= left as u32;
-            *effective = *permitted;
-            *inheritable = (*inheritable & left as u32) | (ambient as u32 & *permitted);
-        }
-        libc::syscall(libc::SYS_capset, header.as_mut_ptr(), data.as_ptr()) == 0
     }
 }
 

@@ -19,7 +19,7 @@
 //! | [`record`] | what stays on disk of a spawn until the next |
 //! | [`client`] | for the process-manager: fork server, handles, events (tokio) |
 //! | [`server`] | the fork server: the program `blackhole-shim` |
-//! | `idle`, `prepare`, `start`, `exec`, `birth` | from a waiting shim to a running program |
+//! | `idle`, `prepare`, `identity`, `start`, `exec`, `birth`, `capabilities` | from a waiting shim to a running program |
 //! | `service`, `connection`, `logs`, `notify`, `verdict` | the life of a service and its end |
 //! | `hook`, `passed` | programs beside it; sockets and descriptors that outlive it |
 //! | `tree` | finding and killing processes |
@@ -30,11 +30,13 @@
 //! when the manager, the fork server, the run directory or the disk space are gone.
 
 mod birth;
+mod capabilities;
 pub mod client;
 mod connection;
 mod exec;
 mod hint;
 mod hook;
+mod identity;
 mod idle;
 mod lock;
 mod logs;

@@ -1,7 +1,7 @@
 //! From a request to a child that is ready to be made: step one of a spawn.
 
 use std::collections::BTreeMap;
-use std::ffi::{CString, OsStr};
+use std::ffi::CString;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -18,18 +18,16 @@ use blackhole_bus_schema::process::{
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use super::capabilities;
 use super::connection::Connection;
-use super::exec::{self, Identity, Plan};
+use super::exec::{Identity, Plan};
 use super::hint::Who;
+use super::identity::{identity, program};
 use super::lock::Lock;
 use super::notify::Notify;
 use super::passed::{Copies, Passed};
 use super::protocol::{Loss, SpawnRequest};
 use super::record::{self, Writer};
-use super::sys;
-
-/// Used where the environment of a service has no `PATH`.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Of a service that asks for no other.
 const DEFAULT_UMASK: u32 = 0o022;
@@ -78,7 +76,7 @@ impl From<SpawnFailure> for Refusal {
     }
 }
 
-fn errno(error: &io::Error) -> i32 {
+pub(super) fn errno(error: &io::Error) -> i32 {
     error.raw_os_error().unwrap_or(0)
 }
 
@@ -391,7 +389,7 @@ fn plan(
         nice: settings.nice,
         output,
         identity,
-        capabilities: capabilities(settings, who)?,
+        capabilities: capability_sets(settings, who)?,
         umask: settings.umask.unwrap_or(DEFAULT_UMASK),
         stdin: match stdin {
             Some(file) => Some(c_string(file, step, || {
@@ -421,10 +419,10 @@ fn rlimits(settings: &ProcessSettings) -> Vec<(u32, u64, u64)> {
 }
 
 /// As sets of bits. One that is not root has those that are kept as ambient ones.
-fn capabilities(
+fn capability_sets(
     settings: &ProcessSettings,
     who: &Who,
-) -> Result<Option<exec::Capabilities>, SpawnFailure> {
+) -> Result<Option<capabilities::Capabilities>, SpawnFailure> {
     let Some(capabilities) = &settings.capabilities else {
         return Ok(None);
     };
@@ -442,12 +440,12 @@ fn capabilities(
         .ok()
         .and_then(|text| text.trim().parse().ok());
     Ok(Some(match capabilities {
-        Capabilities::Keep(_) => exec::Capabilities {
+        Capabilities::Keep(_) => capabilities::Capabilities {
             left: bits,
             ambient: if who.uid == 0 { 0 } else { bits },
             last: last.unwrap_or(LAST_CAPABILITY),
         },
-        Capabilities::Drop(_) => exec::Capabilities {
+        Capabilities::Drop(_) => capabilities::Capabilities {
             left: !bits,
             ambient: 0,
             last: last.unwrap_or(LAST_CAPABILITY),
@@ -455,7 +453,7 @@ fn capabilities(
     }))
 }
 
-fn c_string(
+pub(super) fn c_string(
     text: impl Into<Vec<u8>>,
     step: SpawnStep,
     operation: impl FnOnce() -> String,
@@ -567,148 +565,3 @@ pub(crate) fn own_groups<'a>(
 
 /// For whoever reads that a cgroup could not be joined.
 pub(crate) const CGROUP_HINT: &str = "the group that the resource-controller made is gone or not this user's: start it again with the resource-controller up";
-
-/// The user and groups to run as, and what belongs to them in the environment.
-fn identity(
-    request: &SpawnRequest,
-    environment: &mut BTreeMap<String, String>,
-) -> Result<(Option<Identity>, Who), SpawnFailure> {
-    let step = SpawnStep::ApplyLimits;
-    let own = Who {
-        uid: rustix::process::geteuid().as_raw(),
-        gid: rustix::process::getegid().as_raw(),
-        groups: rustix::process::getgroups()
-            .unwrap_or_default()
-            .into_iter()
-            .map(rustix::process::Gid::as_raw)
-            .collect(),
-    };
-    let more = &request.settings.groups;
-    if request.user.is_none() && request.group.is_none() && more.is_empty() {
-        return Ok((None, own));
-    }
-    let group = match &request.group {
-        None => None,
-        Some(name) => Some(group(name, "group")?),
-    };
-    let mut who = match &request.user {
-        None => Who {
-            uid: own.uid,
-            gid: group.unwrap_or(own.gid),
-            groups: vec![group.unwrap_or(own.gid)],
-        },
-        Some(name) => {
-            let operation = || format!("look up user {name}");
-            let found = sys::user(&c_string(name.as_str(), step, operation)?)
-                .map_err(|error| failure(step, operation(), errno(&error), ""))?;
-            match (found, name.parse::<u32>(), group) {
-                (Some(user), _, group) => {
-                    let gid = group.unwrap_or(user.gid);
-                    for (variable, value) in [
-                        ("USER", &user.name),
-                        ("LOGNAME", &user.name),
-                        ("HOME", &user.home),
-                    ] {
-                        let value = value.to_string_lossy().into_owned();
-                        environment.entry(variable.to_owned()).or_insert(value);
-                    }
-                    Who {
-                        uid: user.uid,
-                        gid,
-                        groups: sys::groups_of(&user.name, gid),
-                    }
-                }
-                (None, Ok(uid), Some(gid)) => Who {
-                    uid,
-                    gid,
-                    groups: vec![gid],
-                },
-                (None, Ok(_), None) => {
-                    let hint = "no user has this number: name a `group` too";
-                    return Err(failure(step, operation(), 0, hint));
-                }
-                (None, Err(_), _) => {
-                    return Err(failure(
-                        step,
-                        operation(),
-                        0,
-                        "user unknown: create it or correct `user`",
-                    ));
-                }
-            }
-        }
-    };
-    for name in more {
-        let gid = self::group(name, "groups")?;
-        if !who.groups.contains(&gid) {
-            who.groups.push(gid);
-        }
-    }
-    let same = who.uid == own.uid && who.gid == own.gid && more.is_empty();
-    if same && (own.uid != 0 || request.user.is_none()) {
-        return Ok((None, own));
-    }
-    // Who is not root may not set groups, and needs not for what it is already.
-    let needed = own.uid == 0 || who.uid != own.uid || !more.is_empty();
-    let groups = needed.then(|| who.groups.clone());
-    Ok((
-        Some(Identity {
-            uid: who.uid,
-            gid: who.gid,
-            groups,
-        }),
-        who,
-    ))
-}
-
-/// The number of a group that `key` names.
-fn group(name: &str, key: &str) -> Result<u32, SpawnFailure> {
-    let step = SpawnStep::ApplyLimits;
-    if let Ok(number) = name.parse() {
-        return Ok(number);
-    }
-    let operation = || format!("look up group {name}");
-    match sys::group(&c_string(name, step, operation)?) {
-        Ok(Some(gid)) => Ok(gid),
-        Ok(None) => {
-            let hint = format!("group unknown: create it or correct `{key}`");
-            Err(failure(step, operation(), 0, hint))
-        }
-        Err(error) => Err(failure(step, operation(), errno(&error), "")),
-    }
-}
-
-/// The file to execute.
-fn program(
-    command: &[String],
-    environment: &BTreeMap<String, String>,
-    who: &Who,
-) -> Result<PathBuf, SpawnFailure> {
-    let step = SpawnStep::Exec;
-    let Some(name) = command.first().filter(|name| !name.is_empty()) else {
-        return Err(failure(step, "exec nothing", 0, "the command is empty"));
-    };
-    if name.contains('/') {
-        return Ok(PathBuf::from(name));
-    }
-    let path = environment.get("PATH").map_or(DEFAULT_PATH, String::as_str);
-    let mut forbidden = None;
-    for dir in path.split(':').filter(|dir| dir.starts_with('/')) {
-        let candidate = Path::new(dir).join(OsStr::new(name));
-        match fs::metadata(&candidate) {
-            Ok(meta) if meta.is_file() && who.may_execute(&meta) => return Ok(candidate),
-            Ok(meta) if meta.is_file() => forbidden = Some(candidate),
-            _ => {}
-        }
-    }
-    Err(match forbidden {
-        Some(file) => {
-            let hint = super::hint::exec(&file, libc::EACCES, who);
-            failure(step, format!("exec {}", file.display()), libc::EACCES, hint)
-        }
-        None => {
-            let hint = format!("not found in PATH ({path}): install it or give its absolute path");
-            failure(step, format!("exec {name}"), libc::ENOENT, hint)
-        }
-    })
-}
