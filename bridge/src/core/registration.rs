@@ -141,8 +141,11 @@ impl Core {
             self.offence(conn, &reason);
             return self.go_away(conn, &reason);
         }
-        // It is about to serve something else.
-        self.confirm_waiting(&who.instance);
+        // It is about to serve something else. Who only calls replaces nothing of another
+        // connection, nor what that one waits to serve.
+        if !only_calls(&register) || self.paces.waits(&who.instance, conn) {
+            self.confirm_waiting(&who.instance);
+        }
         register.methods.sort_unstable();
         register.methods.dedup();
         if !self.changes(conn, &who.instance, &register) {

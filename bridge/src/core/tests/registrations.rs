@@ -121,6 +121,27 @@ fn an_end_takes_what_waits_along() {
 }
 
 #[test]
+fn who_only_calls_takes_nothing_away_from_what_waits() {
+    let mut world = World::new();
+    exhaust(&mut world, 1, "db.1");
+    serve(&mut world, 1, "db.1", 10);
+    assert_eq!(confirmed(&world.register(2, "db.1", &[])), [2]);
+    assert_eq!(confirmed(&world.pass(1000 * MS)), [1]);
+    assert_eq!(serves(&world, "db.1"), ["m10"]);
+    // Of one that has connected again, and is not there yet.
+    world.gone(1);
+    assert_eq!(serve(&mut world, 3, "db.1", 11), []);
+    assert_eq!(confirmed(&world.register(2, "db.1", &[])), [2]);
+    assert_eq!(confirmed(&world.pass(1000 * MS)), [3]);
+    assert_eq!(serves(&world, "db.1"), ["m11"]);
+    // What it says itself does.
+    assert_eq!(serve(&mut world, 3, "db.1", 12), []);
+    assert_eq!(confirmed(&world.register(3, "db.1", &[])), [3]);
+    world.pass(2000 * MS);
+    assert!(!world.core.registrations().contains_key("db.1"));
+}
+
+#[test]
 fn a_successor_does_not_pay_for_what_was_before() {
     let mut world = World::new();
     exhaust(&mut world, 1, "db.1");
