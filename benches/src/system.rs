@@ -36,7 +36,8 @@ pub struct System {
     manager: Link,
     changes: mpsc::Receiver<LinkEvent>,
     daemons: BTreeMap<&'static str, Daemon>,
-    // Last: it is removed when everything else is gone.
+    // Last: they are removed when everything else is gone.
+    _run: TempDir,
     temp: TempDir,
 }
 
@@ -61,9 +62,18 @@ impl System {
             Ok(temp) => temp,
             Err(error) => panic!("a temporary directory: {error}"),
         };
+        // Where a host has its run directory too: in memory.
+        let memory = Path::new("/dev/shm");
+        let run = tempfile::Builder::new()
+            .prefix("bh-bench-")
+            .tempdir_in(if memory.is_dir() { memory } else { temp.path() });
+        let run = match run {
+            Ok(run) => run,
+            Err(error) => panic!("a run directory: {error}"),
+        };
         let tiny = Tiny::new(temp.path());
         let dirs = Dirs {
-            run: temp.path().join("r"),
+            run: run.path().join("r"),
             state: temp.path().join("s"),
         };
         let text = format!(
@@ -116,6 +126,7 @@ impl System {
             manager,
             changes,
             daemons,
+            _run: run,
             temp,
         }
     }

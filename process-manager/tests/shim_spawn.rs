@@ -63,7 +63,9 @@ async fn output_is_logged_and_the_exit_code_recorded() {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     left.sort();
-    assert_eq!(left, ["log", "record"], "no lock and no socket is left");
+    assert_eq!(left, ["lock", "log", "record"], "no socket is left");
+    let lock = fs::metadata(folder.join("lock")).unwrap();
+    assert_eq!(lock.len(), 0, "given up in order");
 }
 
 #[tokio::test]

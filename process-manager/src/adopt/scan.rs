@@ -21,7 +21,7 @@ use crate::shim::client::{
     Attached, ClientError, Record, ShimEvents, ShimHandle, ShimPhase, Started, attach,
     instance_lock_held, read_record,
 };
-use crate::shim::record::lock_path;
+use crate::shim::record::shim_was_lost;
 use crate::shim::sweep;
 use crate::table::Found;
 
@@ -227,7 +227,7 @@ fn unreachable(name: &InstanceName, remains: &Remains) -> Option<Adopted> {
     })
 }
 
-/// A shim that ends in order removes its lock. Where one is left beside a record
+/// A shim that ends in order leaves its lock empty. Where one is not, beside a record
 /// that has its end, or none, that is the lock of a lost shim which could not
 /// write: what it left behind is killed. Nothing is after a boot.
 async fn sweep_unrecorded(
@@ -245,7 +245,7 @@ async fn sweep_unrecorded(
         Remains::Record(record) => record.grant.clone(),
         Remains::Nothing | Remains::Unreadable(_) => None,
     };
-    if !lock_path(&dirs.instance(name)).exists() {
+    if !shim_was_lost(&dirs.instance(name)) {
         return Ok(());
     }
     let socket = dirs.shim_socket(name);

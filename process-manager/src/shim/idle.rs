@@ -157,7 +157,7 @@ fn serve(
         Some(hook) => match hook::before_start(&request, hook, &client, &signals) {
             Ok(output) => Some(output),
             // As if it had never been asked for.
-            Err(Before::Unwanted) => return held.lock.remove(),
+            Err(Before::Unwanted) => return held.lock.leave(),
             Err(Before::Failed(failure)) => {
                 return not_started(&request, held, client, failure);
             }
@@ -193,7 +193,7 @@ fn not_started(
         ));
     }
     super::remove_sockets(&request.socket);
-    held.lock.remove();
+    held.lock.leave();
     client.send(&ShimMessage::SpawnFailed {
         failure,
         held_by: None,

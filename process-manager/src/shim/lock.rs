@@ -41,6 +41,9 @@ impl Lock {
                     let ours = file.metadata()?;
                     match std::fs::metadata(path) {
                         Ok(meta) if meta.ino() == ours.ino() && meta.dev() == ours.dev() => {
+                            // Not empty while it is held, see `leave`. Costs no space, so
+                            // that a full disk does not matter.
+                            let _ = file.set_len(1);
                             return Ok(Ok(Self {
                                 file,
                                 path: path.to_owned(),
@@ -62,6 +65,13 @@ impl Lock {
         }
     }
 
+    /// Gives the lock up in order: the file stays, empty, for the next one. A new
+    /// one each time would cost a start a new inode, which is what takes longest
+    /// of all on some file systems (ext4 looks for one that was not deleted lately).
+    pub(crate) fn leave(self) {
+        let _ = self.file.set_len(0);
+    }
+
     /// Removes the file and gives the lock up.
     pub(crate) fn remove(self) {
         // Not another's file: the folder may have been replaced meanwhile.
@@ -70,6 +80,11 @@ impl Lock {
             let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+/// Whether a lock that nobody holds was not given up in order: its holder was lost.
+pub(crate) fn was_lost(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|meta| meta.len() > 0)
 }
 
 /// Who holds the lock; `None` when nobody does or there is no such file. Not to
@@ -101,6 +116,13 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("lock");
         assert_eq!(holder(&path).unwrap(), None);
+        let lock = Lock::take(&path).unwrap().unwrap();
+        assert!(was_lost(&path), "as long as it is held");
+        lock.leave();
+        assert!(path.exists() && !was_lost(&path));
+        assert_eq!(holder(&path).unwrap(), None);
+        drop(Lock::take(&path).unwrap().unwrap());
+        assert!(was_lost(&path));
         let lock = Lock::take(&path).unwrap().unwrap();
         lock.remove();
         assert!(!path.exists());

@@ -161,6 +161,11 @@ pub fn instance_lock_held(dir: &Path) -> io::Result<Option<u32>> {
     super::lock::holder(&lock_path(dir))
 }
 
+/// Whether the shim that had the instance's lock last did not give it up in order.
+pub(crate) fn shim_was_lost(dir: &Path) -> bool {
+    super::lock::was_lost(&lock_path(dir))
+}
+
 /// The file that a shim locks.
 pub(crate) fn lock_path(dir: &Path) -> PathBuf {
     dir.join(LOCK)

@@ -456,7 +456,7 @@ impl Service {
                 None
             }
         };
-        self.held.lock.remove();
+        self.held.lock.leave();
         for mut client in self.connections {
             if client.watching
                 && let Some((Change::Minor | Change::Major, notify)) = &last_words

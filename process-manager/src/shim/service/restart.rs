@@ -262,7 +262,7 @@ impl Service {
         note_record(&mut self.loss, written);
         crate::shim::remove_sockets(&self.request.socket);
         let keeper = self.passed.keep(&self.request.socket);
-        self.held.lock.remove();
+        self.held.lock.leave();
         let message = ShimMessage::NotRestarted {
             exit,
             generation: self.request.generation,
