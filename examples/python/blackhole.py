@@ -401,13 +401,14 @@ class Service:
                 if connected:
                     self._register()
                 else:
+                    while self.sock.poll(0):  # what came before the end: answers
+                        beat = self._take() or beat
                     self._lost()
                 if event & self.REFUSED:
                     self.refused = True
                     self.registered.set()
-            if self.sock in ready:
-                frames = self.sock.recv_multipart()
-                beat = self._received(frames[0], b"".join(frames[1:2])) or beat
+            elif self.sock in ready:
+                beat = self._take() or beat
             if self.woken.fileno() in ready:
                 self.woken.recv(4096)
             while not self.outbox.empty():
@@ -424,6 +425,10 @@ class Service:
                 next_beat = time.monotonic() + beat
                 if connected:
                     self._put({"kind": "heartbeat"})
+
+    def _take(self):
+        frames = self.sock.recv_multipart()
+        return self._received(frames[0], b"".join(frames[1:2]))
 
     def _put(self, header, payload=b""):
         try:

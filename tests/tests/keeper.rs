@@ -38,7 +38,8 @@ fn down_ends_everything_without_keeper_and_process_manager() {
     );
     // Dependents first, as ever.
     let said = |name: &str| output.stderr.find(name);
-    assert!(said("after.1") < said("base.1"), "{output:#?}");
+    let (after, base) = (said("after.1"), said("base.1"));
+    assert!(after.is_some() && after < base, "{output:#?}");
     // What ran at `down` is what the next `up` starts.
     deployment.up();
     let status = deployment.status();

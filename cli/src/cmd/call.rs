@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use blackhole_bus_schema::names::{Component, Generation, InstanceName};
 use blackhole_bus_schema::registry::ListRegistry;
+use blackhole_bus_schema::reply::Code;
 use blackhole_bus_schema::rpc::{Client, ConnectOptions, Key};
 use blackhole_bus_schema::transport::MAX_MESSAGE_BYTES;
 use serde::Serialize;
@@ -61,14 +62,24 @@ pub(super) async fn run(context: &Context, args: &args::Call) -> Result<(), Erro
         answer = &mut call => answer,
         () = late => {
             // The call goes on while it is found out what it waits for.
-            let (answer, ()) = tokio::join!(call, say_what_is_missing(context, &callee, budget));
-            answer
+            tokio::select! {
+                biased;
+                answer = &mut call => answer,
+                () = say_what_is_missing(context, &callee, budget) => call.await,
+            }
         }
     };
     let answer = match answer {
         Ok(answer) => answer,
         Err(status) => {
-            if let Name::Instance(instance) = &callee {
+            // What the method itself said stands; only who was not reached may not exist.
+            let unreached = matches!(
+                status.code,
+                Code::NotFound | Code::Unavailable | Code::DeadlineExceeded
+            );
+            if let Name::Instance(instance) = &callee
+                && unreached
+            {
                 known(context, instance).await?;
             }
             return Err(Error::Called { operation, status });

@@ -239,21 +239,29 @@ impl Shell {
         let Some(flushing) = self.flushing.take() else {
             return;
         };
-        if let Err(error) = flushing.end().await {
-            tracing::error!(
-                error = chain(&error),
-                "an operator's wish may not be on the disk"
-            );
-            // Whoever waits is told, and the next write tries again, whole.
-            self.wish_at_risk = true;
+        match flushing.end().await {
+            Ok(()) => self.store.flushed(),
+            Err(error) => {
+                tracing::error!(
+                    error = chain(&error),
+                    "an operator's wish may not be on the disk: it is written again"
+                );
+                self.store.not_flushed();
+                self.write(Vec::new(), true);
+            }
         }
     }
 
     fn write(&mut self, changes: Vec<Change>, durable: bool) {
         let before = self.store.outstanding();
         let nothing = changes.is_empty() && before == 0;
-        // A wish that could not be flushed is, with whatever is written next.
-        match self.store.write(changes, self.wish_at_risk) {
+        let again = changes.is_empty() && durable;
+        let written = match durable && !again && !self.wish_at_risk {
+            true => self.store.write_wish(changes),
+            // A wish that could not be written is flushed with whatever is written next.
+            false => self.store.write(changes, self.wish_at_risk || again),
+        };
+        match written {
             Ok(()) if nothing => {}
             Ok(()) => {
                 self.wish_at_risk = false;

@@ -124,6 +124,8 @@ pub struct Store {
     outstanding: BTreeMap<String, Change>,
     /// Something outstanding has to be flushed.
     flush_due: bool,
+    /// Wishes that are written and may not be on the disk yet, in their latest form.
+    unflushed: BTreeMap<String, Change>,
     /// Why the last write failed.
     trouble: Option<String>,
     /// A damaged predecessor was put aside: for people.
@@ -192,6 +194,7 @@ impl Store {
             connection,
             outstanding: BTreeMap::new(),
             flush_due: false,
+            unflushed: BTreeMap::new(),
             trouble: None,
             warning,
         };
@@ -214,7 +217,17 @@ impl Store {
         self.flush_due |= durable;
         match self.commit(self.flush_due) {
             Ok(()) => {
-                self.outstanding.clear();
+                let written = std::mem::take(&mut self.outstanding);
+                if self.flush_due {
+                    self.unflushed.retain(|key, _| !written.contains_key(key));
+                } else {
+                    for (key, change) in written {
+                        // What a wish has become is what is put again, not what it was.
+                        if let Some(known) = self.unflushed.get_mut(&key) {
+                            *known = change;
+                        }
+                    }
+                }
                 self.flush_due = false;
                 self.trouble = None;
                 Ok(())
@@ -226,6 +239,37 @@ impl Store {
                     source: Box::new(source),
                 })
             }
+        }
+    }
+
+    /// Writes an operator's wish without waiting for the disk; the caller sees to
+    /// the fsync of [`Store::wal`], and tells how it went with [`Store::flushed`] or
+    /// [`Store::not_flushed`]: after a failure the kernel counts its pages as
+    /// written all the same, and a second fsync would find nothing to do (fsync(2), NOTES).
+    ///
+    /// # Errors
+    /// As [`Store::write`].
+    pub fn write_wish(&mut self, changes: Vec<Change>) -> Result<(), StoreError> {
+        let kept: Vec<_> = changes
+            .iter()
+            .map(|change| (key(change), change.clone()))
+            .collect();
+        self.write(changes, false)?;
+        self.unflushed.extend(kept);
+        Ok(())
+    }
+
+    /// All wishes written so far are on the disk.
+    pub fn flushed(&mut self) {
+        self.unflushed.clear();
+    }
+
+    /// An fsync failed: all wishes that it should have brought to the disk are
+    /// outstanding again, in the form that they have by now, and the next write flushes.
+    pub fn not_flushed(&mut self) {
+        self.flush_due = true;
+        for (key, change) in std::mem::take(&mut self.unflushed) {
+            self.outstanding.entry(key).or_insert(change);
         }
     }
 

@@ -231,3 +231,42 @@ fn the_tables_of_an_earlier_version_are_taken_over() {
     drop(store);
     assert_eq!(Store::open(&path).unwrap().1, expected);
 }
+
+/// After a failed fsync the kernel takes the pages for written: wishes are put
+/// again, as they are by then.
+#[test]
+fn wishes_that_were_not_flushed_are_written_again_in_their_latest_form() {
+    let wish = |desired| {
+        Change::Service(SavedService {
+            name: "web".parse().unwrap(),
+            wish: Some(desired),
+            requires: Vec::new(),
+        })
+    };
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("db");
+    let (mut store, _) = Store::open(&path).unwrap();
+    store.write_wish(vec![wish(Desired::Down)]).unwrap();
+    store.flushed();
+    store.not_flushed();
+    assert_eq!(store.outstanding(), 0, "that one is on the disk");
+
+    let other = Change::Command(uuid::Uuid::from_u128(9));
+    store
+        .write_wish(vec![wish(Desired::Down), other.clone()])
+        .unwrap();
+    store.write(vec![wish(Desired::Up)], false).unwrap();
+    store.not_flushed();
+    assert_eq!(store.outstanding(), 2);
+    // As if the pages had been lost with the power.
+    store
+        .connection
+        .execute_batch("DELETE FROM service; DELETE FROM command")
+        .unwrap();
+    store.write(Vec::new(), true).unwrap();
+    drop(store);
+    let mut expected = Restored::default();
+    expected.apply(wish(Desired::Up));
+    expected.apply(other);
+    assert_eq!(Store::open(&path).unwrap().1, expected);
+}
