@@ -31,7 +31,7 @@ use crate::room;
 /// Messages taken from the ROUTER before the other inputs have a turn.
 const BURST: usize = 64;
 /// Messages taken from the ROUTER when a connection is gone, before its calls
-/// fail: of one connection no more than 1024 are in the queue, see
+/// fail: of all connections no more than 64 are in the queue, see
 /// [`blackhole_bus_schema::transport::rpc`].
 const LAST_WORDS: usize = 4096;
 /// How long the supervisor is waited for, at the start without a configuration,

@@ -51,7 +51,7 @@ async fn an_answer_before_a_close_is_not_lost() {
 
 #[tokio::test]
 async fn connections_that_say_nothing_are_limited() {
-    const MOST: usize = 64;
+    const MOST: usize = 8;
     const OPENED: usize = 300;
     let bridge = Bridge::start(&["front", "evil"]);
     let _first = bridge.registered("front.1", 1).await;
@@ -68,7 +68,7 @@ async fn connections_that_say_nothing_are_limited() {
     }
     open.retain_mut(|peer| !peer.is_closed());
     assert_eq!(open.len(), MOST);
-    let told = "has more than 64 connections";
+    let told = "has more than 8 connections";
     assert_eq!(bridge.log().matches(told).count(), 1);
     // Those that end leave room.
     drop(open);

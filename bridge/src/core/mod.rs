@@ -11,7 +11,7 @@
 //! Bounds: 65,536 calls under way and 512 MiB of their payloads and windows, of
 //! one connection 1024 and 64 MiB; 1024 calls that wait for a service, and 64 MiB
 //! for all. One service, all its instances and connections together, never has more
-//! than a quarter of any of these. 64 connections of one instance, and what there is
+//! than a quarter of any of these. 8 connections of one instance, and what there is
 //! room for of all, a quarter of it of one service; a window of 4 MiB and 4096 parts for
 //! each streamed answer. A caller or callee that does not read is disconnected
 //! when 8192 messages or 64 MiB are queued for it, see
@@ -344,6 +344,11 @@ impl Core {
         if connection.over.1 {
             return self.refuse_past(conn, &header);
         }
+        if !payload.is_empty() && !carries_payload(&header) {
+            self.offence(conn, "sent a payload with a header that has none: ended");
+            self.actions.push(Action::Disconnect(conn));
+            return self.disconnected(now, conn);
+        }
         match header {
             Header::Request(request) => self.request(now, conn, request, payload),
             Header::Response(response) => self.response(now, conn, response, payload),
@@ -474,4 +479,12 @@ impl Core {
         });
         stats.collect()
     }
+}
+
+/// Whether a message of this kind may have a payload.
+fn carries_payload(header: &Header<'_>) -> bool {
+    matches!(
+        header,
+        Header::Request(_) | Header::Response(_) | Header::Part { .. }
+    )
 }

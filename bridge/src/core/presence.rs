@@ -9,9 +9,10 @@ use blackhole_bus_schema::names::{InstanceName, ServiceName};
 
 use super::{Action, Conn, Core};
 
-/// Connections that one instance may have: workers of a service may each open
-/// one. Further ones are ended.
-pub(super) const CONNECTIONS_OF_ONE: usize = 64;
+/// Connections that one instance may have: it needs one, and workers of it may each
+/// open one. Further ones are ended: what is read ahead of each is bounded in messages,
+/// not in bytes.
+pub(super) const CONNECTIONS_OF_ONE: usize = 8;
 /// Time that a connection has to say something.
 pub(super) const FIRST_WORD: Duration = Duration::from_secs(30);
 

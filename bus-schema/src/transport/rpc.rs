@@ -7,10 +7,13 @@
 //!
 //! What a ROUTER holds for a peer is bounded: 8192 messages, and of frames of at
 //! least 1 KiB together [`PEER_BYTES`] (so 72 MiB in all), and [`ALL_BYTES`] for
-//! the large frames of all peers together; see [`Ledger`]. What it holds from a
-//! peer is one message of at most 16 MiB that is still coming in, and what the
-//! I/O has read ahead of its user, at most 1024 messages: both run on one thread
-//! and take turns.
+//! the large frames of all peers together; see [`Ledger`].
+//!
+//! What it holds from a peer: one message of at most 16 MiB that is still coming in,
+//! and at most 256 that the I/O has read ahead, which is a number of the library's;
+//! and of all peers together 64 for its user. The library counts none of them in bytes.
+//! Both run on one thread: with few connections that send large messages hardly more
+//! than one of each is there. So who needs a bound in bytes bounds connections.
 
 mod frame;
 
@@ -35,9 +38,12 @@ use super::{MAX_MESSAGE_BYTES, TransportError};
 /// and a callee at most 4096, so that this is full only when a peer has stopped
 /// reading; then further messages to it are refused, see [`SendError::Full`].
 const SEND_HIGH_WATER_MARK: u32 = 8_192;
-/// Messages queued from one peer. When full, that peer's socket is not read:
-/// it feels it as a slow bridge, the others do not.
+/// Messages queued from a DEALER's peer. When full, its socket is not read.
 const RECV_HIGH_WATER_MARK: u32 = 1_024;
+/// Messages queued from all peers of a ROUTER together, behind the library's 256 of
+/// each: as many as it hands over in one go. When full, those are not emptied, and when
+/// they are full too their sockets are not read: a peer feels it as a slow ROUTER.
+const ROUTER_RECV_HIGH_WATER_MARK: u32 = 64;
 /// Connection events kept for a slow watcher; it is told when it missed some.
 const EVENTS: usize = 4_096;
 
@@ -183,6 +189,7 @@ impl Router {
         });
         let options = Options {
             mechanism: MechanismSetup::PlainServer { authenticator },
+            recv_hwm: ROUTER_RECV_HIGH_WATER_MARK,
             // A send to a peer that is gone or full is an error, not a silent loss.
             router_mandatory: true,
             ..options()

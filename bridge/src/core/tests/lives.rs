@@ -287,7 +287,7 @@ fn absurd_registrations_are_refused() {
     assert_eq!(goaways(&world.register(1, "db.1", &[&"x".repeat(201)])), 1);
     assert!(world.core.registrations().is_empty());
     // Nor may one instance hold all the connections.
-    for conn in 10..10 + 64 {
+    for conn in 10..10 + 8 {
         assert_eq!(goaways(&world.register(conn, "web.1", &[])), 0);
     }
     let ended = world.register(1000, "web.1", &[]);
@@ -295,6 +295,35 @@ fn absurd_registrations_are_refused() {
     assert_eq!(world.register(1001, "web.1", &[]), [Did::Disconnect(1001)]);
     world.gone(10);
     assert_eq!(goaways(&world.register(1002, "web.1", &[])), 0);
+}
+
+#[test]
+fn a_payload_where_there_is_none_ends_the_connection() {
+    let without = [
+        register(&["get"]),
+        Header::Heartbeat { registered: None },
+        Header::Cancel { id: 1 },
+        Header::Credit { id: 1, bytes: 1 },
+        Header::Goaway {
+            reason: "".into(),
+            ends: false,
+        },
+        Header::Resolve {
+            id: 1,
+            service: "db".into(),
+        },
+    ];
+    for header in without {
+        let mut world = World::new();
+        world.register(1, "db.1", &["get"]);
+        let sent = calls(&world.request(2, "web.1", 1, "db"));
+        let ended = world.say_as(1, "db.1", 1, header.clone(), "x");
+        assert!(ended.contains(&Did::Disconnect(1)), "{header:?}");
+        assert_eq!(offences(&ended), 1);
+        assert_eq!(responses(&ended), [(2, 1, Code::Unavailable)], "at once");
+        assert_eq!(world.say(1, "db.1", answer(sent[0].1)), []);
+        assert!(world.core.registrations().is_empty());
+    }
 }
 
 #[test]
@@ -307,7 +336,7 @@ fn connections_that_say_nothing_count_and_are_ended() {
         };
         world.core.connected(world.now, conn, who)
     };
-    let most = 64;
+    let most = 8;
     assert!((0..most).all(|conn| admit(&mut world, conn)));
     assert!(admit(&mut world, 0), "told twice, counted once");
     assert!(!admit(&mut world, most));
