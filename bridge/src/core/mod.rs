@@ -12,7 +12,8 @@
 //! one connection 1024 and 64 MiB; 1024 calls that wait for a service, and 64 MiB
 //! for all. One service, all its instances and connections together, never has more
 //! than a quarter of any of these. 8 connections of one instance, and what there is
-//! room for of all, a quarter of it of one service; a window of 4 MiB and 4096 parts for
+//! room for of all (each instance's first comes before any further one), a quarter of
+//! the further ones of one service; a window of 4 MiB and 4096 parts for
 //! each streamed answer. A caller or callee that does not read is disconnected
 //! when 8192 messages or 64 MiB are queued for it, see
 //! [`blackhole_bus_schema::transport::rpc`]. A spawn changes what it serves 10 times
@@ -47,8 +48,8 @@ use directory::Directory;
 pub use directory::{Outlook, ProcessReport};
 use drains::Drains;
 pub use ids::{IdMap, IdSet};
-pub use presence::CONNECTIONS;
 use presence::Presence;
+pub use presence::{CONNECTIONS, Room};
 use registration::Paces;
 
 /// Silence after which a registered connection counts as hung: it no longer
@@ -216,9 +217,10 @@ impl Core {
         }
     }
 
-    /// Connections that there is room for; [`CONNECTIONS`] without this.
-    pub fn connections_at_most(&mut self, connections: usize) {
-        self.presence.at_most(connections);
+    /// Connections that there is room for; [`CONNECTIONS`], a quarter of them further
+    /// ones, without this.
+    pub fn connections_at_most(&mut self, room: Room) {
+        self.presence.at_most(room);
     }
 
     /// Endpoints with a path are taken only below one of these; without this, with any.

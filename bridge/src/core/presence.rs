@@ -18,12 +18,25 @@ pub(super) const FIRST_WORD: Duration = Duration::from_secs(30);
 
 /// Connections of all instances together, where nobody says what there is room for.
 pub const CONNECTIONS: usize = 8192;
-/// The part of them that one service may have, at least as much as one instance.
+/// The part of the further connections that one service may have, at least as much as
+/// one instance.
 const SHARE: usize = 4;
+
+/// How many connections there is room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// In all.
+    pub all: usize,
+    /// Of these, connections of instances that have one already. An instance's first is
+    /// refused by nothing but `all`: how many instances run is the operator's to say.
+    pub further: usize,
+}
 
 #[derive(Debug, Default)]
 struct Present {
     connections: usize,
+    /// Instances they belong to, of a service.
+    instances: usize,
     /// Which, of an instance.
     which: Vec<Conn>,
     /// Whether it was told that there are too many.
@@ -35,6 +48,11 @@ impl Present {
     fn full(&mut self, most: usize) -> Option<bool> {
         (self.connections >= most).then(|| !std::mem::replace(&mut self.told, true))
     }
+
+    /// Connections beyond each instance's first.
+    fn further(&self) -> usize {
+        self.connections.saturating_sub(self.instances)
+    }
 }
 
 /// Who is there.
@@ -43,7 +61,9 @@ pub(super) struct Presence {
     instances: HashMap<InstanceName, Present>,
     services: HashMap<ServiceName, Present>,
     all: Present,
-    most: usize,
+    /// Whether it was told that there are too many further ones.
+    told_further: bool,
+    room: Room,
     /// When each connection must have said something, oldest first. As many as
     /// handshakes are made in [`FIRST_WORD`], 24 bytes each.
     first_words: VecDeque<(Instant, Conn)>,
@@ -55,15 +75,19 @@ impl Default for Presence {
             instances: HashMap::new(),
             services: HashMap::new(),
             all: Present::default(),
-            most: CONNECTIONS,
+            told_further: false,
+            room: Room {
+                all: CONNECTIONS,
+                further: CONNECTIONS / SHARE,
+            },
             first_words: VecDeque::new(),
         }
     }
 }
 
 impl Presence {
-    pub(super) fn at_most(&mut self, connections: usize) {
-        self.most = connections;
+    pub(super) fn at_most(&mut self, room: Room) {
+        self.room = room;
     }
 
     /// Counts a connection, unless it is one too many. Then: what to say of it, once.
@@ -72,28 +96,56 @@ impl Presence {
         conn: Conn,
         instance: &InstanceName,
     ) -> Result<(), Option<String>> {
-        let share = (self.most / SHARE).max(CONNECTIONS_OF_ONE);
         let own = self.instances.get_mut(instance);
         if let Some(news) = own.and_then(|own| own.full(CONNECTIONS_OF_ONE)) {
             let what = || format!("has more than {CONNECTIONS_OF_ONE} connections: ended");
             return Err(news.then(what));
         }
-        let service = self.services.get_mut(instance.service());
-        if let Some(news) = service.and_then(|service| service.full(share)) {
-            let what = || format!("is of a service with more than {share} connections: ended");
-            return Err(news.then(what));
+        let first = !self.instances.contains_key(instance);
+        if !first {
+            self.may_have_further(instance.service())?;
         }
-        if let Some(news) = self.all.full(self.most) {
-            let most = self.most;
+        if let Some(news) = self.all.full(self.room.all) {
+            let most = self.room.all;
             let what = || format!("has one of more than {most} connections of all: ended");
             return Err(news.then(what));
         }
-        self.all.connections += 1;
         let service = instance.service().clone();
-        self.services.entry(service).or_default().connections += 1;
+        for present in [self.services.entry(service).or_default(), &mut self.all] {
+            present.connections += 1;
+            present.instances += usize::from(first);
+        }
         let own = self.instances.entry(instance.clone()).or_default();
         own.connections += 1;
         own.which.push(conn);
+        Ok(())
+    }
+
+    /// Whether an instance of this service may have one more than it has. If not: what
+    /// to say of it, once.
+    fn may_have_further(&mut self, service: &ServiceName) -> Result<(), Option<String>> {
+        let further = self.room.further;
+        let share = (further / SHARE).max(CONNECTIONS_OF_ONE - 1);
+        if let Some(service) = self.services.get_mut(service)
+            && service.further() >= share
+        {
+            let news = !std::mem::replace(&mut service.told, true);
+            return Err(news.then(|| {
+                format!(
+                    "is of a service with more than {share} connections beyond the first of \
+                     each instance: ended"
+                )
+            }));
+        }
+        if self.all.further() >= further {
+            let news = !std::mem::replace(&mut self.told_further, true);
+            return Err(news.then(|| {
+                format!(
+                    "has one of more than {further} connections beyond the first of each \
+                     instance: ended"
+                )
+            }));
+        }
         Ok(())
     }
 
@@ -107,12 +159,19 @@ impl Presence {
         if let Some(own) = self.instances.get_mut(instance) {
             own.which.retain(|other| *other != conn);
         }
-        leave(&mut self.instances, instance);
+        let last = leave(&mut self.instances, instance);
+        if let Some(service) = self.services.get_mut(instance.service()) {
+            service.instances = service.instances.saturating_sub(usize::from(last));
+        }
         leave(&mut self.services, instance.service());
         self.all.connections = self.all.connections.saturating_sub(1);
+        self.all.instances = self.all.instances.saturating_sub(usize::from(last));
         // Told again when it is full again after there was some room.
-        if self.all.connections < self.most / 2 {
+        if self.all.connections < self.room.all / 2 {
             self.all.told = false;
+        }
+        if self.all.further() < self.room.further / 2 {
+            self.told_further = false;
         }
     }
 
@@ -126,13 +185,17 @@ impl Presence {
     }
 }
 
-fn leave<K: Eq + Hash>(all: &mut HashMap<K, Present>, who: &K) {
-    if let Some(present) = all.get_mut(who) {
-        present.connections = present.connections.saturating_sub(1);
-        if present.connections == 0 {
-            all.remove(who);
-        }
+/// Whether that was its last.
+fn leave<K: Eq + Hash>(all: &mut HashMap<K, Present>, who: &K) -> bool {
+    let Some(present) = all.get_mut(who) else {
+        return false;
+    };
+    present.connections = present.connections.saturating_sub(1);
+    let last = present.connections == 0;
+    if last {
+        all.remove(who);
     }
+    last
 }
 
 impl Core {

@@ -359,33 +359,45 @@ fn connections_that_say_nothing_count_and_are_ended() {
 }
 
 #[test]
-fn all_together_have_so_many_connections_and_one_service_a_quarter() {
+fn further_connections_are_few_and_one_service_has_a_quarter_of_them() {
     let mut world = World::new();
-    world.core.connections_at_most(400);
+    let (all, further) = (206, 40);
+    world.core.connections_at_most(Room { all, further });
     let mut next = 0;
     let mut admit = |world: &mut World, who: String| {
         next += 1;
-        world
+        !world
             .register(next, &who, &[])
             .contains(&Did::Disconnect(next))
     };
-    let mut ended = 0;
-    for index in 1..=200 {
-        ended += usize::from(admit(&mut world, format!("web.{index}")));
+    // As many replicas as an operator wants: each has one.
+    for index in 1..=150 {
+        assert!(admit(&mut world, format!("web.{index}")), "{index}");
     }
-    assert_eq!(ended, 100, "a quarter is its own");
+    let more =
+        |service: &'static str| (1..=20).map(move |index| format!("{service}.{}", index % 5 + 1));
+    let taken = more("web").filter(|who| admit(&mut world, who.clone()));
+    assert_eq!(taken.count(), 10, "a quarter is its own");
     for service in ["db", "pricing", "more"] {
-        for index in 1..=100 {
-            assert!(!admit(&mut world, format!("{service}.{index}")));
-        }
+        // The first of each of five, and ten others.
+        let taken = more(service).filter(|who| admit(&mut world, who.clone()));
+        assert_eq!(taken.count(), 15, "{service}");
     }
+    assert!(admit(&mut world, "other.1".into()));
     let one_more = world.register(1000, "other.1", &[]);
     assert_eq!(
         (&one_more[0], offences(&one_more)),
         (&Did::Disconnect(1000), 1)
     );
-    let another = world.register(1001, "other.2", &[]);
+    let another = world.register(1001, "other.1", &[]);
     assert_eq!(another, [Did::Disconnect(1001)], "told once");
+    // A first one comes in until there is no room at all.
+    for index in 2..=5 {
+        assert!(
+            !admit(&mut world, format!("other.{index}")),
+            "all are there"
+        );
+    }
     world.gone(1);
     assert_eq!(goaways(&world.register(1002, "other.3", &[])), 0);
     assert!(world.core.knows(1002));
