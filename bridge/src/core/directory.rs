@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use blackhole_bus_schema::names::{Generation, InstanceName, ServiceName};
 use blackhole_bus_schema::rpc::header::{Endpoint, MAX_METHODS};
@@ -23,6 +24,10 @@ const MAX_METHOD_IDS: usize = 8192;
 /// Of one service: as many as it can serve at one time.
 const METHOD_IDS_OF_ONE: usize = MAX_METHODS;
 
+/// How long others come first after an instance has refused a call as too many: direct
+/// calls, which the bridge does not see, may fill it.
+const FULL: Duration = Duration::from_millis(50);
+
 /// A registered instance.
 #[derive(Debug)]
 pub(super) struct Entry {
@@ -34,6 +39,8 @@ pub(super) struct Entry {
     pub(super) draining: bool,
     /// When it was last picked, as a count of picks: ties go round.
     pub(super) picked: u64,
+    /// Until when others come first, see [`FULL`].
+    pub(super) full_until: Option<Instant>,
 }
 
 /// What a process-manager says of an instance.
@@ -266,6 +273,16 @@ impl Directory {
         self.entry(instance).is_some_and(|entry| entry.conn == conn)
     }
 
+    /// An instance answered that it has too many calls.
+    pub(super) fn is_full(&mut self, now: Instant, instance: &InstanceName, conn: Conn) {
+        let entry = self
+            .get_mut(instance.service())
+            .and_then(|service| service.entries.get_mut(&instance.index()));
+        if let Some(entry) = entry.filter(|entry| entry.conn == conn) {
+            entry.full_until = Some(now + FULL);
+        }
+    }
+
     /// Whether that changed something.
     pub(super) fn drain(&mut self, instance: &InstanceName, conn: Conn) -> bool {
         let entry = self
@@ -407,8 +424,10 @@ impl Directory {
 
     /// The instance with the fewest calls, among those that serve the method,
     /// are ready and have room; of equals the one that was not picked for the longest time.
+    /// One that has just refused a call as too many is taken when there is no other.
     pub(super) fn pick(
         &mut self,
+        now: Instant,
         id: ServiceId,
         index: Option<u32>,
         method: &str,
@@ -438,7 +457,7 @@ impl Directory {
         let mut serving = 0;
         let mut unready = 0;
         let mut open = 0;
-        let mut best: Option<(usize, u64, u32)> = None;
+        let mut best: Option<(bool, usize, u64, u32)> = None;
         let entries = service.entries.iter();
         for (at, entry) in entries.filter(|(at, entry)| meant(**at) && !entry.draining) {
             open += 1;
@@ -452,12 +471,13 @@ impl Directory {
             }
             serving += 1;
             let calls = outstanding(entry.conn);
-            let candidate = (calls, entry.picked, *at);
+            let full = entry.full_until.is_some_and(|until| until > now);
+            let candidate = (full, calls, entry.picked, *at);
             if calls < entry.capacity as usize && best.is_none_or(|best| candidate < best) {
                 best = Some(candidate);
             }
         }
-        if let Some((_, _, at)) = best
+        if let Some((.., at)) = best
             && let Some(entry) = service.entries.get_mut(&at)
             && let Some((method, method_id)) = entry.methods.get_key_value(method)
         {

@@ -44,7 +44,7 @@ impl Core {
             Err(status) => return self.respond(conn, request.id, Err(status)),
         };
         let (service, index) = callee;
-        let pick = self.pick(service, index, &request.method);
+        let pick = self.pick(now, service, index, &request.method);
         let budget = request
             .budget_ms
             .map_or(DEFAULT_BUDGET, Duration::from_millis);
@@ -126,14 +126,15 @@ impl Core {
         id
     }
 
-    fn pick(&mut self, service: ServiceId, index: Option<u32>, method: &str) -> Pick {
+    fn pick(&mut self, now: Instant, service: ServiceId, index: Option<u32>, method: &str) -> Pick {
         let connections = &self.connections;
         let outstanding = |conn: Conn| {
             connections
                 .get(&conn)
                 .map_or(usize::MAX, |c| c.working_on.len())
         };
-        self.directory.pick(service, index, method, outstanding)
+        self.directory
+            .pick(now, service, index, method, outstanding)
     }
 
     fn park(&mut self, id: CallId) {
@@ -154,7 +155,7 @@ impl Core {
             return;
         };
         let (service, index, method) = (call.service, call.index, call.method.clone());
-        match self.pick(service, index, &method) {
+        match self.pick(now, service, index, &method) {
             Pick::Instance {
                 conn,
                 method,
@@ -237,6 +238,11 @@ impl Core {
             return self.offence(conn, "answered a call that it was not sent");
         }
         self.calls.measure(now, id, response.code);
+        if response.code == Code::ResourceExhausted
+            && let Some(callee) = self.connections.get(&conn)
+        {
+            self.directory.is_full(now, &callee.who.instance, conn);
+        }
         if let Some(call) = self.remove(id) {
             let ok = response.code == Code::Ok;
             let response = Header::Response(Response {

@@ -249,6 +249,7 @@ impl Core {
             endpoint: register.endpoint,
             draining: false,
             picked: 0,
+            full_until: None,
         };
         let (news, parked) = self.directory.register(&who.instance, entry);
         if news {

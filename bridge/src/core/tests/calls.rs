@@ -356,3 +356,42 @@ fn a_call_that_is_cancelled_before_it_left_never_leaves() {
     );
     assert!(world.core.is_idle());
 }
+
+#[test]
+fn others_come_first_after_an_instance_has_said_that_it_is_full() {
+    let mut world = World::new();
+    world.register(1, "db.1", &["get"]);
+    world.register(2, "db.2", &["get"]);
+    let full = |id| {
+        let status = Err(Status::new(
+            Code::ResourceExhausted,
+            "works on 8 direct calls",
+        ));
+        Header::Response(Response::new(id, status))
+    };
+    // It refuses at once, and so has the fewest calls; the other one works.
+    let mut refused = 0;
+    for call in 0..20 {
+        let sent = calls(&world.request(9, "web.1", call, "db"));
+        let (to, id, _) = sent[0];
+        if to == 1 {
+            refused += 1;
+            let told = world.say(1, "db.1", full(id));
+            assert_eq!(responses(&told), [(9, call, Code::ResourceExhausted)]);
+        }
+    }
+    assert_eq!(refused, 1);
+    // By its name it is meant all the same, and where there is no other it is asked.
+    let sent = calls(&world.request(9, "web.1", 100, "db.1"));
+    assert_eq!(sent[0].0, 1);
+    world.say(1, "db.1", full(sent[0].1));
+    world.gone(2);
+    let sent = calls(&world.request(9, "web.1", 101, "db"));
+    assert_eq!(sent[0].0, 1);
+    // Soon it has room again.
+    world.say(1, "db.1", full(sent[0].1));
+    world.register(3, "db.3", &["get"]);
+    assert_eq!(calls(&world.request(9, "web.1", 102, "db"))[0].0, 3);
+    world.pass(50 * MS);
+    assert_eq!(calls(&world.request(9, "web.1", 103, "db"))[0].0, 1);
+}
