@@ -64,6 +64,47 @@ async fn only_idempotent_calls_are_repeated_and_within_their_budget() {
     assert_eq!(wrong.unwrap_err().code, Code::Unimplemented);
 }
 
+/// Before its first await as after it: a panic of a handler is an answer.
+#[tokio::test]
+async fn a_handler_that_panics_takes_nobody_with_it() {
+    let bridge = Bridge::start(&["front", "back"]);
+    let back = bridge.registered("back.1", 1).await;
+    let number =
+        |payload: &Bytes| -> u32 { std::str::from_utf8(payload).unwrap().parse().unwrap() };
+    let methods = Methods::new()
+        .on("before", move |request| {
+            let number = number(&request.payload);
+            async move { Ok(Bytes::from(number.to_string())) }
+        })
+        .on("within", move |request| async move {
+            Ok(Bytes::from(number(&request.payload).to_string()))
+        })
+        .on_stream("parts", move |request, parts| {
+            let number = number(&request.payload);
+            async move { parts.send(number.to_string()).await }
+        })
+        .direct();
+    back.serve(methods);
+    back.registered(PATIENCE).await.unwrap();
+    let front = bridge.registered("front.1", 1).await;
+    let direct = front.direct("back");
+    for method in ["before", "within", "parts"] {
+        for payload in ["five", "5"] {
+            let by_the_bridge = front.call("back", method, payload, PATIENCE).await;
+            let directly = direct.call(method, payload, PATIENCE).await;
+            for answer in [by_the_bridge, directly] {
+                match answer {
+                    Ok(answer) => assert_eq!((payload, answer.as_ref()), ("5", &b"5"[..])),
+                    Err(status) => assert_eq!((payload, status.code), ("five", Code::Internal)),
+                }
+            }
+        }
+    }
+    // Its own calls go on, too.
+    let own = back.call("back", "before", "7", PATIENCE).await;
+    assert_eq!(own.unwrap(), "7");
+}
+
 #[tokio::test]
 async fn a_trace_goes_along_with_the_calls_of_a_handler() {
     let bridge = Bridge::start(&["front", "middle", "back"]);

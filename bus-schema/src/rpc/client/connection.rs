@@ -251,6 +251,14 @@ impl Connection {
     }
 }
 
+/// However the task ends: nobody goes on waiting for what it would have done.
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.shared.standing.send_replace(Standing::Ended);
+        self.shared.calls.fail_all();
+    }
+}
+
 /// An error with its causes, in one line.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -273,23 +281,13 @@ mod tests {
     use super::super::super::header::Response;
     use super::super::plain;
     use super::*;
+    use crate::rpc::Code;
     use crate::rpc::client::calls::Calls;
     use crate::transport::rpc::{Dealer, Router};
 
-    #[tokio::test]
-    async fn with_a_loss_answers_count_and_no_call_is_begun() {
-        const PATIENCE: Duration = Duration::from_secs(30);
-        let temp = tempfile::tempdir().unwrap();
-        let path = temp.path().join("router");
-        let router = Router::bind(&path, |_, _| Some(Bytes::new()));
-        let router = router.await.unwrap();
+    /// A connection to a router that is not a bridge, and with methods.
+    async fn to(path: &std::path::Path, methods: Methods) -> (Arc<Shared>, Connection) {
         let dealer = Arc::new(Dealer::new("echo.1", "token"));
-        let begun = Arc::new(AtomicUsize::new(0));
-        let count = begun.clone();
-        let methods = Methods::new().on("work", move |_| {
-            count.fetch_add(1, Ordering::SeqCst);
-            async { Ok(Bytes::new()) }
-        });
         let shared = Arc::new(Shared {
             calls: Arc::new(Calls::new(dealer.clone(), "the bridge".to_owned())),
             instance: "echo.1".parse().unwrap(),
@@ -302,8 +300,47 @@ mod tests {
         });
         let (_ending, ends) = mpsc::channel(1);
         let mut connection = Connection::new(shared.clone(), dealer.watch(), ends);
-        dealer.connect(&path).await.unwrap();
+        dealer.connect(path).await.unwrap();
         assert_eq!(connection.events.next().await, DealerEvent::Up);
+        (shared, connection)
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_task_that_is_over() {
+        const PATIENCE: Duration = Duration::from_secs(30);
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("router");
+        let router = Router::bind(&path, |_, _| Some(Bytes::new()));
+        let router = router.await.unwrap();
+        let (shared, connection) = to(&path, Methods::new()).await;
+        let deadline = Instant::now() + PATIENCE;
+        let calls = shared.calls.clone();
+        let own = tokio::spawn(async move {
+            let header = |id, left| plain("other", "ask", id, left);
+            let asked = calls.exchange(deadline, PATIENCE, header, Bytes::new());
+            asked.await
+        });
+        router.recv().await.unwrap();
+        drop(connection);
+        assert_eq!(own.await.unwrap().unwrap_err().code, Code::Unavailable);
+        let told = shared.standing(deadline).await.unwrap_err();
+        assert_eq!(told.message, "this client is closed");
+    }
+
+    #[tokio::test]
+    async fn with_a_loss_answers_count_and_no_call_is_begun() {
+        const PATIENCE: Duration = Duration::from_secs(30);
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("router");
+        let router = Router::bind(&path, |_, _| Some(Bytes::new()));
+        let router = router.await.unwrap();
+        let begun = Arc::new(AtomicUsize::new(0));
+        let count = begun.clone();
+        let methods = Methods::new().on("work", move |_| {
+            count.fetch_add(1, Ordering::SeqCst);
+            async { Ok(Bytes::new()) }
+        });
+        let (shared, mut connection) = to(&path, methods).await;
         let calls = shared.calls.clone();
         let own = tokio::spawn(async move {
             let header = |id, left| plain("other", "ask", id, left);
@@ -330,6 +367,6 @@ mod tests {
         let (payload, _) = own.await.unwrap().unwrap();
         assert_eq!(payload, "told");
         assert_eq!(begun.load(Ordering::SeqCst), 0);
-        assert!(dealer.try_recv().is_none());
+        assert!(shared.calls.dealer.try_recv().is_none());
     }
 }

@@ -173,6 +173,8 @@ enum Standing {
     Registered,
     /// The credentials were refused, for good.
     Refused(String),
+    /// The connection's task is over: nothing will come of anything.
+    Ended,
 }
 
 impl Standing {
@@ -217,6 +219,7 @@ impl Shared {
                     Code::Unauthenticated,
                     format!("the bridge refused this service's token: {reason}"),
                 )),
+                Standing::Ended => Err(Status::new(Code::Unavailable, "this client is closed")),
                 _ => Ok(()),
             },
             Ok(Err(_)) => Err(Status::new(Code::Unavailable, "this client is closed")),

@@ -296,19 +296,21 @@ impl Work {
             deadline,
             trace,
         };
-        let (work, parts) = match serving {
-            Serving::Once(handler) => (handler(asked), None),
-            Serving::Parts(handler) => {
-                let parts = Parts::new(id, request.window, back.clone());
-                let given = parts.clone();
-                let whole = async move {
-                    handler(asked, given.clone()).await?;
-                    Ok(given.rest())
-                };
-                (
-                    Box::pin(whole) as Pin<Box<dyn Future<Output = _> + Send>>,
-                    Some(parts),
-                )
+        let parts = match &serving {
+            Serving::Once(_) => None,
+            Serving::Parts(_) => Some(Parts::new(id, request.window, back.clone())),
+        };
+        let given = parts.clone();
+        // What a handler does before it gives its future is its work too: it is begun
+        // where a panic is caught, and in the caller's tracing context.
+        let work = async move {
+            match (serving, given) {
+                (Serving::Once(handler), _) => handler(asked).await,
+                (Serving::Parts(handler), Some(parts)) => {
+                    handler(asked, parts.clone()).await?;
+                    Ok(parts.rest())
+                }
+                (Serving::Parts(_), None) => Ok(Bytes::new()),
             }
         };
         let mut work = Box::pin(in_context(trace, work));
