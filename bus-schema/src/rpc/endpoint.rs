@@ -2,13 +2,16 @@
 //!
 //! An endpoint is what a service says of itself, and others connect to it with
 //! their rights: it names a socket in the directory made for that, or a port of
-//! the loopback.
+//! the loopback. Anybody may make entries in that directory: a link there leads anywhere,
+//! and a subdirectory's owner moves what is in it, so neither is taken.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
 /// What is allowed, for who wrote something else.
-const ALLOWED: &str = "an endpoint is ipc:// with a path below the directory for direct calls, \
+const ALLOWED: &str = "an endpoint is ipc:// with a socket in the directory for direct calls, \
                        or tcp:// with an address of the loopback and a port";
 
 /// An endpoint that nobody is told of.
@@ -30,7 +33,9 @@ pub enum DirectEndpoint {
 
 impl DirectEndpoint {
     /// Reads `ipc:///run/blackhole/rpc/d/1f` or `tcp://127.0.0.1:7400`: no names, since
-    /// a name may stand for any host. With `below`, a path must be below one of these.
+    /// a name may stand for any host. With `below`, a path must be directly in one of
+    /// these. What is at the path already, looked at without following a link (a
+    /// system call that does not wait), must be a socket of one name.
     ///
     /// # Errors
     /// For anything else.
@@ -52,9 +57,18 @@ fn socket(path: &Path, below: Option<&[PathBuf]>) -> Option<PathBuf> {
         && parts.all(|part| matches!(part, Component::Normal(_)))
         && path.file_name().is_some()
         && !path.as_os_str().as_encoded_bytes().contains(&0);
-    let inside = |directory: &PathBuf| path != directory && path.starts_with(directory);
+    let inside = |directory: &PathBuf| path.parent() == Some(directory);
     let allowed = plain && below.is_none_or(|below| below.iter().any(inside));
-    allowed.then(|| path.to_owned())
+    (allowed && is_socket_or_nothing(path)).then(|| path.to_owned())
+}
+
+/// A second name may be a hard link to somebody else's socket. What appears there later
+/// in a directory of mode 1777 is for the kernel's `protected_symlinks` (proc(5)).
+fn is_socket_or_nothing(path: &Path) -> bool {
+    match std::fs::symlink_metadata(path) {
+        Ok(data) => data.file_type().is_socket() && data.nlink() == 1,
+        Err(error) => error.kind() == ErrorKind::NotFound,
+    }
 }
 
 fn loopback(address: &str) -> Option<SocketAddr> {
@@ -75,6 +89,42 @@ pub fn direct_dirs(bridge_socket: &Path) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_link_is_an_endpoint() {
+        use std::os::unix::{fs::symlink, net::UnixListener};
+        let temp = tempfile::tempdir().unwrap();
+        let below = [temp.path().join("d")];
+        std::fs::create_dir(&below[0]).unwrap();
+        let at = |name: &str| below[0].join(name);
+        let parse = |name: &str| {
+            let text = format!("ipc://{}", at(name).display());
+            DirectEndpoint::parse(&text, Some(&below)).is_ok()
+        };
+        let _own = UnixListener::bind(at("own")).unwrap();
+        assert!(parse("own"));
+        assert!(parse("none-yet"));
+        let far = temp.path().join("docker.sock");
+        let _far = UnixListener::bind(&far).unwrap();
+        symlink(&far, at("link")).unwrap();
+        symlink("nowhere", at("dangling")).unwrap();
+        std::fs::hard_link(&far, at("name")).unwrap();
+        std::fs::write(at("file"), "").unwrap();
+        std::fs::create_dir(at("sub")).unwrap();
+        let _below = UnixListener::bind(at("sub/x")).unwrap();
+        symlink(temp.path(), at("up")).unwrap();
+        for bad in [
+            "link",
+            "dangling",
+            "name",
+            "file",
+            "sub",
+            "sub/x",
+            "up/docker.sock",
+        ] {
+            assert!(!parse(bad), "{bad}");
+        }
+    }
 
     #[test]
     fn only_this_hosts_sockets_are_endpoints() {
@@ -103,6 +153,7 @@ mod tests {
             "ipc:///run/blackhole/rpc/d/",
             "ipc:///run/blackhole/rpc/dd/1f",
             "ipc:///run/blackhole/rpc/d/../rpc.sock",
+            "ipc:///run/blackhole/rpc/d/sub/1f",
             "ipc:///run/blackhole/rpc/d/1f\0",
             "inproc://x",
             "tcp://127.evil.example:1",
