@@ -1,33 +1,25 @@
-//! Direct calls: without the bridge on the way.
-//!
-//! The callee binds a ROUTER of its own, registers its address with the bridge,
-//! and is told a key. A caller resolves the service by the bridge and gets
-//! addresses and tickets; a ticket is checked by the callee alone. So a direct
-//! connection, once made, needs no bridge, and outlives its restarts.
+//! The connections of a client to services that it calls directly.
 
-use std::collections::HashMap;
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::super::header::{Endpoint, Header};
-use super::super::{Code, DirectEndpoint, DirectKey, HEARTBEAT, Status, direct_dir};
-use super::calls::{Answers, Calls};
-use super::methods::Methods;
-use super::request::{CallBuilder, Way, check, jittered, plain};
-use super::work::{Back, Work};
-use super::{Client, Shared};
+use super::super::super::header::{Endpoint, Header};
+use super::super::super::{Code, DirectEndpoint, HEARTBEAT, Status};
+use super::super::calls::{Answers, Calls};
+use super::super::request::{CallBuilder, Way, check, jittered, plain};
+use super::super::{Client, Shared};
+use super::BURST;
 use crate::transport::TransportError;
-use crate::transport::rpc::{Dealer, DealerEvent, DealerWatch, Frame, FromPeer, PeerEvent, Router};
+use crate::transport::rpc::{Dealer, DealerEvent, DealerWatch, Frame};
 
 /// First wait before a service that is not there is looked for again.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
@@ -40,198 +32,6 @@ const LOOK: Duration = Duration::from_secs(30);
 const LOOK_SOON: Duration = Duration::from_millis(100);
 /// Longest wait for the bridge's answer to that.
 const LOOK_BUDGET: Duration = Duration::from_secs(5);
-/// Messages taken before anything else has a turn.
-const BURST: usize = 64;
-/// Messages taken when a caller is gone: of one no more than 1024 are in the queue.
-const LAST_WORDS: usize = 4096;
-
-// ---------------------------------------------------------------- the callee
-
-/// What a service's direct socket shares with its connection to the bridge.
-pub(super) struct Socket {
-    pub(super) endpoint: String,
-    key: Arc<RwLock<Option<DirectKey>>>,
-    /// Removed with the socket.
-    path: Option<PathBuf>,
-    farewell: mpsc::Sender<String>,
-    task: AbortHandle,
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        self.task.abort();
-        if let Some(path) = &self.path {
-            let _ = std::fs::remove_file(path);
-        }
-    }
-}
-
-impl Socket {
-    /// Binds a socket near the bridge's: beside its ipc socket, or on a port of
-    /// the loopback. Nobody is admitted before the key is known.
-    pub(super) async fn bind(
-        address: &str,
-        work: Work,
-        methods: watch::Sender<Methods>,
-    ) -> Result<Self, TransportError> {
-        let key: Arc<RwLock<Option<DirectKey>>> = Arc::default();
-        let checked = key.clone();
-        let authenticate = move |username: &str, ticket: &str| {
-            let key = checked.read().unwrap_or_else(PoisonError::into_inner);
-            let caller = key.as_ref()?.check(username, ticket).ok()?;
-            Some(Bytes::from(caller.to_string()))
-        };
-        let (router, endpoint, path) = match address.strip_prefix("ipc://") {
-            Some(bridge) => {
-                // Short, as a unix socket's path must be; and random in its last digits.
-                let name = uuid::Uuid::now_v7().simple().to_string();
-                let path = direct_dir(bridge.as_ref()).join(&name[16..]);
-                let router = Router::bind(&path, authenticate).await?;
-                (router, format!("ipc://{}", path.display()), Some(path))
-            }
-            None => {
-                let router = Router::unbound(authenticate)?;
-                let endpoint = router.also_bind(([127, 0, 0, 1], 0).into()).await?;
-                (router, endpoint, None)
-            }
-        };
-        let (farewell, told) = mpsc::channel(4);
-        let server = Server {
-            peers: router.watch(),
-            router: Arc::new(router),
-            ledgers: HashMap::new(),
-            work,
-            methods,
-            told,
-        };
-        let task = tokio::spawn(server.run()).abort_handle();
-        Ok(Self {
-            endpoint,
-            key,
-            path,
-            farewell,
-            task,
-        })
-    }
-
-    /// The bridge has told with what tickets are checked.
-    pub(super) fn admit(&self, key: &str) {
-        let mut current = self.key.write().unwrap_or_else(PoisonError::into_inner);
-        *current = DirectKey::from_hex(key);
-    }
-
-    /// Tells all callers to go elsewhere with what is new.
-    pub(super) fn go_away(&self, reason: &str) {
-        let _ = self.farewell.try_send(reason.to_owned());
-    }
-}
-
-/// The task of a direct socket.
-struct Server {
-    router: Arc<Router>,
-    peers: crate::transport::rpc::PeerWatch,
-    /// The callers that are connected.
-    ledgers: HashMap<u64, Back>,
-    work: Work,
-    methods: watch::Sender<Methods>,
-    told: mpsc::Receiver<String>,
-}
-
-impl Server {
-    async fn run(mut self) {
-        let router = self.router.clone();
-        loop {
-            // Every arm is cancel safe: it takes something only when it completes.
-            tokio::select! {
-                message = router.recv() => match message {
-                    Ok(message) => {
-                        self.message(message).await;
-                        for _ in 1..BURST {
-                            match router.try_recv() {
-                                Some(message) => self.message(message).await,
-                                None => break,
-                            }
-                        }
-                    }
-                    Err(_) => return,
-                },
-                () = self.work.finished() => {}
-                event = self.peers.next() => match event {
-                    PeerEvent::Gone(connection) => self.gone(connection).await,
-                    PeerEvent::Admitted(_) => {}
-                    PeerEvent::Refused(reason) => tracing::debug!(reason, "a direct caller was refused"),
-                    PeerEvent::Missed => {
-                        let there = router.connections().await;
-                        let lost: Vec<u64> = self.ledgers.keys().copied().filter(|c| !there.contains(c)).collect();
-                        for connection in lost {
-                            self.ledgers.remove(&connection);
-                            self.work.lost(connection);
-                        }
-                    }
-                },
-                Some(reason) = self.told.recv() => {
-                    let goaway = Header::Goaway { reason: reason.into(), ends: false };
-                    for back in self.ledgers.values() {
-                        let _ = back.send(&goaway, Bytes::new()).await;
-                    }
-                }
-            }
-        }
-    }
-
-    /// A caller is gone. What it has said is of no use to anybody, and would make it known again.
-    async fn gone(&mut self, connection: u64) {
-        for _ in 0..LAST_WORDS {
-            let Some(message) = self.router.try_recv() else {
-                break;
-            };
-            if message.peer.connection != connection {
-                self.message(message).await;
-            }
-        }
-        self.ledgers.remove(&connection);
-        self.work.lost(connection);
-    }
-
-    async fn message(&mut self, message: FromPeer) {
-        let FromPeer {
-            peer,
-            header,
-            payload,
-        } = message;
-        let connection = peer.connection;
-        let router = &self.router;
-        let back = self
-            .ledgers
-            .entry(connection)
-            .or_insert_with(|| Back::Direct {
-                router: router.clone(),
-                route: peer.route.clone(),
-                ledger: router.ledger(),
-            });
-        match Header::decode(header.as_ref()) {
-            Ok(Header::Request(mut request)) => {
-                // Who calls is what the ticket proved.
-                request.caller = Some(peer.username().into());
-                let payload = payload.into_bytes();
-                self.work
-                    .request(&self.methods, connection, back, request, payload)
-                    .await;
-            }
-            Ok(Header::Cancel { id }) => self.work.cancel(connection, id),
-            Ok(Header::Credit { id, bytes }) => self.work.credit(connection, id, bytes),
-            Ok(Header::Heartbeat { .. }) => {
-                let registered = Some(true);
-                let _ = back
-                    .send(&Header::Heartbeat { registered }, Bytes::new())
-                    .await;
-            }
-            Ok(_) | Err(_) => {}
-        }
-    }
-}
-
-// ---------------------------------------------------------------- the caller
 
 /// Calls a service without the bridge on the way; made by [`Client::direct`].
 /// Clones share its connections. Connections are made at the first call, found
@@ -255,7 +55,7 @@ impl fmt::Debug for Direct {
 }
 
 /// The connections to one service.
-pub(super) struct Pool {
+pub(in crate::rpc::client) struct Pool {
     service: String,
     connections: Mutex<Vec<Arc<Connected>>>,
     /// Held by whoever looks for the service; the others wait for what is found.
@@ -357,7 +157,10 @@ impl Direct {
     }
 
     /// The connection with the fewest calls of this client, as soon as there is one.
-    pub(super) async fn calls(&self, deadline: Instant) -> Result<Arc<Calls>, Status> {
+    pub(in crate::rpc::client) async fn calls(
+        &self,
+        deadline: Instant,
+    ) -> Result<Arc<Calls>, Status> {
         if let Some(calls) = self.pool.best() {
             return Ok(calls);
         }
@@ -609,51 +412,4 @@ fn take(calls: &Calls, header: Frame, payload: Frame, path: &watch::Sender<Path>
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn nothing_is_kept_of_a_caller_that_is_gone() {
-        let temp = tempfile::tempdir().unwrap();
-        let path = temp.path().join("router");
-        let router = Router::bind(&path, |_, _| Some(Bytes::new()));
-        let router = Arc::new(router.await.unwrap());
-        let (_farewell, told) = mpsc::channel(1);
-        let mut server = Server {
-            peers: router.watch(),
-            router: router.clone(),
-            ledgers: HashMap::new(),
-            work: Work::new(
-                "back.1".parse().unwrap(),
-                watch::Sender::new(0),
-                Arc::default(),
-            ),
-            methods: watch::Sender::default(),
-            told,
-        };
-        let dealer = Dealer::new("front.1", "ticket");
-        dealer.connect(&path).await.unwrap();
-        let heartbeat = || Frame::copy_of(&Header::Heartbeat { registered: None }.encode());
-        for _ in 0..10 {
-            dealer.send(heartbeat(), Frame::new()).await.unwrap();
-        }
-        // One is taken; the others are in the queue when the loss is told.
-        let first = router.recv().await.unwrap();
-        server.message(first).await;
-        assert_eq!(server.ledgers.len(), 1);
-        drop(dealer);
-        let connection = loop {
-            if let PeerEvent::Gone(connection) = server.peers.next().await {
-                break connection;
-            }
-        };
-        server.gone(connection).await;
-        while let Some(message) = router.try_recv() {
-            server.message(message).await;
-        }
-        assert!(server.ledgers.is_empty());
-    }
 }
