@@ -1,7 +1,7 @@
 //! What is known of services: who is registered, what is to be expected of
 //! those who are not, and the calls that wait for them.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -90,6 +90,9 @@ struct Service {
     /// The oldest spawn of each instance that is not over.
     floors: BTreeMap<u32, Generation>,
     outlooks: BTreeMap<u32, Outlook>,
+    /// Instances that have lived, unless the supervisor has taken them away since: those
+    /// that it knows nothing of may come again as well.
+    lived: BTreeSet<u32>,
     /// Spawns that an operator wants to have no more calls.
     drained: BTreeMap<u32, Generation>,
     parked: VecDeque<CallId>,
@@ -105,6 +108,7 @@ impl Service {
             entries: BTreeMap::new(),
             floors: BTreeMap::new(),
             outlooks: BTreeMap::new(),
+            lived: BTreeSet::new(),
             drained: BTreeMap::new(),
             parked: VecDeque::new(),
             numbered: 0,
@@ -241,6 +245,7 @@ impl Directory {
     ) -> (bool, Vec<CallId>) {
         self.version += 1;
         let service = self.known(instance.service());
+        service.lived.insert(instance.index());
         let floor = service.floors.entry(instance.index()).or_default();
         *floor = entry.generation.max(*floor);
         match service.drained.get(&instance.index()) {
@@ -346,6 +351,9 @@ impl Directory {
         self.version += 1;
         let index = report.instance.index();
         let service = self.known(report.instance.service());
+        if report.live {
+            service.lived.insert(index);
+        }
         // The manager's word counts: a live one is the floor, whatever was said
         // before (the counter may have begun anew with a new state directory).
         let floor = match report.live {
@@ -385,8 +393,14 @@ impl Directory {
         }
         for service in self.services.values_mut() {
             let name = &service.name;
+            let lived = &mut service.lived;
             service.outlooks.retain(|index, _| {
-                InstanceName::new(name.clone(), *index).is_some_and(|it| there.contains(&it))
+                let name = InstanceName::new(name.clone(), *index);
+                let stays = name.is_some_and(|it| there.contains(&it));
+                if !stays {
+                    lived.remove(index);
+                }
+                stays
             });
             parked.extend(service.parked.drain(..));
         }
@@ -542,9 +556,10 @@ impl Directory {
 }
 
 impl Service {
-    /// Whether any of the instances that are meant exists.
+    /// Whether any of the instances that are meant exists, or may come again.
     fn has(&self, meant: impl Fn(u32) -> bool) -> bool {
-        let mut all = self.outlooks.keys().chain(self.entries.keys());
+        let there = self.outlooks.keys().chain(self.entries.keys());
+        let mut all = there.chain(&self.lived);
         all.any(|index| meant(*index))
     }
 

@@ -496,3 +496,36 @@ fn what_the_supervisor_does_not_know_does_not_exist() {
     world.core.unjudged(world.now);
     assert_eq!(world.request(2, "web.1", 8, "db.99"), []);
 }
+
+#[test]
+fn calls_wait_for_what_the_supervisor_does_not_know_between_two_lives() {
+    let mut world = World::new();
+    let all = |names: &[&str]| {
+        let outlook = |name: &&str| (instance(name), Outlook::Coming);
+        names.iter().map(outlook).collect::<Vec<_>>()
+    };
+    world.core.outlooks(world.now, all(&["web.1", "db.1"]));
+    world.take();
+    // Known by its token alone, and by a process-manager alone.
+    world.register(1, "other.1", &["get"]);
+    world.process("more.1", 1, true);
+    world.gone(1);
+    world.process("more.1", 1, false);
+    assert_eq!(responses(&world.request(9, "web.1", 1, "other")), []);
+    assert_eq!(responses(&world.request(9, "web.1", 2, "other.1")), []);
+    assert_eq!(responses(&world.request(9, "web.1", 3, "more")), []);
+    let back = world.register(2, "other.1", &["get"]);
+    assert_eq!(calls(&back).len(), 2);
+    // An instance that never lived does not exist, nor one that was taken away.
+    let not_found = |world: &mut World, id, who| {
+        let told = responses(&world.request(9, "web.1", id, who));
+        assert_eq!(told, [(9, id, Code::NotFound)], "{who}");
+    };
+    not_found(&mut world, 4, "other.2");
+    world.register(3, "db.1", &["get"]);
+    world.gone(3);
+    world.core.outlooks(world.now, all(&["web.1"]));
+    world.take();
+    not_found(&mut world, 5, "db.1");
+    not_found(&mut world, 6, "db");
+}
