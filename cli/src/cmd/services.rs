@@ -201,6 +201,17 @@ where
             false => client::request_error(operation, error, budget),
         }
     })?;
+    if watch.is_some() {
+        // Events are taken first, so that those behind the answer may be here before it.
+        for known in &mut outcome {
+            if let Some(told) = told.remove(&known.instance.to_string())
+                && (told.generation > known.generation
+                    || told.generation == known.generation && has_failed(&told))
+            {
+                *known = told;
+            }
+        }
+    }
     hold(
         context,
         watch.unwrap_or_default(),
