@@ -264,6 +264,41 @@ async fn a_service_that_ends_sends_its_direct_callers_away_and_finishes() {
     assert!(endpoints(&front).await.is_empty());
 }
 
+/// One ticket opens so many connections, and the callee has room for others.
+#[tokio::test]
+async fn one_caller_has_so_many_connections_and_no_more() {
+    let bridge = Bridge::start(&["front", "back"]);
+    let _back = serving(&bridge, 1, 1).await;
+    let front = bridge.registered("front.1", 1).await;
+    let found = endpoints(&front).await;
+    let open = async || {
+        let dealer = Dealer::new("front.1", found[0].ticket.as_deref().unwrap());
+        let mut events = dealer.watch();
+        dealer.connect_to(&found[0].endpoint).await.unwrap();
+        assert_eq!(events.next().await, DealerEvent::Up);
+        let heartbeat = Header::Heartbeat { registered: None }.encode();
+        dealer.send(heartbeat, Bytes::new()).await.unwrap();
+        (dealer, events)
+    };
+    let mut all = Vec::new();
+    for _ in 0..16 {
+        let (dealer, events) = open().await;
+        let answer = tokio::time::timeout(PATIENCE, dealer.recv()).await;
+        answer.unwrap().unwrap();
+        all.push((dealer, events));
+    }
+    let (_dealer, mut events) = open().await;
+    let told = tokio::time::timeout(PATIENCE, events.next()).await;
+    assert_eq!(told.unwrap(), DealerEvent::Down);
+    let other = bridge.registered("front.2", 1).await;
+    let answer = other.direct("back").call("echo", "x", PATIENCE).await;
+    assert_eq!(answer.unwrap(), "x");
+    // Who is gone leaves room.
+    all.clear();
+    let answer = front.direct("back").call("echo", "y", PATIENCE).await;
+    assert_eq!(answer.unwrap(), "y");
+}
+
 /// A caller finds who came after its first call.
 #[tokio::test]
 async fn a_replica_that_comes_back_gets_calls_again() {

@@ -7,12 +7,14 @@ use std::sync::{Arc, PoisonError, RwLock};
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use super::super::super::header::Header;
 use super::super::super::{DirectKey, direct_dir};
 use super::super::methods::Methods;
 use super::super::work::{Back, Work};
 use super::BURST;
+use super::presence::Presence;
 use crate::transport::TransportError;
 use crate::transport::rpc::{FromPeer, PeerEvent, Router};
 
@@ -71,6 +73,7 @@ impl Socket {
         let server = Server {
             peers: router.watch(),
             router: Arc::new(router),
+            presence: Presence::new(),
             ledgers: HashMap::new(),
             work,
             methods,
@@ -102,7 +105,8 @@ impl Socket {
 struct Server {
     router: Arc<Router>,
     peers: crate::transport::rpc::PeerWatch,
-    /// The callers that are connected.
+    presence: Presence,
+    /// The callers that have said something.
     ledgers: HashMap<u64, Back>,
     work: Work,
     methods: watch::Sender<Methods>,
@@ -113,6 +117,7 @@ impl Server {
     async fn run(mut self) {
         let router = self.router.clone();
         loop {
+            let silence = self.presence.next_deadline();
             // Every arm is cancel safe: it takes something only when it completes.
             tokio::select! {
                 message = router.recv() => match message {
@@ -130,17 +135,18 @@ impl Server {
                 () = self.work.finished() => {}
                 event = self.peers.next() => match event {
                     PeerEvent::Gone(connection) => self.gone(connection).await,
-                    PeerEvent::Admitted(_) => {}
-                    PeerEvent::Refused(reason) => tracing::debug!(reason, "a direct caller was refused"),
-                    PeerEvent::Missed => {
-                        let there = router.connections().await;
-                        let lost: Vec<u64> = self.ledgers.keys().copied().filter(|c| !there.contains(c)).collect();
-                        for connection in lost {
-                            self.ledgers.remove(&connection);
-                            self.work.lost(connection);
-                        }
+                    PeerEvent::Admitted(peer) => {
+                        self.enter(peer.connection, &peer.username).await;
                     }
+                    PeerEvent::Refused(reason) => tracing::debug!(reason, "a direct caller was refused"),
+                    PeerEvent::Missed => self.missed().await,
                 },
+                () = at(silence) => {
+                    for connection in self.presence.silent(Instant::now()) {
+                        tracing::debug!(connection, "said nothing on a direct connection: ended");
+                        self.router.disconnect(connection).await;
+                    }
+                }
                 Some(reason) = self.told.recv() => {
                     let goaway = Header::Goaway { reason: reason.into(), ends: false };
                     for back in self.ledgers.values() {
@@ -161,8 +167,52 @@ impl Server {
                 self.message(message).await;
             }
         }
+        self.forget(connection);
+    }
+
+    fn forget(&mut self, connection: u64) {
+        self.presence.leave(connection);
         self.ledgers.remove(&connection);
         self.work.lost(connection);
+    }
+
+    /// Counts a connection, or ends it: there are too many. Whether it may stay.
+    async fn enter(&mut self, connection: u64, caller: &str) -> bool {
+        let stays = self.presence.enter(Instant::now(), connection, caller);
+        if !stays {
+            tracing::debug!(caller, "too many direct connections: ended");
+            self.router.disconnect(connection).await;
+        }
+        stays
+    }
+
+    /// Some have come or gone, and it was not told who.
+    async fn missed(&mut self) {
+        // Before it is asked who is there: who is not then, is gone.
+        let mut words = Vec::new();
+        while words.len() < LAST_WORDS
+            && let Some(message) = self.router.try_recv()
+        {
+            words.push(message);
+        }
+        let there = self.router.admitted().await;
+        let there: HashMap<u64, String> = there
+            .into_iter()
+            .map(|peer| (peer.connection, peer.username))
+            .collect();
+        for connection in self.presence.connections() {
+            if !there.contains_key(&connection) {
+                self.forget(connection);
+            }
+        }
+        for (connection, caller) in &there {
+            self.enter(*connection, caller).await;
+        }
+        for message in words {
+            if there.contains_key(&message.peer.connection) {
+                self.message(message).await;
+            }
+        }
     }
 
     async fn message(&mut self, message: FromPeer) {
@@ -172,6 +222,11 @@ impl Server {
             payload,
         } = message;
         let connection = peer.connection;
+        // A message may be here before it is told that its connection is.
+        if !self.enter(connection, peer.username()).await {
+            return;
+        }
+        self.presence.spoke(connection);
         let router = &self.router;
         let back = self
             .ledgers
@@ -203,21 +258,28 @@ impl Server {
     }
 }
 
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::transport::rpc::{Dealer, Frame};
 
-    #[tokio::test]
-    async fn nothing_is_kept_of_a_caller_that_is_gone() {
+    async fn server() -> (Server, std::path::PathBuf, tempfile::TempDir) {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("router");
         let router = Router::bind(&path, |_, _| Some(Bytes::new()));
         let router = Arc::new(router.await.unwrap());
-        let (_farewell, told) = mpsc::channel(1);
-        let mut server = Server {
+        let (_, told) = mpsc::channel(1);
+        let server = Server {
             peers: router.watch(),
             router: router.clone(),
+            presence: Presence::new(),
             ledgers: HashMap::new(),
             work: Work::new(
                 "back.1".parse().unwrap(),
@@ -227,12 +289,27 @@ mod tests {
             methods: watch::Sender::default(),
             told,
         };
+        (server, path, temp)
+    }
+
+    fn heartbeat() -> Frame {
+        Frame::copy_of(&Header::Heartbeat { registered: None }.encode())
+    }
+
+    async fn sent(path: &std::path::Path, messages: usize) -> Dealer {
         let dealer = Dealer::new("front.1", "ticket");
-        dealer.connect(&path).await.unwrap();
-        let heartbeat = || Frame::copy_of(&Header::Heartbeat { registered: None }.encode());
-        for _ in 0..10 {
+        dealer.connect(path).await.unwrap();
+        for _ in 0..messages {
             dealer.send(heartbeat(), Frame::new()).await.unwrap();
         }
+        dealer
+    }
+
+    #[tokio::test]
+    async fn nothing_is_kept_of_a_caller_that_is_gone() {
+        let (mut server, path, _temp) = server().await;
+        let router = server.router.clone();
+        let dealer = sent(&path, 10).await;
         // One is taken; the others are in the queue when the loss is told.
         let first = router.recv().await.unwrap();
         server.message(first).await;
@@ -248,5 +325,26 @@ mod tests {
             server.message(message).await;
         }
         assert!(server.ledgers.is_empty());
+    }
+
+    /// As [`nothing_is_kept_of_a_caller_that_is_gone`], when nobody told of it.
+    #[tokio::test]
+    async fn nothing_is_kept_of_a_caller_whose_end_was_missed() {
+        let (mut server, path, _temp) = server().await;
+        let router = server.router.clone();
+        let gone = sent(&path, 10).await;
+        let first = router.recv().await.unwrap();
+        server.message(first).await;
+        drop(gone);
+        while !matches!(server.peers.next().await, PeerEvent::Gone(_)) {}
+        let _there = sent(&path, 1).await;
+        while !matches!(server.peers.next().await, PeerEvent::Admitted(_)) {}
+        server.missed().await;
+        while let Some(message) = router.try_recv() {
+            server.message(message).await;
+        }
+        // The other one is, by its message or without one.
+        assert!(server.ledgers.len() <= 1);
+        assert_eq!(server.presence.connections(), router.connections().await);
     }
 }

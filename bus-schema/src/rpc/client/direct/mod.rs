@@ -7,6 +7,7 @@
 
 mod callee;
 mod caller;
+mod presence;
 
 pub(super) use callee::Socket;
 pub use caller::Direct;
