@@ -261,11 +261,14 @@ impl Shell {
             }
             PeerEvent::Refused(reason) => tracing::debug!(reason, "a handshake failed"),
             PeerEvent::Missed => {
+                // Of one that is made meanwhile the list says nothing; its first message
+                // may be among the last words.
+                let known = self.core.known();
                 let admitted = self.router.admitted().await;
                 let there = admitted.iter().map(|peer| peer.connection).collect();
                 self.last_words();
-                self.core.retain(Instant::now(), &there);
-                self.routes.retain(|conn, _| there.contains(conn));
+                self.core.retain(Instant::now(), &known, &there);
+                self.routes.retain(|conn, _| self.core.knows(*conn));
                 for peer in &admitted {
                     self.admitted(peer);
                 }

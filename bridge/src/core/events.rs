@@ -45,14 +45,16 @@ impl Core {
         }
     }
 
-    /// Only these connections are left: all others are gone.
-    pub fn retain(&mut self, now: Instant, there: &IdSet<Conn>) {
-        let lost: Vec<Conn> = self
-            .connections
-            .keys()
-            .filter(|conn| !there.contains(conn))
-            .copied()
-            .collect();
+    /// The connections there are, as far as it was told.
+    pub fn known(&self) -> IdSet<Conn> {
+        self.connections.keys().copied().collect()
+    }
+
+    /// Of the connections that were `known` before it was asked which there are, only
+    /// these are left. Others came while it was asked: nothing is known of their end.
+    pub fn retain(&mut self, now: Instant, known: &IdSet<Conn>, there: &IdSet<Conn>) {
+        let mut lost: Vec<Conn> = known.difference(there).copied().collect();
+        lost.sort_unstable();
         for conn in lost {
             self.disconnected(now, conn);
         }

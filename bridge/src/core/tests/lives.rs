@@ -264,7 +264,8 @@ fn events_that_were_missed_are_made_up_for() {
     let mut world = World::new();
     world.register(1, "db.1", &["get"]);
     world.register(2, "web.1", &[]);
-    world.core.retain(world.now, &IdSet::from_iter([2]));
+    let known = world.core.known();
+    world.core.retain(world.now, &known, &IdSet::from_iter([2]));
     assert_eq!(published(&world.take()), [("db.1".to_owned(), false)]);
     assert!(world.core.registrations().is_empty());
 }
@@ -528,4 +529,21 @@ fn calls_wait_for_what_the_supervisor_does_not_know_between_two_lives() {
     world.take();
     not_found(&mut world, 5, "db.1");
     not_found(&mut world, 6, "db");
+}
+
+#[test]
+fn a_connection_made_while_it_was_asked_which_there_are_is_not_lost() {
+    let mut world = World::new();
+    world.register(1, "db.1", &["get"]);
+    world.register(2, "db.2", &["get"]);
+    let known = world.core.known();
+    let there: IdSet<Conn> = [2].into_iter().collect();
+    // Its first message was there before the list was.
+    world.register(3, "web.1", &[]);
+    world.core.retain(world.now, &known, &there);
+    assert_eq!(published(&world.take()), [("db.1".to_owned(), false)]);
+    assert!(!world.core.knows(1) && world.core.knows(2));
+    let beat = world.say(3, "web.1", Header::Heartbeat { registered: None });
+    assert_eq!(beat.len(), 1, "it is heard");
+    assert_eq!(calls(&world.request(3, "web.1", 1, "db"))[0].0, 2);
 }
