@@ -18,6 +18,7 @@
 //! | [`processes`] | processes of a deployment, from `/proc` |
 //! | [`cgroup`] | a deployment's cgroups, from `/sys/fs/cgroup` |
 //! | [`http`] | one request over plain HTTP |
+//! | [`observe`] | who lives for which instance, and what is held open, locked or left |
 //! | [`ports`] | the examples' fixed ports, one user at a time |
 //! | [`wait`] | waiting for a condition, with a limit against hangs |
 
@@ -31,6 +32,7 @@ pub mod daemon;
 pub mod deployment;
 pub mod events;
 pub mod http;
+pub mod observe;
 pub mod ports;
 pub mod processes;
 pub mod status;
