@@ -4,12 +4,12 @@
 mod support;
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use blackhole_bus_schema::names::Generation;
 use blackhole_bus_schema::rpc::header::{Endpoint, Header, Request};
 use blackhole_bus_schema::rpc::{Client, Code, Key, Methods, Status};
-use blackhole_bus_schema::transport::rpc::{Dealer, DealerEvent};
+use blackhole_bus_schema::transport::rpc::{Dealer, DealerEvent, Router};
 use bytes::Bytes;
 use support::{Bridge, PATIENCE};
 use tokio::sync::watch;
@@ -297,6 +297,49 @@ async fn one_caller_has_so_many_connections_and_no_more() {
     all.clear();
     let answer = front.direct("back").call("echo", "y", PATIENCE).await;
     assert_eq!(answer.unwrap(), "y");
+}
+
+/// A replica that refuses all tickets is left alone for longer and longer, however
+/// many calls go elsewhere.
+#[tokio::test]
+async fn who_refuses_is_tried_less_and_less() {
+    let bridge = Bridge::start(&["front", "back"]);
+    let _back = serving(&bridge, 1, 1).await;
+    let rpc = bridge.dirs.rpc_socket();
+    let path = blackhole_bus_schema::rpc::direct_dir(&rpc).join("refuses");
+    let tries = watch::Sender::new(Vec::new());
+    let tried = tries.clone();
+    let _refuses = Router::bind(&path, move |_, _| {
+        tried.send_modify(|tries| tries.push(Instant::now()));
+        None
+    })
+    .await
+    .unwrap();
+    let other = bridge.client("back.2", 1).await;
+    let methods = Methods::new().on("echo", |request| async move { Ok(request.payload) });
+    other.serve(methods.endpoint(format!("ipc://{}", path.display())));
+    other.registered(PATIENCE).await.unwrap();
+    let front = bridge.registered("front.1", 1).await;
+    let direct = front.direct("back");
+    let six = async {
+        let mut tries = tries.subscribe();
+        let _ = tries.wait_for(|tries| tries.len() >= 6).await;
+    };
+    let calls = async {
+        loop {
+            direct.call("echo", "x", PATIENCE).await.unwrap();
+        }
+    };
+    tokio::select! {
+        () = calls => {}
+        () = six => {}
+    }
+    // The halves of 100, 200, 400, 800 and 1,600 ms at least.
+    let tries = tries.borrow();
+    assert!(
+        tries[5] - tries[0] >= Duration::from_millis(1550),
+        "{tries:?}"
+    );
 }
 
 /// A caller finds who came after its first call.

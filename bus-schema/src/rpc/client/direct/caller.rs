@@ -1,7 +1,8 @@
 //! The connections of a client to services that it calls directly.
 
+use std::collections::HashSet;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use super::super::calls::{Answers, Calls};
 use super::super::request::{CallBuilder, Way, check, jittered, plain};
 use super::super::{Client, Shared};
 use super::BURST;
+use super::patience::{FIRST, LONGEST, Patience};
 use crate::transport::TransportError;
 use crate::transport::rpc::{Dealer, DealerEvent, DealerWatch, Frame};
 
@@ -26,10 +28,10 @@ const PAUSE_MIN: Duration = Duration::from_millis(10);
 /// Longest such wait.
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 /// Longest time after which replicas are looked for that are new.
-const LOOK: Duration = Duration::from_secs(30);
+const LOOK: Duration = LONGEST;
 /// First wait before they are, after a connection is lost or not wanted any more:
 /// its successor needs some time to come. Doubled up to [`LOOK`].
-const LOOK_SOON: Duration = Duration::from_millis(100);
+const LOOK_SOON: Duration = FIRST;
 /// Longest wait for the bridge's answer to that.
 const LOOK_BUDGET: Duration = Duration::from_secs(5);
 
@@ -60,8 +62,7 @@ pub(in crate::rpc::client) struct Pool {
     connections: Mutex<Vec<Arc<Connected>>>,
     /// Held by whoever looks for the service; the others wait for what is found.
     looking: tokio::sync::Mutex<()>,
-    /// A connection is lost or not wanted any more.
-    fewer: Arc<Notify>,
+    news: Arc<News>,
     /// The task that looks for more of them, from the first connection on.
     keeper: OnceLock<AbortHandle>,
     /// Calls that were given a connection.
@@ -74,6 +75,16 @@ impl Drop for Pool {
             keeper.abort();
         }
     }
+}
+
+/// What connections that are over leave behind.
+#[derive(Default)]
+struct News {
+    patience: Mutex<Patience>,
+    /// One that was up is lost, or not wanted any more.
+    fewer: AtomicBool,
+    /// Wakes the keeper after either has changed.
+    changed: Notify,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +114,7 @@ impl Client {
                 service: service.to_owned(),
                 connections: Mutex::default(),
                 looking: tokio::sync::Mutex::default(),
-                fewer: Arc::default(),
+                news: Arc::default(),
                 keeper: OnceLock::new(),
                 picks: AtomicU64::new(0),
             })
@@ -212,17 +223,24 @@ impl Direct {
 
 /// Looks for replicas that are new, while there is a pool.
 async fn keep(shared: Arc<Shared>, pool: Weak<Pool>) {
-    let Some(fewer) = pool.upgrade().map(|pool| pool.fewer.clone()) else {
+    let Some(news) = pool.upgrade().map(|pool| pool.news.clone()) else {
         return;
     };
     let mut pause = LOOK;
     loop {
         // Callers that lost the same replica do not ask for its successor all at once.
-        let wait = pause / 2 + jittered(pause / 2);
+        let now = Instant::now();
+        let usual = now + pause / 2 + jittered(pause / 2);
+        let again = lock(&news.patience).next(now);
         tokio::select! {
-            () = tokio::time::sleep(wait) => pause = (pause * 2).min(LOOK),
-            () = fewer.notified() => {
-                pause = LOOK_SOON;
+            () = tokio::time::sleep_until(again.map_or(usual, |again| again.min(usual))) => {
+                pause = (pause * 2).min(LOOK);
+            }
+            () = news.changed.notified() => {
+                // One that never was admitted is looked for no sooner than it may be tried.
+                if news.fewer.swap(false, Ordering::Relaxed) {
+                    pause = LOOK_SOON;
+                }
                 continue;
             }
         }
@@ -260,11 +278,14 @@ impl Pool {
     async fn add(&self, shared: &Shared, endpoints: Vec<Endpoint>) -> Vec<watch::Receiver<Path>> {
         let me = shared.instance.to_string();
         let mut new = Vec::new();
+        let known: HashSet<&str> = endpoints.iter().map(|e| e.endpoint.as_str()).collect();
+        lock(&self.news.patience).retain(|endpoint| known.contains(endpoint));
         for endpoint in endpoints {
-            if self.has(&endpoint.endpoint) {
+            let allowed = lock(&self.news.patience).allows(Instant::now(), &endpoint.endpoint);
+            if !allowed || self.has(&endpoint.endpoint) {
                 continue;
             }
-            match open(&me, endpoint, self.fewer.clone()).await {
+            match open(&me, endpoint, self.news.clone()).await {
                 Ok(connected) => new.push(connected),
                 Err(status) => tracing::debug!(%status, "a replica is not reached directly"),
             }
@@ -313,7 +334,7 @@ async fn find(
     Ok((!ours.is_empty()).then_some(ours))
 }
 
-async fn open(me: &str, endpoint: Endpoint, fewer: Arc<Notify>) -> Result<Arc<Connected>, Status> {
+async fn open(me: &str, endpoint: Endpoint, news: Arc<News>) -> Result<Arc<Connected>, Status> {
     let unreachable = |error: TransportError| Status::new(Code::Unavailable, error.to_string());
     let dealer = Dealer::new(me, endpoint.ticket.as_deref().unwrap_or_default());
     let events = dealer.watch();
@@ -323,7 +344,13 @@ async fn open(me: &str, endpoint: Endpoint, fewer: Arc<Notify>) -> Result<Arc<Co
         .map_err(unreachable)?;
     let calls = Arc::new(Calls::new(Arc::new(dealer), endpoint.instance.to_string()));
     let (told, path) = watch::channel(Path::New);
-    tokio::spawn(caller(calls.clone(), events, told, fewer));
+    let end = End {
+        endpoint: endpoint.endpoint.clone(),
+        path: told,
+        up: None,
+        news,
+    };
+    tokio::spawn(caller(calls.clone(), events, end));
     Ok(Arc::new(Connected {
         endpoint: endpoint.endpoint,
         calls,
@@ -334,12 +361,7 @@ async fn open(me: &str, endpoint: Endpoint, fewer: Arc<Notify>) -> Result<Arc<Co
 
 /// The task of one direct connection, until it is lost, or not wanted any more
 /// and without calls.
-async fn caller(
-    calls: Arc<Calls>,
-    mut events: DealerWatch,
-    path: watch::Sender<Path>,
-    fewer: Arc<Notify>,
-) {
+async fn caller(calls: Arc<Calls>, mut events: DealerWatch, mut end: End) {
     let mut heartbeat = tokio::time::interval(HEARTBEAT);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let patience = tokio::time::sleep(HEARTBEAT);
@@ -356,57 +378,75 @@ async fn caller(
                 let mut message = Some(message);
                 for _ in 0..BURST {
                     let Some((header, payload)) = message.take().or_else(|| calls.dealer.try_recv()) else { break };
-                    take(&calls, header, payload, &path, &fewer);
+                    take(&calls, header, payload, &end);
                 }
             }
             event = events.next() => match event {
                 DealerEvent::Up => {
-                    path.send_if_modified(|path| {
-                        let new = *path == Path::New;
-                        if new { *path = Path::Up; }
-                        new
-                    });
+                    if *end.path.borrow() == Path::New {
+                        end.up = Some(Instant::now());
+                        end.path.send_replace(Path::Up);
+                    }
                 }
                 // Its successor has another address: the bridge knows.
                 DealerEvent::Down | DealerEvent::Refused(_) => break,
             },
-            () = path.closed(), if wanted => wanted = false,
+            () = end.path.closed(), if wanted => wanted = false,
             _ = heartbeat.tick() => {
                 // After a goaway it is looked here whether the last call is over.
-                wanted = wanted && *path.borrow() != Path::Closed;
+                wanted = wanted && *end.path.borrow() != Path::Closed;
                 let frame = Frame::copy_of(&Header::Heartbeat { registered: None }.encode());
                 let _ = calls.dealer.try_send(frame, Frame::new());
             }
             // A socket file that nobody listens on: connecting goes on for ever.
             () = &mut patience, if !patience.is_elapsed() => {
-                if *path.borrow() == Path::New {
+                if *end.path.borrow() == Path::New {
                     break;
                 }
             }
         }
     }
-    close(&path, &fewer);
+    end.close();
     // Answers that came before the loss have come.
     while let Some((header, payload)) = calls.dealer.try_recv() {
-        take(&calls, header, payload, &path, &fewer);
+        take(&calls, header, payload, &end);
     }
     calls.fail_all();
 }
 
-/// No new calls go there, and another replica is looked for.
-fn close(path: &watch::Sender<Path>, fewer: &Notify) {
-    if path.send_replace(Path::Closed) != Path::Closed {
-        fewer.notify_one();
+/// How a connection ends.
+struct End {
+    endpoint: String,
+    path: watch::Sender<Path>,
+    /// When it was admitted.
+    up: Option<Instant>,
+    news: Arc<News>,
+}
+
+impl End {
+    /// No new calls go there, and another replica is looked for: soon, if there was one here.
+    fn close(&self) {
+        let news = &self.news;
+        if *self.path.borrow() == Path::Closed {
+            return;
+        }
+        // Before it can be seen that it is closed: who sees it may try again at once.
+        lock(&news.patience).closed(Instant::now(), &self.endpoint, self.up);
+        self.path.send_replace(Path::Closed);
+        if self.up.is_some() {
+            news.fewer.store(true, Ordering::Relaxed);
+        }
+        news.changed.notify_one();
     }
 }
 
-fn take(calls: &Calls, header: Frame, payload: Frame, path: &watch::Sender<Path>, fewer: &Notify) {
+fn take(calls: &Calls, header: Frame, payload: Frame, end: &End) {
     let Ok(header) = Header::decode(header.as_ref()) else {
         return;
     };
     if let Some((Header::Goaway { .. }, _)) = calls.received(header, payload) {
         // Those under way are answered.
-        close(path, fewer);
+        end.close();
     }
 }
 

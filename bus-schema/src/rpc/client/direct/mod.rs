@@ -7,6 +7,7 @@
 
 mod callee;
 mod caller;
+mod patience;
 mod presence;
 
 pub(super) use callee::Socket;
