@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -22,6 +22,9 @@ pub(super) type Answer = Result<(Bytes, Vec<Endpoint>), Status>;
 /// Wait before credit is sent again that found the queue full.
 const SAY_AGAIN: Duration = Duration::from_millis(10);
 
+/// Time for which who has refused a call for want of room is taken to be full.
+const FULL: Duration = Duration::from_millis(50);
+
 /// Room for a streamed answer, in bytes, when the caller names none.
 pub const DEFAULT_WINDOW: u32 = 256 * 1024;
 
@@ -31,6 +34,10 @@ pub(super) struct Calls {
     pending: Mutex<HashMap<u64, Pending>>,
     under_way: AtomicUsize,
     next_id: AtomicU64,
+    /// When the peer last refused a call for want of room.
+    refused: Mutex<Option<Instant>>,
+    /// Whether that may be so recent that it counts: else nobody looks at the clock.
+    full: AtomicBool,
     /// To whom, for a person.
     peer: String,
 }
@@ -81,6 +88,8 @@ impl Calls {
             pending: Mutex::default(),
             under_way: AtomicUsize::new(0),
             next_id: AtomicU64::new(1),
+            refused: Mutex::default(),
+            full: AtomicBool::new(false),
             peer,
         }
     }
@@ -92,6 +101,25 @@ impl Calls {
     /// Calls under way.
     pub(super) fn under_way(&self) -> usize {
         self.under_way.load(Ordering::Relaxed)
+    }
+
+    /// Whether the peer has just refused a call for want of room: others may have filled
+    /// it, and it refuses so fast that it has the fewest calls under way of all.
+    pub(super) fn is_full(&self) -> bool {
+        if !self.full.load(Ordering::Relaxed) {
+            return false;
+        }
+        let refused = *self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = refused.is_some_and(|at| at.elapsed() < FULL);
+        if !full {
+            self.full.store(false, Ordering::Relaxed);
+        }
+        full
+    }
+
+    fn refused(&self, at: Instant) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
+        self.full.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn lost(&self) -> Status {
@@ -120,6 +148,9 @@ impl Calls {
             Header::Response(response) => {
                 let call = self.pending().remove(&response.id);
                 let payload = payload.into_bytes();
+                if response.code == Code::ResourceExhausted {
+                    self.refused(Instant::now());
+                }
                 match call {
                     Some(Pending::Once(sender)) => {
                         let status = response.status();

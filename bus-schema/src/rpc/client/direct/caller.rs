@@ -39,7 +39,8 @@ const LOOK_BUDGET: Duration = Duration::from_secs(5);
 /// Clones share its connections. Connections are made at the first call, found
 /// by the bridge; after one is lost, and every 30 seconds, it is asked for others.
 /// Of several instances the one with the fewest calls of this client is taken; of
-/// equals the one that was not taken for the longest time.
+/// equals the one that was not taken for the longest time. One that has refused a
+/// call for want of room comes after the others for 50 ms.
 #[derive(Clone)]
 pub struct Direct {
     client: Client,
@@ -300,7 +301,10 @@ impl Pool {
     fn best(&self) -> Option<Arc<Calls>> {
         let connections = lock(&self.connections);
         let up = connections.iter().filter(|c| *c.path.borrow() == Path::Up);
-        let best = up.min_by_key(|c| (c.calls.under_way(), c.picked.load(Ordering::Relaxed)))?;
+        let best = up.min_by_key(|c| {
+            let picked = c.picked.load(Ordering::Relaxed);
+            (c.calls.is_full(), c.calls.under_way(), picked)
+        })?;
         let picks = self.picks.fetch_add(1, Ordering::Relaxed) + 1;
         best.picked.store(picks, Ordering::Relaxed);
         Some(best.calls.clone())
@@ -452,4 +456,64 @@ fn take(calls: &Calls, header: Frame, payload: Frame, end: &End) {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rpc::header::Response;
+
+    fn up(name: &str) -> Arc<Connected> {
+        let dealer = Arc::new(Dealer::new("front.1", "ticket"));
+        Arc::new(Connected {
+            endpoint: name.to_owned(),
+            calls: Arc::new(Calls::new(dealer, name.to_owned())),
+            path: watch::Sender::new(Path::Up).subscribe(),
+            picked: AtomicU64::new(0),
+        })
+    }
+
+    #[tokio::test]
+    async fn who_refused_for_want_of_room_comes_after_the_others() {
+        let (full, free) = (up("full"), up("free"));
+        let pool = Pool {
+            service: "back".to_owned(),
+            connections: Mutex::new(vec![full.clone(), free.clone()]),
+            looking: tokio::sync::Mutex::default(),
+            news: Arc::default(),
+            keeper: OnceLock::new(),
+            picks: AtomicU64::new(0),
+        };
+        let taken = || Arc::ptr_eq(&pool.best().unwrap(), &full.calls);
+        let answer = |code| {
+            let status = Status::new(code, "");
+            Header::Response(Response::new(1, Err(status)))
+        };
+        // They take turns.
+        let turns = || [taken(), taken(), taken(), taken()];
+        assert_eq!(turns(), [true, false, true, false]);
+        full.calls.received(answer(Code::Internal), Frame::new());
+        assert_eq!(turns(), [true, false, true, false]);
+        // A machine that stands still for 50 ms in between has waited for its end.
+        loop {
+            let start = Instant::now();
+            full.calls
+                .received(answer(Code::ResourceExhausted), Frame::new());
+            let turns = turns();
+            if start.elapsed() < Duration::from_millis(50) {
+                assert_eq!(turns, [false; 4]);
+                break;
+            }
+        }
+        while full.calls.is_full() {
+            tokio::task::yield_now().await;
+        }
+        assert!(taken());
+        // Full as they all are, one is taken.
+        for one in [&full, &free] {
+            one.calls
+                .received(answer(Code::ResourceExhausted), Frame::new());
+        }
+        assert!(pool.best().is_some());
+    }
 }
