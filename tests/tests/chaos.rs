@@ -55,10 +55,9 @@ const RESTARTED: [&str; 3] = ["forks", "tree", "waits"];
 /// … and of what each failure is counted.
 const NEVER_RESTARTED: [&str; 4] = ["after.1", "plain.1", "plain.2", "said.1"];
 
-/// Groups of generations that may stay behind a lost shim, until the
-/// instance's group is removed: its own, the one it made ahead, and that of a
-/// next start that was killed together with what the shim left.
-const LEFT_BY_A_LOST_SHIM: usize = 3;
+/// Groups of generations that may stay behind a lost shim, until the next orderly
+/// end: one in which somebody was still dying when it was swept.
+const LEFT_BY_A_LOST_SHIM: usize = 1;
 
 /// Idle shims beyond which something is wrong: the pool, and those being made.
 const MAX_IDLE: usize = 16;
@@ -487,10 +486,8 @@ impl Chaos {
         let status = self.deployment.status();
         for instance in NEVER_RESTARTED {
             let failures = self.failures.get(instance).copied().unwrap_or(0);
-            // A start may be killed together with what a lost shim left, and counts.
-            let most = failures + self.lost.get(instance).copied().unwrap_or(0);
             let counted = status.instance(instance).restarts().unwrap_or(0);
-            let right = (failures..=most).contains(&counted);
+            let right = failures == counted;
             eprintln!("{instance}: {failures} failures, {counted} restarts");
             assert!(
                 right,

@@ -540,8 +540,28 @@ fn made_run_group(group: &str, name: &str) -> PathBuf {
     let run = Path::new(group).join(name);
     match fs::create_dir(&run) {
         Ok(()) => run,
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => run,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            // A shim that was lost had made it ahead, and its service's end was a kill in
+            // all groups: nothing could be born into this one.
+            match fs::remove_dir(&run).map(|()| fs::create_dir(&run)) {
+                Ok(Err(_)) => PathBuf::from(group),
+                // Somebody still dies in it.
+                Ok(Ok(())) | Err(_) => run,
+            }
+        }
         Err(_) => PathBuf::from(group),
+    }
+}
+
+/// Removes the groups of all spawns of an instance of which nothing lives, those
+/// of shims that were lost among them. What cannot be removed yet goes with the
+/// next end, or with the instance's own group.
+pub(crate) fn remove_all_run_groups(grant: &LimitGrant) {
+    for group in own_groups(grant, "") {
+        let children = fs::read_dir(group).into_iter().flatten().flatten();
+        for child in children.filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir())) {
+            let _ = fs::remove_dir(child.path());
+        }
     }
 }
 

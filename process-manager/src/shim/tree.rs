@@ -232,7 +232,7 @@ pub(crate) fn oom_kills(file: &str) -> Option<u64> {
 
 /// Kills what a lost shim left behind: everything in the cgroups of the grant,
 /// and every process whose environment names the notification socket that
-/// belongs to the instance's `socket`. Returns how many processes were killed by the latter. Blocks; call
+/// belongs to the instance's `socket`; then its spawns' groups go. Returns how many processes were killed by the latter. Blocks; call
 /// it from a blocking thread.
 ///
 /// The caller must know that no shim holds the instance (see
@@ -258,6 +258,9 @@ pub fn sweep(socket: &Path, grant: Option<&LimitGrant>) -> u32 {
             }
         }
         if killed.len() == before {
+            if let Some(grant) = grant {
+                super::prepare::remove_all_run_groups(grant);
+            }
             return u32::try_from(before).unwrap_or(u32::MAX);
         }
     }

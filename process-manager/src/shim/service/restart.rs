@@ -249,8 +249,7 @@ impl Service {
     pub(super) fn not_restarted(mut self, exit: ExitRecord, failure: SpawnFailure) {
         if let Some(grant) = &self.request.grant {
             tree::kill_cgroups(grant);
-            prepare::remove_run_groups(grant, exit.generation);
-            prepare::remove_run_groups(grant, self.request.generation);
+            prepare::remove_all_run_groups(grant);
         }
         let written = self.held.record.restarted(
             &exit,
