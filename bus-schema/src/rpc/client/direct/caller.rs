@@ -107,7 +107,7 @@ struct Connected {
 
 impl Client {
     /// Calls of a service without the bridge on the way. The service must offer
-    /// it, see [`Methods::direct`]. Nothing is connected before the first call.
+    /// it, see [`crate::rpc::Methods::direct`]. Nothing is connected before the first call.
     pub fn direct(&self, service: &str) -> Direct {
         let mut pools = lock(&self.inner.pools);
         let pool = pools.entry(service.to_owned()).or_insert_with(|| {
