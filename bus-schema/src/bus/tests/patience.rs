@@ -11,9 +11,44 @@ fn event(generation: u64) -> ProcessChanged {
     }
 }
 
+/// A process-manager's side of the bus and somebody who hears all of it.
+struct Pair {
+    server: Server,
+    events: mpsc::Receiver<LinkEvent>,
+    topic: Topic,
+    // Kept for as long as the pair is.
+    _commands: mpsc::Receiver<Incoming>,
+    _link: Link,
+    _temp: tempfile::TempDir,
+}
+
+impl Pair {
+    async fn new() -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        let dirs = dirs(&temp);
+        let manager = Component::ProcessManager(None);
+        let (server, commands) = Server::bind(&dirs, manager.clone(), 1).await.unwrap();
+        let interest = Interest::none()
+            .prefix(topic::PROCESS)
+            .prefix(Topic::component(&manager).as_str());
+        let (link, events) = Link::open(&dirs, ClientName::fresh("test"), manager, interest)
+            .await
+            .unwrap();
+        link.ready(LONG).await.unwrap();
+        Self {
+            server,
+            events,
+            topic: Topic::process(&"web.1".parse().unwrap()),
+            _commands: commands,
+            _link: link,
+            _temp: temp,
+        }
+    }
+}
+
 fn generation(event: LinkEvent) -> Option<u64> {
     match event {
-        LinkEvent::Event(received) => {
+        LinkEvent::Event(received) if received.kind() == ProcessChanged::KIND => {
             let changed: ProcessChanged = received.envelope.parse().unwrap();
             Some(changed.record.generation.0)
         }
@@ -22,30 +57,23 @@ fn generation(event: LinkEvent) -> Option<u64> {
 }
 
 #[tokio::test]
-async fn patient_events_come_in_their_order_and_without_another_too() {
-    let temp = tempfile::tempdir().unwrap();
-    let dirs = dirs(&temp);
-    let manager = Component::ProcessManager(None);
-    let (server, _commands) = Server::bind(&dirs, manager.clone(), 1).await.unwrap();
-    let interest = Interest::none().prefix(topic::PROCESS);
-    let (link, mut events) = Link::open(&dirs, ClientName::fresh("test"), manager, interest)
-        .await
-        .unwrap();
-    link.ready(LONG).await.unwrap();
-    let topic = Topic::process(&"web.1".parse().unwrap());
+async fn patient_events_come_in_their_order() {
+    let mut pair = Pair::new().await;
     for number in 1..=200 {
-        // Two patient ones, then one that takes them along; the last two stand alone.
+        // Two patient ones, then one that takes them along.
         if number % 3 == 0 && number < 199 {
-            server.publish(topic.clone(), &event(number), None).await;
+            pair.server
+                .publish(pair.topic.clone(), &event(number), None)
+                .await;
         } else {
-            server
-                .publish_patiently(topic.clone(), &event(number), None)
+            pair.server
+                .publish_patiently(pair.topic.clone(), &event(number), None)
                 .await;
         }
     }
     let mut seen = Vec::new();
     while seen.len() < 200 {
-        seen.extend(generation(next(&mut events).await));
+        seen.extend(generation(next(&mut pair.events).await));
     }
     assert!(seen.is_sorted() && seen.last() == Some(&200), "{seen:?}");
 }
@@ -55,26 +83,14 @@ async fn patient_events_come_in_their_order_and_without_another_too() {
 #[tokio::test]
 async fn a_patient_event_needs_no_other() {
     const ALONE: u64 = 12;
-    let temp = tempfile::tempdir().unwrap();
-    let dirs = dirs(&temp);
-    let manager = Component::ProcessManager(None);
-    let (server, _commands) = Server::bind(&dirs, manager.clone(), 1).await.unwrap();
-    let presence = Topic::component(&manager);
-    let interest = Interest::none()
-        .prefix(topic::PROCESS)
-        .prefix(presence.as_str());
-    let (link, mut events) = Link::open(&dirs, ClientName::fresh("test"), manager, interest)
-        .await
-        .unwrap();
-    link.ready(LONG).await.unwrap();
-    let topic = Topic::process(&"web.1".parse().unwrap());
+    let mut pair = Pair::new().await;
     let mut heartbeats = 0;
     for number in 1..=ALONE {
-        server
-            .publish_patiently(topic.clone(), &event(number), None)
+        pair.server
+            .publish_patiently(pair.topic.clone(), &event(number), None)
             .await;
         loop {
-            match next(&mut events).await {
+            match next(&mut pair.events).await {
                 LinkEvent::Event(received) if received.kind() == ProcessChanged::KIND => break,
                 LinkEvent::Event(received) if received.kind() == Heartbeat::KIND => heartbeats += 1,
                 _ => {}
@@ -86,21 +102,14 @@ async fn a_patient_event_needs_no_other() {
 
 #[tokio::test]
 async fn a_goodbye_takes_patient_events_along() {
-    let temp = tempfile::tempdir().unwrap();
-    let dirs = dirs(&temp);
-    let manager = Component::ProcessManager(None);
-    let (server, _commands) = Server::bind(&dirs, manager.clone(), 1).await.unwrap();
-    let interest = Interest::none().prefix(topic::PROCESS);
-    let (link, mut events) = Link::open(&dirs, ClientName::fresh("test"), manager, interest)
-        .await
-        .unwrap();
-    link.ready(LONG).await.unwrap();
-    let topic = Topic::process(&"web.1".parse().unwrap());
-    server.publish_patiently(topic, &event(7), None).await;
-    server.bye("test").await;
+    let mut pair = Pair::new().await;
+    pair.server
+        .publish_patiently(pair.topic.clone(), &event(7), None)
+        .await;
+    pair.server.bye("test").await;
     let mut seen = None;
     loop {
-        match next(&mut events).await {
+        match next(&mut pair.events).await {
             LinkEvent::Down => break,
             other => seen = seen.or(generation(other)),
         }
