@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use crate::message::Message;
 use crate::names::ClientName;
+use crate::raw::Raw;
 
 /// Version of the envelope. Fields may be added without raising it.
 pub const VERSION: u16 = 1;
@@ -82,12 +83,8 @@ pub struct Envelope {
     /// Which body.
     pub kind: String,
     /// The body.
-    #[serde(default = "nil")]
-    pub body: rmpv::Value,
-}
-
-fn nil() -> rmpv::Value {
-    rmpv::Value::Nil
+    #[serde(default)]
+    pub body: Raw,
 }
 
 /// Decodes what nests no deeper than [`MAX_DEPTH`]: ours do by a dozen, and each
@@ -129,7 +126,7 @@ impl Envelope {
                 expected: M::KIND,
             });
         }
-        crate::value::from_value(&self.body).map_err(|source| EnvelopeError::Body {
+        self.body.parse().map_err(|source| EnvelopeError::Body {
             kind: self.kind.clone(),
             source,
         })

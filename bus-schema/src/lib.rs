@@ -11,7 +11,7 @@
 //! | [`rpc`] | headers, status codes, tokens and the client of the RPC plane |
 //! | [`config`] | `blackhole.yaml`, its errors, and the effective settings of a service |
 //! | [`dirs`] | run and state directories, locks, incarnations |
-//! | [`value`] | MessagePack values of unknown shape |
+//! | [`raw`], [`value`] | MessagePack values of unknown shape: as bytes, as trees |
 //! | [`transport`] | the only place that knows the ZeroMQ library |
 //! | [`bus`] | a component's own sockets, and connections to others |
 //! | [`daemon`] | what every daemon's `main` does: flags, tracing, notification |
@@ -28,6 +28,7 @@ pub mod message;
 pub mod names;
 pub mod priority;
 pub mod process;
+pub mod raw;
 pub mod registry;
 pub mod reply;
 pub mod resource;

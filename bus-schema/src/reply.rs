@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
 use crate::message::Message;
+use crate::raw::Raw;
 
 /// Status codes: gRPC's canonical ones (github.com/grpc/grpc/blob/master/doc/statuscodes.md),
 /// for commands on the bus and for calls between services.
@@ -102,7 +103,7 @@ pub enum Verdict {
     /// Done.
     Done {
         /// The command's own result.
-        result: rmpv::Value,
+        result: Raw,
     },
     /// Refused or failed.
     Failed {
@@ -113,13 +114,80 @@ pub enum Verdict {
 }
 
 /// A reply.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Reply {
     /// The `id` of the command.
     pub to: Uuid,
     /// What became of it.
     #[serde(flatten)]
     pub verdict: Verdict,
+}
+
+/// Without the copies that serde makes of what is flattened.
+impl<'de> Deserialize<'de> for Reply {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        enum Which {
+            Accepted,
+            Done,
+            Failed,
+        }
+        #[derive(Deserialize)]
+        struct Fields {
+            to: Uuid,
+            status: Which,
+            result: Option<Raw>,
+            #[serde(default, deserialize_with = "maybe_code")]
+            code: Option<Code>,
+            message: Option<String>,
+        }
+        let Fields {
+            to,
+            status,
+            result,
+            code,
+            message,
+        } = Fields::deserialize(deserializer)?;
+        let verdict = match status {
+            Which::Accepted => Verdict::Accepted {},
+            // An `Option` takes nil for none: the result of a command that has no more to say.
+            Which::Done => Verdict::Done {
+                result: result.unwrap_or_default(),
+            },
+            Which::Failed => {
+                let missing = serde::de::Error::missing_field;
+                let code = code.ok_or_else(|| missing("code"))?;
+                let message = message.ok_or_else(|| missing("message"))?;
+                Verdict::Failed {
+                    error: Status { code, message },
+                }
+            }
+        };
+        Ok(Self { to, verdict })
+    }
+}
+
+fn maybe_code<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Code>, D::Error> {
+    known_code(deserializer).map(Some)
+}
+
+/// A [`Reply`] that says what came of a command, written in one go.
+#[derive(Debug, Serialize)]
+pub(crate) struct DoneReply<'a, R> {
+    to: Uuid,
+    status: &'static str,
+    result: &'a R,
+}
+
+impl<'a, R> DoneReply<'a, R> {
+    pub(crate) fn of(to: Uuid, result: &'a R) -> Self {
+        Self {
+            to,
+            status: "done",
+            result,
+        }
+    }
 }
 
 impl Message for Reply {

@@ -8,6 +8,7 @@ use blackhole_bus_schema::dirs::Dirs;
 use blackhole_bus_schema::message::Message;
 use blackhole_bus_schema::names::{Component, InstanceName};
 use blackhole_bus_schema::process::{InstanceRecord, ListProcesses, ProcessChanged};
+use blackhole_bus_schema::raw::Raw;
 use blackhole_bus_schema::resource::{ListUsage, Usage, UsageTick};
 use blackhole_bus_schema::supervision::{InstanceStatus, ListStatus, SupervisionChanged};
 use blackhole_bus_schema::topic;
@@ -96,7 +97,7 @@ impl Model {
         }
     }
 
-    fn snapshot(&mut self, component: &Component, items: Vec<rmpv::Value>) {
+    fn snapshot(&mut self, component: &Component, items: Vec<Raw>) {
         match component {
             Component::Supervisor => {
                 let all = items
@@ -295,8 +296,8 @@ mod tests {
     use crate::view::status::tests::status;
     use blackhole_bus_schema::supervision::Phase;
 
-    fn value<T: serde::Serialize>(item: &T) -> rmpv::Value {
-        rmpv::ext::to_value(serde_json::to_value(item).unwrap()).unwrap()
+    fn value<T: serde::Serialize>(item: &T) -> Raw {
+        Raw::of(&serde_json::to_value(item).unwrap()).unwrap()
     }
 
     #[test]

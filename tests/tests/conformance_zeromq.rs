@@ -21,7 +21,8 @@ use blackhole_bus_schema::supervision::{
     Desired, ResetServices, StartServices, StopServices, SupervisionChanged, Target,
 };
 use blackhole_bus_schema::topic::{self, Topic};
-use blackhole_bus_schema::value::{from_value, to_value};
+use blackhole_bus_schema::raw::Raw;
+use blackhole_bus_schema::value::to_value;
 use blackhole_bus_schema::{component, rpc};
 use blackhole_tests::wait::HANG;
 use blackhole_tests::{Deployment, wait_for};
@@ -140,7 +141,7 @@ impl Foreign {
                         _ if reply.to != id => {}
                         Verdict::Accepted {} => {}
                         Verdict::Done { result } => {
-                            return Ok(from_value(&result).expect("a result"));
+                            return Ok(result.parse().expect("a result"));
                         }
                         Verdict::Failed { error } => return Err(error),
                     }
@@ -238,7 +239,7 @@ async fn fake_supervisor(mut events: PubSocket, mut commands: SubSocket) {
                 counters: Default::default(),
             };
             Verdict::Done {
-                result: to_value(&info).expect("a value"),
+                result: Raw::of(&info).expect("a value"),
             }
         } else {
             seq += 1;

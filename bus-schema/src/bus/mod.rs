@@ -24,12 +24,12 @@ pub mod tails;
 
 use crate::message::{Command, Snapshot};
 use crate::process::{InstanceRecord, ListProcesses};
+use crate::raw::Raw;
 use crate::registry::{CallStats, ListCalls, ListRegistry, Registration};
 use crate::reply::{Code, Status};
 use crate::resource::{ListUsage, Usage};
 use crate::supervision::{InstanceStatus, ListStatus};
 use crate::transport::TransportError;
-use crate::value::from_value;
 
 pub use lane::LogLane;
 pub use link::{Interest, Link, LinkEvent, Received};
@@ -152,10 +152,8 @@ paged!(ListCalls, CallStats);
 ///
 /// # Errors
 /// When the owner is of another version.
-pub fn item<T: serde::de::DeserializeOwned>(
-    value: rmpv::Value,
-) -> Result<T, rmp_serde::decode::Error> {
-    from_value(&value)
+pub fn item<T: serde::de::DeserializeOwned>(value: Raw) -> Result<T, rmp_serde::decode::Error> {
+    value.parse()
 }
 
 /// The beginning of a text that somebody else wrote, for a log.

@@ -53,7 +53,7 @@ pub fn item(event: &Received) -> EventItem<'_> {
         kind: &envelope.kind,
         id: envelope.id.to_string(),
         cause: envelope.cause.map(|id| id.to_string()),
-        body: json(&envelope.body),
+        body: json(&envelope.body.tree()),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use blackhole_bus_schema::envelope::Envelope;
 use blackhole_bus_schema::names::Component;
+use blackhole_bus_schema::raw::Raw;
 use blackhole_bus_schema::topic;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -33,8 +34,8 @@ pub struct Tapped<'a> {
 }
 
 impl Tapped<'_> {
-    fn shown(&self, body: &rmpv::Value) -> Value {
-        let mut body = json(body);
+    fn shown(&self, body: &Raw) -> Value {
+        let mut body = json(&body.tree());
         if !self.secrets {
             hide_environments(&mut body);
         }
@@ -166,7 +167,7 @@ pub fn answers_ping(envelope: &Envelope) -> bool {
         Some(found.1.clone())
     };
     envelope.kind == "reply"
-        && field(&envelope.body, "result").is_some_and(|result| {
+        && field(&envelope.body.tree(), "result").is_some_and(|result| {
             ["component", "pid", "incarnation", "started_at"]
                 .iter()
                 .all(|name| field(&result, name).is_some())
@@ -263,7 +264,7 @@ mod tests {
             reply_to: None,
             budget_ms: None,
             kind: "never.seen".into(),
-            body,
+            body: Raw::from(&body),
         }
     }
 
@@ -309,7 +310,7 @@ mod tests {
         assert!(!answers_ping(&reply), "no reply");
         reply.kind = "reply".into();
         assert!(answers_ping(&reply));
-        reply.body = rmpv::Value::Map(vec![("result".into(), rmpv::Value::Nil)]);
+        reply.body = Raw::from(&rmpv::Value::Map(vec![("result".into(), rmpv::Value::Nil)]));
         assert!(!answers_ping(&reply));
     }
 

@@ -85,7 +85,7 @@ fn commands(envelope: &Envelope) {
 
 fn command<C: Command>(envelope: &Envelope) {
     message::<C>(envelope);
-    if let Ok(reply) = from_value::<C::Reply>(&envelope.body) {
+    if let Ok(reply) = envelope.body.parse::<C::Reply>() {
         again(&reply);
     }
 }
@@ -93,7 +93,7 @@ fn command<C: Command>(envelope: &Envelope) {
 fn message<M: Message>(envelope: &Envelope) {
     // By its kind, as a receiver does, and against it.
     let _ = envelope.parse::<M>();
-    let Ok(body) = from_value::<M>(&envelope.body) else {
+    let Ok(body) = envelope.body.parse::<M>() else {
         return;
     };
     again(&body);

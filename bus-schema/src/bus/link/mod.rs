@@ -27,10 +27,10 @@ use crate::dirs::{Dirs, unix_now_ns};
 use crate::envelope::{self, Envelope, EnvelopeError, Outgoing, Source};
 use crate::message::{Command, Message};
 use crate::names::{ClientName, Component};
+use crate::raw::Raw;
 use crate::reply::Verdict;
 use crate::topic::Topic;
 use crate::transport::{PubSocket, SubSocket};
-use crate::value::{from_value, to_value};
 
 /// Events waiting for the link's user. When full, further events of a stream
 /// are dropped and the stream is healed by a snapshot once there is room;
@@ -70,7 +70,7 @@ impl std::fmt::Debug for Losses {
 struct Stream {
     prefix: &'static str,
     kind: &'static str,
-    page: fn(Option<String>) -> Result<rmpv::Value, String>,
+    page: fn(Option<String>) -> Result<Raw, rmp_serde::encode::Error>,
 }
 
 impl Interest {
@@ -103,7 +103,7 @@ impl Interest {
         self.streams.push(Stream {
             prefix,
             kind: C::KIND,
-            page: |after| to_value(&C::stream_page(after)),
+            page: |after| Raw::of(&C::stream_page(after)),
         });
         self
     }
@@ -147,7 +147,7 @@ pub enum LinkEvent {
         /// Which stream.
         prefix: &'static str,
         /// Its items.
-        items: Vec<rmpv::Value>,
+        items: Vec<Raw>,
     },
     /// A message. Those already in a snapshot do not come again.
     Event(Received),
@@ -305,7 +305,7 @@ impl Link {
         cause: Option<Uuid>,
     ) -> Result<C::Reply, RequestError> {
         let value = self.request_raw(C::KIND, command, budget, cause).await?;
-        from_value(&value).map_err(|source| RequestError::Answer {
+        value.parse().map_err(|source| RequestError::Answer {
             component: self.inner.to.to_string(),
             source,
         })
@@ -317,7 +317,7 @@ impl Link {
         body: &B,
         budget: Duration,
         cause: Option<Uuid>,
-    ) -> Result<rmpv::Value, RequestError> {
+    ) -> Result<Raw, RequestError> {
         let deadline = Instant::now() + budget;
         let mut up = self.inner.up.subscribe();
         if up.borrow_and_update().is_none() {

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use super::{Link, Stream};
 use crate::message::Snapshot;
-use crate::value::from_value;
+use crate::raw::Raw;
 
 /// Budget of one page of a snapshot.
 const PAGE_BUDGET: Duration = Duration::from_secs(10);
 
 /// A whole snapshot: watermarks and items.
-pub(super) type State = (Vec<(String, u64)>, Vec<rmpv::Value>);
+pub(super) type State = (Vec<(String, u64)>, Vec<Raw>);
 
 /// All pages of a stream. The watermarks are those of the first page: what
 /// changed while the later ones were read comes again as an event.
@@ -32,7 +32,7 @@ pub(super) async fn pages(link: &Link, stream: &Stream) -> Option<State> {
                 return None;
             }
         };
-        let page: Snapshot<rmpv::Value> = match from_value(&value) {
+        let page: Snapshot<Raw> = match value.parse() {
             Ok(page) => page,
             Err(error) => {
                 tracing::warn!(prefix = stream.prefix, %error, "a snapshot is not understood");

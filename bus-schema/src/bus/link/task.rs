@@ -20,7 +20,6 @@ use crate::message::Message;
 use crate::reply::{Reply, Verdict};
 use crate::topic::{self, Topic};
 use crate::transport::{ConnectionWatch, SubSocket};
-use crate::value::from_value;
 
 /// Events of a stream held back while its snapshot is on the way. When full,
 /// the snapshot is asked for again afterwards.
@@ -369,7 +368,7 @@ impl Task {
             && *ping == reply.to
         {
             if let Verdict::Done { result } = reply.verdict
-                && let Ok(info) = from_value::<ComponentInfo>(&result)
+                && let Ok(info) = result.parse::<ComponentInfo>()
             {
                 self.present(&link, info);
             }

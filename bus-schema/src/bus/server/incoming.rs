@@ -7,11 +7,11 @@ use uuid::Uuid;
 
 use super::dispatch::first_time;
 use super::{Frames, Inner};
-use crate::message::Command;
+use crate::message::{Command, Message};
 use crate::names::ClientName;
-use crate::reply::{Code, Reply, Status, Verdict};
+use crate::raw::Raw;
+use crate::reply::{Code, DoneReply, Reply, Status, Verdict};
 use crate::topic::Topic;
-use crate::value::{from_value, to_value};
 
 /// A command to this component. Dropped without an answer, it is answered with `Internal`.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub struct Incoming {
     pub client: ClientName,
     /// After this nobody waits for an answer.
     pub deadline: Instant,
-    pub(super) body: rmpv::Value,
+    pub(super) body: Raw,
     pub(super) inner: Option<Arc<Inner>>,
 }
 
@@ -47,14 +47,8 @@ impl Incoming {
             let text = format!("a {} command is not a {}", self.kind, C::KIND);
             return Err(Status::new(Code::InvalidArgument, text));
         }
-        let empty = rmpv::Value::Map(Vec::new());
         // A body that is left out is one without fields.
-        let body = if self.body.is_nil() {
-            &empty
-        } else {
-            &self.body
-        };
-        from_value(body).map_err(|error| {
+        self.body.parse_fields().map_err(|error| {
             let text = format!("the body of {} is not understood: {error}", C::KIND);
             Status::new(Code::InvalidArgument, text)
         })
@@ -79,26 +73,15 @@ impl Incoming {
         let Some(inner) = self.inner.take() else {
             return;
         };
-        let verdict = match result {
-            Ok(result) => match to_value(&result) {
-                Ok(result) => Verdict::Done { result },
-                Err(error) => Verdict::Failed {
-                    error: Status::new(
-                        Code::Internal,
-                        format!("the answer cannot be written: {error}"),
-                    ),
-                },
-            },
-            Err(error) => Verdict::Failed { error },
+        let (to, cause) = (self.id, Some(self.id));
+        let body = match result {
+            Ok(result) => inner.encode_as(Reply::KIND, 0, cause, &DoneReply::of(to, &result)),
+            Err(error) => {
+                let verdict = Verdict::Failed { error };
+                inner.encode(0, cause, &Reply { to, verdict })
+            }
         };
-        if let Some(body) = inner.encode(
-            0,
-            Some(self.id),
-            &Reply {
-                to: self.id,
-                verdict,
-            },
-        ) {
+        if let Some(body) = body {
             match C::READS {
                 true => inner.lock().replies.forget(self.id),
                 false => inner.lock().replies.finish(self.id, body.clone()),

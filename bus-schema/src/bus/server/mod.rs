@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -354,6 +355,16 @@ impl Inner {
     }
 
     fn encode<M: Message>(&self, seq: u64, cause: Option<Uuid>, body: &M) -> Option<Bytes> {
+        self.encode_as(M::KIND, seq, cause, body)
+    }
+
+    fn encode_as<B: Serialize>(
+        &self,
+        kind: &'static str,
+        seq: u64,
+        cause: Option<Uuid>,
+        body: &B,
+    ) -> Option<Bytes> {
         let envelope = Outgoing {
             v: envelope::VERSION,
             id: envelope::fresh_id(),
@@ -363,13 +374,13 @@ impl Inner {
             cause,
             reply_to: None,
             budget_ms: None,
-            kind: M::KIND,
+            kind,
             body,
         };
         match envelope.encode() {
             Ok(bytes) => Some(bytes.into()),
             Err(error) => {
-                tracing::error!(kind = M::KIND, %error, "message cannot be encoded");
+                tracing::error!(kind, %error, "message cannot be encoded");
                 None
             }
         }
