@@ -11,14 +11,15 @@
 
 use std::ffi::{CString, c_void};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::Pid;
 
 use super::birth::{self, Stack};
 use super::capabilities::{Capabilities, bit, restrict};
+use super::report::{Report, Shared, Step};
 
 /// What the child does, prepared ahead.
 #[derive(Debug)]
@@ -79,101 +80,47 @@ pub(crate) const FIRST_PASSED: i32 = 3;
 /// Bytes for a pid's digits and the NUL after them.
 const PID_ROOM: usize = 12;
 
-/// Where a child failed. The numbers travel through the shared page.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-pub(crate) enum Step {
-    /// It did not get to say anything.
-    Born = 0,
-    /// Writing to the cgroup file with the index beside it.
-    Join = 1,
-    Session = 2,
-    OpenFiles = 3,
-    Output = 4,
-    Groups = 5,
-    Gid = 6,
-    Uid = 7,
-    Directory = 8,
-    /// Having the kernel kill it when the shim dies.
-    DeathSignal = 9,
-    /// The shim had died already.
-    Orphaned = 10,
-    Exec = 11,
-    /// Setting the limit with the index beside it.
-    Rlimit = 12,
-    Nice = 13,
-    /// Taking the capability with the number beside it out of the bounding set.
-    Bounding = 14,
-    /// Keeping capabilities over the change of user.
-    KeepCapabilities = 15,
-    Capabilities = 16,
-    /// Giving the capability with the number beside it to one that is not root.
-    Ambient = 17,
-    Stdin = 18,
-    NoNewPrivs = 19,
-    /// Handing on the descriptor with the index beside it.
-    Passed = 20,
+/// Arguments and environment as execve(2) wants them.
+pub(super) struct Strings {
+    argv: Vec<*const libc::c_char>,
+    envp: Vec<*const libc::c_char>,
+    /// `NAME=` and room for the digits, written by the child: a pid has at most 10.
+    _pids: Vec<Vec<u8>>,
+    /// Where they go.
+    digits: Vec<*mut u8>,
 }
 
-impl Step {
-    fn from_number(number: u32) -> Self {
-        use Step::{
-            Ambient, Born, Bounding, Capabilities, DeathSignal, Directory, Exec, Gid, Groups, Join,
-            KeepCapabilities, Nice, NoNewPrivs, OpenFiles, Orphaned, Output, Passed, Rlimit,
-            Session, Stdin, Uid,
-        };
-        [
-            Born,
-            Join,
-            Session,
-            OpenFiles,
-            Output,
-            Groups,
-            Gid,
-            Uid,
-            Directory,
-            DeathSignal,
-            Orphaned,
-            Exec,
-            Rlimit,
-            Nice,
-            Bounding,
-            KeepCapabilities,
-            Capabilities,
-            Ambient,
-            Stdin,
-            NoNewPrivs,
-            Passed,
-        ]
-        .into_iter()
-        .find(|step| *step as u32 == number)
-        .unwrap_or(Born)
+impl Strings {
+    /// They point into `plan`, which has to live as long, unchanged.
+    pub(super) fn of(plan: &Plan) -> Self {
+        let pointers = plan.arguments.iter().map(|text| text.as_ptr());
+        let argv = pointers.chain([ptr::null()]).collect();
+        let mut pids: Vec<Vec<u8>> = plan
+            .pid_variables
+            .iter()
+            .map(|name| {
+                let mut text = format!("{name}=").into_bytes();
+                text.resize(text.len() + PID_ROOM, 0);
+                text
+            })
+            .collect();
+        let digits = pids
+            .iter_mut()
+            .map(|text| {
+                let at = text.len() - PID_ROOM;
+                text.as_mut_ptr().wrapping_add(at)
+            })
+            .collect();
+        let strings = plan.environment.iter().map(|text| text.as_ptr());
+        let made = pids.iter().map(|text| text.as_ptr().cast());
+        let envp = strings.chain(made).chain([ptr::null()]).collect();
+        Self {
+            argv,
+            envp,
+            _pids: pids,
+            digits,
+        }
     }
-}
-
-/// The page of memory shared with the child.
-#[repr(C)]
-struct Shared {
-    step: AtomicU32,
-    index: AtomicU32,
-    errno: AtomicI32,
-    oom_errno: AtomicI32,
-    limits_ns: AtomicU64,
-}
-
-/// What the child told.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Report {
-    /// The step it was at when it told last.
-    pub(crate) step: Step,
-    /// Which cgroup file, limit or capability.
-    pub(crate) index: usize,
-    /// The error it stopped at; 0 if none.
-    pub(crate) errno: i32,
-    /// Why the OOM score was not set; 0 if it was. No reason to stop.
-    pub(crate) oom_errno: i32,
-    /// When the limits and the identity were in place, monotonic nanoseconds.
-    pub(crate) limits_ns: u64,
 }
 
 /// A child that was born.
@@ -205,34 +152,7 @@ pub(crate) fn monotonic_ns() -> u64 {
 /// # Errors
 /// When there is no child at all.
 pub(crate) fn launch(plan: &Plan) -> io::Result<Launched> {
-    let pointers = |strings: &[CString]| {
-        strings
-            .iter()
-            .map(|text| text.as_ptr())
-            .chain([ptr::null()])
-            .collect::<Vec<_>>()
-    };
-    let argv = pointers(&plan.arguments);
-    // `NAME=` and room for the digits, written by the child: a pid has at most 10.
-    let mut pids: Vec<Vec<u8>> = plan
-        .pid_variables
-        .iter()
-        .map(|name| {
-            let mut text = format!("{name}=").into_bytes();
-            text.resize(text.len() + PID_ROOM, 0);
-            text
-        })
-        .collect();
-    let digits: Vec<*mut u8> = pids
-        .iter_mut()
-        .map(|text| {
-            let at = text.len() - PID_ROOM;
-            text.as_mut_ptr().wrapping_add(at)
-        })
-        .collect();
-    let strings = plan.environment.iter().map(|text| text.as_ptr());
-    let made = pids.iter().map(|text| text.as_ptr().cast());
-    let envp: Vec<*const libc::c_char> = strings.chain(made).chain([ptr::null()]).collect();
+    let strings = Strings::of(plan);
     let size = size_of::<Shared>();
     // SAFETY: a new anonymous mapping, zeroed by the kernel; all fields of
     // `Shared` are atomics for which zero is valid. It is unmapped below, after
@@ -251,23 +171,9 @@ pub(crate) fn launch(plan: &Plan) -> io::Result<Launched> {
         }
         (memory, &*memory.cast::<Shared>())
     };
-    let work = Work {
-        plan,
-        shared,
-        argv: &argv,
-        envp: &envp,
-        pids: &digits,
-        shim: rustix::process::getpid().as_raw_nonzero().get(),
-        join_late: AtomicBool::new(false),
-    };
+    let work = Work::of(plan, shared, &strings, None);
     let result = make_child(&work);
-    let report = Report {
-        step: Step::from_number(shared.step.load(Ordering::SeqCst)),
-        index: shared.index.load(Ordering::SeqCst) as usize,
-        errno: shared.errno.load(Ordering::SeqCst),
-        oom_errno: shared.oom_errno.load(Ordering::SeqCst),
-        limits_ns: shared.limits_ns.load(Ordering::SeqCst),
-    };
+    let report = shared.report();
     // SAFETY: the mapping made above; `shared` is not used any more.
     unsafe { libc::munmap(memory, size) };
     let pid = result.and_then(|pid| Pid::from_raw(pid).ok_or(libc::ECHILD));
@@ -277,8 +183,19 @@ pub(crate) fn launch(plan: &Plan) -> io::Result<Launched> {
     }
 }
 
+/// How a child waits before it becomes the service.
+pub(super) struct Wait<'a> {
+    /// A byte that comes here is the word to go on, an end that there is none.
+    pub(super) go: RawFd,
+    /// A [`Shared`] is written here before exec and after a failure.
+    pub(super) report: RawFd,
+    /// Descriptors that stay open, in ascending order; all others from 3 on are closed,
+    /// so that nobody who waits for the shim to close them waits for this one, too.
+    pub(super) keep: &'a [RawFd],
+}
+
 /// What the child needs.
-struct Work<'a> {
+pub(super) struct Work<'a> {
     plan: &'a Plan,
     shared: &'a Shared,
     /// Ends with null, points into the plan.
@@ -289,7 +206,29 @@ struct Work<'a> {
     pids: &'a [*mut u8],
     shim: libc::pid_t,
     /// The v2 cgroup is joined by writing, not by birth.
-    join_late: AtomicBool,
+    pub(super) join_late: AtomicBool,
+    /// It becomes the service at a word, not at once.
+    wait: Option<Wait<'a>>,
+}
+
+impl<'a> Work<'a> {
+    pub(super) fn of(
+        plan: &'a Plan,
+        shared: &'a Shared,
+        strings: &'a Strings,
+        wait: Option<Wait<'a>>,
+    ) -> Self {
+        Self {
+            plan,
+            shared,
+            argv: &strings.argv,
+            envp: &strings.envp,
+            pids: &strings.digits,
+            shim: rustix::process::getpid().as_raw_nonzero().get(),
+            join_late: AtomicBool::new(false),
+            wait,
+        }
+    }
 }
 
 fn make_child(work: &Work<'_>) -> Result<libc::pid_t, i32> {
@@ -321,7 +260,7 @@ fn make_child(work: &Work<'_>) -> Result<libc::pid_t, i32> {
 }
 
 /// Where the child begins.
-extern "C" fn child_entry(argument: *const c_void) -> ! {
+pub(super) extern "C" fn child_entry(argument: *const c_void) -> ! {
     // SAFETY: the argument is the `Work` of `make_child`, which is alive.
     unsafe { child(&*argument.cast::<Work<'_>>()) }
 }
@@ -330,7 +269,7 @@ extern "C" fn child_entry(argument: *const c_void) -> ! {
 /// cannot panic.
 ///
 /// # Safety
-/// Only in a child made by [`make_child`].
+/// Only in a child made by [`make_child`] or for a [`Wait`].
 unsafe fn child(work: &Work<'_>) -> ! {
     let Work {
         plan,
@@ -350,6 +289,7 @@ unsafe fn child(work: &Work<'_>) -> ! {
                 .store(*libc::__errno_location(), Ordering::SeqCst);
             shared.index.store(index, Ordering::SeqCst);
             shared.step.store(step as u32, Ordering::SeqCst);
+            tell(work);
             libc::_exit(127)
         };
         let late = if work.join_late.load(Ordering::SeqCst) {
@@ -453,6 +393,17 @@ unsafe fn child(work: &Work<'_>) -> ! {
                 }
             }
         }
+        // After the change of user, which clears it. A set-user-ID program
+        // clears it again, see PR_SET_PDEATHSIG(2const).
+        if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+            fail(Step::DeathSignal, 0);
+        }
+        if libc::getppid() != work.shim {
+            fail(Step::Orphaned, 0);
+        }
+        if let Some(wait) = &work.wait {
+            await_word(wait);
+        }
         shared.limits_ns.store(monotonic_ns(), Ordering::SeqCst);
         // As the service's user: it must be able to be there.
         if libc::chdir(plan.directory.as_ptr()) != 0 {
@@ -468,14 +419,6 @@ unsafe fn child(work: &Work<'_>) -> ! {
             if fd < 0 || libc::fcntl(fd, libc::F_SETFL, 0) != 0 || libc::dup2(fd, 0) < 0 {
                 fail(Step::Stdin, 0);
             }
-        }
-        // After the change of user, which clears it. A set-user-ID program
-        // clears it again, see PR_SET_PDEATHSIG(2const).
-        if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
-            fail(Step::DeathSignal, 0);
-        }
-        if libc::getppid() != work.shim {
-            fail(Step::Orphaned, 0);
         }
         // Those that `reset_signals` has ignored; all others have their default
         // since the fork server began. The kernel's own call; all zeros is the
@@ -512,11 +455,57 @@ unsafe fn child(work: &Work<'_>) -> ! {
             write_pid(libc::getpid().unsigned_abs(), *digits);
         }
         shared.step.store(Step::Exec as u32, Ordering::SeqCst);
+        tell(work);
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
         libc::execve(plan.program.as_ptr(), argv.as_ptr(), envp.as_ptr());
         fail(Step::Exec, 0)
+    }
+}
+
+/// Tells whoever has a copy of the memory only what stands in it.
+///
+/// # Safety
+/// Only in a child made by [`make_child`] or for a [`Wait`].
+unsafe fn tell(work: &Work<'_>) {
+    if let Some(wait) = &work.wait {
+        let from = ptr::from_ref(work.shared).cast();
+        // SAFETY: write(2) of a structure of plain numbers, without padding.
+        // A pipe takes as much as this at once or, from nobody any more, not at all.
+        unsafe { libc::write(wait.report, from, size_of::<Shared>()) };
+    }
+}
+
+/// Lets go of what is the shim's and sleeps until there is word; ends this
+/// process where none will come.
+///
+/// # Safety
+/// Only in a child that has a copy of the memory.
+unsafe fn await_word(wait: &Wait<'_>) {
+    // SAFETY: system calls with numbers and with a local.
+    unsafe {
+        let close = |first: RawFd, last: libc::c_uint| {
+            let none: libc::c_uint = 0;
+            let first = first.unsigned_abs();
+            if first <= last {
+                libc::syscall(libc::SYS_close_range, first, last, none);
+            }
+        };
+        let mut from = FIRST_PASSED;
+        for fd in wait.keep {
+            close(from, fd.unsigned_abs().wrapping_sub(1));
+            from = *fd + 1;
+        }
+        close(from, libc::c_uint::MAX);
+        let mut word = 0_u8;
+        loop {
+            match libc::read(wait.go, ptr::from_mut(&mut word).cast(), 1) {
+                1 => return,
+                -1 if *libc::__errno_location() == libc::EINTR => {}
+                _ => libc::_exit(0),
+            }
+        }
     }
 }
 

@@ -19,7 +19,8 @@
 //! | [`record`] | what stays on disk of a spawn until the next |
 //! | [`client`] | for the process-manager: fork server, handles, events (tokio) |
 //! | [`server`] | the fork server: the program `blackhole-shim` |
-//! | `idle`, `prepare`, `identity`, `start`, `exec`, `birth`, `capabilities` | from a waiting shim to a running program |
+//! | `idle`, `prepare`, `identity`, `start`, `exec`, `report`, `birth`, `capabilities` | from a waiting shim to a running program |
+//! | `standby` | a child that waits before exec |
 //! | `service`, `connection`, `logs`, `notify`, `verdict` | the life of a service and its end |
 //! | `hook`, `passed` | programs beside it; sockets and descriptors that outlive it |
 //! | `tree` | finding and killing processes |
@@ -45,8 +46,10 @@ mod passed;
 mod prepare;
 pub mod protocol;
 pub mod record;
+mod report;
 pub mod server;
 mod service;
+mod standby;
 mod start;
 pub(crate) mod sys;
 mod tree;

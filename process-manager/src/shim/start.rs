@@ -8,11 +8,13 @@ use blackhole_bus_schema::dirs::unix_now_ns;
 use blackhole_bus_schema::process::{Rlimit, SpawnFailure, SpawnStep, StepTime, capability_name};
 use rustix::process::{Pid, WaitOptions};
 
-use super::exec::{self, Plan, Report, Step};
+use super::exec::{self, Launched, Plan};
 use super::hint::{self, Who};
 use super::passed::Passed;
 use super::prepare::{self, Prepared, failure};
 use super::protocol::{SpawnRequest, Started};
+use super::report::{Report, Step};
+use super::standby::StandBy;
 use super::tree;
 
 /// A service that runs, and what its shim holds of it.
@@ -60,21 +62,45 @@ pub(crate) fn run(
     plan: &Plan,
     who: &Who,
     begun: u64,
-    mut warnings: Vec<String>,
+    warnings: Vec<String>,
 ) -> Result<(Pid, Started), SpawnFailure> {
-    let grant = request.grant.as_ref();
     let ready = exec::monotonic_ns();
     let launched = match exec::launch(plan) {
         Ok(launched) => launched,
         Err(error) => return Err(not_born(request, plan, error.raw_os_error().unwrap_or(0))),
     };
+    let report = launched.report;
+    if report.errno != 0 || report.step != Step::Exec {
+        let _ = rustix::process::waitpid(Some(launched.pid), WaitOptions::empty());
+        return Err(explain(request, plan, who, &report));
+    }
+    Ok(runs(request, &launched, begun, ready, warnings))
+}
+
+/// The same by a child that waits for it. `None` where that is of no use any more:
+/// whatever is wrong shows when another one is made.
+pub(crate) fn by_standby(
+    request: &SpawnRequest,
+    standby: StandBy,
+    begun: u64,
+) -> Option<(Pid, Started)> {
+    let ready = exec::monotonic_ns();
+    let launched = standby.go().ok()?;
+    Some(runs(request, &launched, begun, ready, Vec::new()))
+}
+
+/// A child has become the service.
+fn runs(
+    request: &SpawnRequest,
+    launched: &Launched,
+    begun: u64,
+    ready: u64,
+    mut warnings: Vec<String>,
+) -> (Pid, Started) {
     let done = exec::monotonic_ns();
     let started_at = unix_now_ns();
     let (pid, report) = (launched.pid, launched.report);
-    if report.errno != 0 || report.step != Step::Exec {
-        let _ = rustix::process::waitpid(Some(pid), WaitOptions::empty());
-        return Err(explain(request, plan, who, &report));
-    }
+    let grant = request.grant.as_ref();
     if let Some(score) = grant.and_then(|grant| grant.oom_score_adj)
         && report.oom_errno != 0
     {
@@ -98,7 +124,7 @@ pub(crate) fn run(
         ],
         warnings,
     };
-    Ok((pid, started))
+    (pid, started)
 }
 
 /// There is no child.

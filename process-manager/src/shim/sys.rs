@@ -45,6 +45,16 @@ pub(crate) fn signal_child(pid: Pid, signal: i32, group: bool) -> io::Result<()>
     }
 }
 
+/// Waits for the end of a child that has been killed and may not have executed a
+/// program yet, see `__WALL` in waitpid(2).
+pub(crate) fn reap_waiting(pid: Pid) {
+    let mut status = 0;
+    // SAFETY: waitpid(2) fills `status`.
+    while unsafe { libc::waitpid(pid.as_raw_nonzero().get(), &mut status, libc::__WALL) } < 0
+        && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
+    {}
+}
+
 /// Sends a signal to the process that a pidfd names, see pidfd_send_signal(2).
 pub(crate) fn signal_pidfd(fd: &OwnedFd, signal: i32) -> io::Result<()> {
     let (none, flags) = (std::ptr::null::<libc::siginfo_t>(), 0_u32);

@@ -202,12 +202,17 @@ pub(crate) fn kill_cgroups(grant: &LimitGrant) -> bool {
     true
 }
 
-/// Whether nothing is in the cgroup `dir`; true for one that is not there.
-pub(crate) fn is_empty(dir: &Path) -> bool {
-    let mut byte = [0; 1];
-    match fs::File::open(dir.join("cgroup.procs")) {
-        Ok(mut file) => matches!(file.read(&mut byte), Ok(0)),
-        Err(_) => true,
+/// Whether nothing is in the cgroup `dir`, or nothing but that one; true for one that is not there.
+pub(crate) fn is_empty(dir: &Path, but: Option<Pid>) -> bool {
+    let mut pids = [0; 24];
+    let expected = but.map(|pid| format!("{}\n", pid.as_raw_nonzero()));
+    let Ok(mut file) = fs::File::open(dir.join("cgroup.procs")) else {
+        return true;
+    };
+    match file.read(&mut pids) {
+        Ok(0) => true,
+        Ok(count) => expected.is_some_and(|only| pids[..count] == *only.as_bytes()),
+        Err(_) => false,
     }
 }
 

@@ -3,30 +3,57 @@
 //! stands only what must: that nothing of the one before is left. Its last
 //! output, its record and the word to the watchers come afterwards.
 
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use blackhole_bus_schema::dirs::unix_now_ns;
-use blackhole_bus_schema::limits::JoinMethod;
+use blackhole_bus_schema::limits::{JoinMethod, LimitKind};
 use blackhole_bus_schema::names::Generation;
 use blackhole_bus_schema::process::{ExitRecord, ExitStatus, ReloadAction, SpawnFailure};
+
+use rustix::process::Pid;
 
 use super::Service;
 use crate::shim::exec::monotonic_ns;
 use crate::shim::notify::Notify;
 use crate::shim::prepare::{self, Successor, note_record};
-use crate::shim::protocol::{ShimMessage, ShimPermit};
+use crate::shim::protocol::{ShimMessage, ShimPermit, Started};
+use crate::shim::standby::StandBy;
 use crate::shim::{record, start, tree};
 
 /// How long after a start its successor is made ready: a start of many has
 /// better to do. One that fails before has its successor made then.
-const AHEAD: Duration = Duration::from_millis(250);
+const AHEAD: Duration = Duration::from_millis(500);
+
+/// Fewest processes that a service must be allowed for its successor to wait as
+/// one of them: it counts.
+const ROOM: u64 = 32;
 
 /// One restart that may be made.
 #[derive(Debug)]
 pub(super) struct Permitted {
     permit: ShimPermit,
-    /// Made ready, in its cgroups' folders; no process.
-    successor: Option<Successor>,
+    /// Made ready.
+    successor: Option<Ahead>,
+}
+
+/// A successor that was made ready.
+#[derive(Debug)]
+enum Ahead {
+    /// In its cgroups, waiting for the word.
+    Waiting(StandBy, [OwnedFd; 2]),
+    /// No process: only what it takes to make one.
+    Planned(Successor),
+}
+
+impl Permitted {
+    /// The process that waits, where there is one.
+    fn waiting(&self) -> Option<Pid> {
+        match &self.successor {
+            Some(Ahead::Waiting(standby, _)) => Some(standby.pid()),
+            _ => None,
+        }
+    }
 }
 
 /// What became of a permit when the service had ended.
@@ -106,11 +133,15 @@ impl Service {
 
     /// Forgets what was made ready, with its cgroup.
     pub(super) fn drop_successor(&mut self) {
-        if let Some(permitted) = &mut self.permit
-            && permitted.successor.take().is_some()
-            && let Some(grant) = &self.request.grant
-        {
-            prepare::remove_run_groups(grant, permitted.permit.permit.generation);
+        let Some(permitted) = &mut self.permit else {
+            return;
+        };
+        if let Some(successor) = permitted.successor.take() {
+            // A process in it would hold its cgroup.
+            drop(successor);
+            if let Some(grant) = &self.request.grant {
+                prepare::remove_run_groups(grant, permitted.permit.permit.generation);
+            }
         }
     }
 
@@ -122,9 +153,26 @@ impl Service {
         };
         if permitted.successor.is_none() {
             // What does not work now may work then, or is told then.
-            permitted.successor = self.successor(&permitted.permit).ok();
+            permitted.successor = self.ahead(&permitted.permit);
         }
         self.permit = Some(permitted);
+    }
+
+    /// A process where there is room for one, else a plan.
+    fn ahead(&mut self, permit: &ShimPermit) -> Option<Ahead> {
+        let planned = self.successor(permit).ok()?;
+        let limits = self.request.grant.iter().flat_map(|grant| &grant.report);
+        let room = limits
+            .filter(|limit| limit.limit == LimitKind::Pids)
+            .all(|limit| limit.requested >= ROOM);
+        if !room {
+            return Some(Ahead::Planned(planned));
+        }
+        Some(match StandBy::make(&planned.plan) {
+            // The plan goes, and with it the shim's copies of what the service writes to.
+            Ok(standby) => Ahead::Waiting(standby, planned.output),
+            Err(_) => Ahead::Planned(planned),
+        })
     }
 
     fn successor(&mut self, permit: &ShimPermit) -> Result<Successor, SpawnFailure> {
@@ -173,12 +221,19 @@ impl Service {
             return Again::No;
         };
         self.successor_due = None;
-        let successor = successor.map_or_else(|| self.successor(&permit), Ok);
-        let outcome = successor.and_then(|successor| {
-            let Successor { plan, output, who } = successor;
-            let ran = start::run(&self.request, &plan, &who, begun, Vec::new());
-            ran.map(|(pid, started)| (pid, started, output))
+        let (waiting, planned) = match successor {
+            Some(Ahead::Waiting(standby, output)) => (Some((standby, output)), None),
+            Some(Ahead::Planned(planned)) => (None, Some(planned)),
+            None => (None, None),
+        };
+        let ran = waiting.and_then(|(standby, output)| {
+            let (pid, started) = start::by_standby(&self.request, standby, begun)?;
+            Some((pid, started, output))
         });
+        let outcome = match ran {
+            Some(ran) => Ok(ran),
+            None => self.restart_by(&permit, planned, begun),
+        };
         // It runs; from here on nobody waits.
         let oom = self.oom_kills();
         self.output.finish();
@@ -225,6 +280,21 @@ impl Service {
         Again::Runs
     }
 
+    /// Starts the successor by a process that is made now.
+    fn restart_by(
+        &mut self,
+        permit: &ShimPermit,
+        planned: Option<Successor>,
+        begun: u64,
+    ) -> Result<(Pid, Started, [OwnedFd; 2]), SpawnFailure> {
+        let Successor { plan, output, who } = match planned {
+            Some(planned) => planned,
+            None => self.successor(permit)?,
+        };
+        let ran = start::run(&self.request, &plan, &who, begun, Vec::new());
+        ran.map(|(pid, started)| (pid, started, output))
+    }
+
     /// Nothing below the shim is left of the one before, but others may have been
     /// put into its cgroups: a probe in the service's own context.
     fn kill_strangers(&mut self) {
@@ -240,7 +310,8 @@ impl Service {
             (None, Some(freezer)) => freezer.into(),
             (None, None) => return,
         };
-        if !tree::is_empty(&dir) {
+        let successor = self.permit.as_ref().and_then(|permit| permit.waiting());
+        if !tree::is_empty(&dir, successor) {
             self.kill_all();
         }
     }
