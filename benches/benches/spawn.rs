@@ -107,9 +107,9 @@ fn rounds() -> usize {
 }
 
 /// Waits until the supervisor has called the service stable, so that the next
-/// failure is the first in a row.
+/// failure is the first in a row, and until its successor is ready.
 fn settle() {
-    std::thread::sleep(Duration::from_millis(400));
+    std::thread::sleep(Duration::from_millis(900));
 }
 
 fn latencies(table: &mut Table) {
