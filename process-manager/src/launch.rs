@@ -280,8 +280,9 @@ impl Launcher {
         let (environs, dirs, spec) = (self.environs.clone(), self.dirs.clone(), spec.clone());
         let owner = self.owner.clone();
         let work = move || {
-            adopt::claim(&dirs, &spec.instance, &owner)
-                .map_err(|error| failure(&format!("claim {}: {error}", spec.instance), ""))?;
+            adopt::claim(&dirs, &spec.instance, &owner).map_err(|error| {
+                failure(&format!("claim {}: {}", spec.instance, chain(&error)), "")
+            })?;
             request(&environs, &dirs, &spec)
         };
         if !blocks {

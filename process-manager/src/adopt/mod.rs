@@ -26,7 +26,7 @@ use blackhole_bus_schema::process::{
     SpawnFailure, SpawnStep,
 };
 
-pub use owner::{UNNAMED, claim, owner};
+pub use owner::{ClaimError, UNNAMED, claim, owner};
 pub use remains::{Known, after_shim, erase, kill_shim, shim_gone};
 pub use scan::{Adopted, Scan, note_told, scan};
 

@@ -87,13 +87,17 @@ fn recorded(folder: &Path, generation: Generation) -> Option<ProcessState> {
     }
 }
 
-/// Removes everything of an instance that no shim holds but its log: record,
-/// lock, sockets. Blocks for a few unlinks.
+/// Removes everything of an instance of `owner`'s that no shim holds but its log:
+/// record, lock, sockets. Of one that another manager started since nothing is
+/// removed. Blocks for a few unlinks.
 ///
 /// # Errors
 /// When a shim holds it, or a file cannot be removed; the others are gone then.
-pub fn erase(dirs: &Dirs, name: &InstanceName) -> io::Result<()> {
+pub fn erase(dirs: &Dirs, name: &InstanceName, owner: &str) -> io::Result<()> {
     let folder = dirs.instance(name);
+    if super::owner(&folder) != owner {
+        return Ok(());
+    }
     if instance_lock_held(&folder)?.is_some() {
         return Err(io::Error::from(io::ErrorKind::ResourceBusy));
     }

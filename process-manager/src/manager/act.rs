@@ -331,7 +331,8 @@ impl Manager {
         if let Some(telling) = self.telling.remove(name) {
             let _ = telling.await;
         }
-        let result = crate::adopt::erase(&self.dirs, name).map_err(|error| {
+        let owner = self.server.component().to_string();
+        let result = crate::adopt::erase(&self.dirs, name, &owner).map_err(|error| {
             Status::new(
                 Code::Unavailable,
                 format!("{name} is not forgotten whole: {error}"),

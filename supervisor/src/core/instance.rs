@@ -332,6 +332,7 @@ impl Instance {
             desired,
             state: record.map(|record| record.state.name()),
             phase: self.phase.clone(),
+            manager: None,
             generation: self.generation,
             pid: live.and_then(|record| record.state.pid()),
             started_at,

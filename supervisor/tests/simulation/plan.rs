@@ -143,6 +143,7 @@ impl Plan {
                 restart_burst: 3,
                 restart_refill: Duration::from_millis(500),
                 cgroup_parent: None,
+                process_managers: BTreeMap::new(),
             },
             services,
         }
@@ -211,6 +212,7 @@ impl Plan {
         ServiceConfig {
             command: vec!["/bin/true".into()],
             service_type: None,
+            manager: None,
             priority: Priority::Normal,
             replicas: member.replicas,
             env: BTreeMap::new(),

@@ -41,6 +41,7 @@ fn service() -> ServiceConfig {
     ServiceConfig {
         command: vec!["/bin/true".into()],
         service_type: None,
+        manager: None,
         priority: Priority::Normal,
         replicas: 1,
         env: BTreeMap::new(),
@@ -125,6 +126,7 @@ fn config(services: &[(&str, ServiceConfig)]) -> Config {
             restart_burst: 100,
             restart_refill: secs(1),
             cgroup_parent: None,
+            process_managers: BTreeMap::new(),
         },
         services: services
             .iter()
