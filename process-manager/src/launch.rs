@@ -438,6 +438,12 @@ impl Launcher {
                 self.kill_shim(request).await?;
                 Ok(None)
             }
+            // It was lost before it had a service; what its hook had begun goes.
+            Err(ClientError::NoShim { dir }) if adopt::left_behind(&dir) => {
+                let (socket, grant) = (request.socket.clone(), request.grant.clone());
+                let _ = tokio::task::spawn_blocking(move || sweep(&socket, grant.as_ref())).await;
+                Ok(None)
+            }
             _ => Ok(None),
         }
     }
