@@ -335,6 +335,8 @@ impl Service {
     /// The first process has ended. Where it has named another one that lives the
     /// service goes on.
     fn first_ended(&mut self, status: ExitStatus) {
+        // Its last words, which came before its end.
+        self.on_notify();
         if self.main.as_ref().is_some_and(Main::lives) {
             self.first_end = Some(status);
         } else {
