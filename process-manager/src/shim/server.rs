@@ -181,7 +181,7 @@ fn serve(args: &ServerArgs, mut ready: impl FnMut(&str)) -> Result<(), ServerErr
             note(&format!("cannot join {}: {error}", cgroup.display()));
         }
     }
-    let signals = sys::signal_fd(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT]);
+    let signals = sys::signal_fd(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP]);
     let signals = signals.map_err(failed("wait for signals"))?;
     let socket = socket_path(&args.dir);
     let (listener, inode) =
@@ -332,7 +332,7 @@ impl Server {
             }
             if signals {
                 let mut end = false;
-                sys::drain_signals(&self.signals, |signal| end |= signal != libc::SIGCHLD);
+                sys::drain_signals(&self.signals, |signal| end |= sys::asks_to_end(signal));
                 // Those that were taken before they ended are not missed in the pool.
                 self.note_taken();
                 while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {

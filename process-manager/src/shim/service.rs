@@ -277,10 +277,14 @@ impl Service {
     /// Children that ended, and requests by signal to the shim itself. Returns
     /// true when nothing of the service is left.
     fn on_signals(&mut self) -> bool {
-        let mut asked = false;
+        let (mut asked, mut listen) = (false, false);
         sys::drain_signals(&self.signals, |signal| {
-            asked |= matches!(signal, libc::SIGTERM | libc::SIGINT);
+            asked |= sys::asks_to_end(signal);
+            listen |= signal == libc::SIGHUP;
         });
+        if listen {
+            self.listen_again();
+        }
         if self.reap() {
             return true;
         }
