@@ -252,9 +252,7 @@ async fn killed_at_each_step_of_a_spawn_whose_client_waits() {
     let mut case = Case::new().await;
     for moment in moments(&OF_A_SPAWN) {
         case.next(moment);
-        let asked = case
-            .ask_and_kill(moment, |case, instance| spawn(case, instance))
-            .await;
+        let asked = case.ask_and_kill(moment, spawn).await;
         case.bench.start_manager().await;
         for (instance, asked) in asked {
             // The command is repeated to the next manager, and takes effect once.
@@ -282,9 +280,7 @@ async fn killed_at_each_step_of_a_spawn_whose_client_is_gone_too() {
     let (mut ran, mut not) = (0, 0);
     for moment in moments(&OF_A_SPAWN) {
         case.next(moment);
-        let asked = case
-            .ask_and_kill(moment, |case, instance| spawn(case, instance))
-            .await;
+        let asked = case.ask_and_kill(moment, spawn).await;
         for (_, asked) in asked {
             asked.abort();
             let _ = asked.await;
