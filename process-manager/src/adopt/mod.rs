@@ -26,7 +26,7 @@ use blackhole_bus_schema::process::{
     SpawnFailure, SpawnStep,
 };
 
-pub use owner::{ClaimError, UNNAMED, claim, owner};
+pub use owner::{ClaimError, UNNAMED, claim, lives_elsewhere, owner};
 pub use remains::{Known, after_shim, erase, kill_shim, left_behind, shim_gone};
 pub use scan::{Adopted, Scan, note_told, scan};
 

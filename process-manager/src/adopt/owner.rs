@@ -24,6 +24,26 @@ pub enum ClaimError {
     Io(#[from] io::Error),
 }
 
+/// The other manager at which an instance lives, if it does at one. Blocks for a
+/// look at a file, or, for a named manager, one small read.
+///
+/// # Errors
+/// When its lock cannot be examined.
+pub fn lives_elsewhere(
+    dirs: &Dirs,
+    name: &InstanceName,
+    owner: &str,
+) -> io::Result<Option<String>> {
+    let folder = dirs.instance(name);
+    // Most instances never have the file.
+    if owner == UNNAMED && !folder.join(OWNER).exists() {
+        return Ok(None);
+    }
+    let whose = self::owner(&folder);
+    let theirs = whose != owner && instance_lock_held(&folder)?.is_some();
+    Ok(theirs.then_some(whose))
+}
+
 /// Makes an instance that is about to be started `owner`'s. One that another
 /// manager started and that lives stays that one's. Blocks for one unlink, or,
 /// for a named manager, one small read.
