@@ -7,6 +7,11 @@
 //! the home has confirmed that it never began and never will, the next spawn goes
 //! to the manager of the configuration. The home is written down with the
 //! generation, before the spawn is sent.
+//!
+//! An end may have been followed by a restart by permit that has not been heard of
+//! yet. Where the spawn that is decided then goes to another manager, that one
+//! refuses it: the shim's lock tells it. What lives is met again when its own
+//! manager tells of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -56,8 +61,11 @@ impl Core {
             return true;
         }
         if !record.state.is_live() {
-            if instance.is_gone() && record.generation > instance.generation {
-                // Of an earlier life, unknown here: generations go on from there.
+            let lives = matches!(instance.life(), Life::Live(..));
+            let last = instance.generation.max(instance.ended);
+            if !lives && record.generation >= last && instance.ended < record.generation {
+                // Of an earlier life, unknown here, or by a permit while its manager was
+                // away: generations go on from there.
                 instance.generation = record.generation;
                 instance.ended = record.generation;
                 self.dirty.insert(record.instance.clone());

@@ -26,6 +26,8 @@ pub(crate) struct Process {
     pub(crate) asked: Option<ExitResult>,
     /// Started by a request whose sender was dead when it arrived.
     pub(crate) orphan: bool,
+    /// Started by its shim.
+    pub(crate) by_permit: bool,
     /// The generation that its shim may start by itself when it fails.
     pub(crate) permit: Option<Generation>,
 }
@@ -83,6 +85,7 @@ impl Host {
             ready_at,
             asked: None,
             orphan,
+            by_permit: false,
             permit: spec.permit.as_ref().map(|permit| permit.generation),
         };
         let before = self.processes.insert(spec.instance.clone(), process);
@@ -145,6 +148,7 @@ impl Host {
             ready_at,
             asked: None,
             orphan: false,
+            by_permit: true,
             permit: None,
         };
         let before = self.processes.insert(name.clone(), process);

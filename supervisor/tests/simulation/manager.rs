@@ -162,10 +162,14 @@ impl World {
                     let status = Status::new(Code::FailedPrecondition, "older, or stopped");
                     return self.answer(id, Reply::Refused(status));
                 }
-                // Only what a dead supervisor left on the way may be met alive, or may
-                // meet something alive: the living one cannot know of that, and is refused.
                 let alive = self.host.processes.get(&spec.instance);
-                if alive.is_some_and(|process| process.orphan || (orphan && process.of != of)) {
+                if alive.is_some_and(|process| process.of != of) {
+                    let status = Status::new(Code::AlreadyExists, "it lives elsewhere");
+                    return self.answer(id, Reply::Refused(status));
+                }
+                // Only what a dead supervisor left on the way may be met alive:
+                // the living one cannot know of that, and is refused.
+                if alive.is_some_and(|process| process.orphan) {
                     let status = Status::new(Code::FailedPrecondition, "a process lives");
                     return self.answer(id, Reply::Refused(status));
                 }
@@ -229,7 +233,7 @@ impl World {
         let index: usize = spec.instance.service().as_str()[1..].parse().unwrap();
         let nature = self.plan.members[index].nature;
         let elsewhere = self.host.processes.get(&spec.instance);
-        let record = if orphan && elsewhere.is_some_and(|process| process.of != of) {
+        let record = if elsewhere.is_some_and(|process| process.of != of) {
             // It is claimed already.
             self.host.refuse(spec)
         } else if nature == Nature::Missing {

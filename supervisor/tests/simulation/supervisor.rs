@@ -135,7 +135,7 @@ impl World {
                 grace_ms,
                 ..
             } => {
-                if !unhealthy {
+                if !unhealthy && !self.is_called_back(&manager, &instance) {
                     self.check_dependents(&instance);
                     self.check_replicas(&instance, generation);
                     self.check_drain(&instance, generation);
@@ -195,12 +195,16 @@ impl World {
     }
 
     /// Nothing is started at one manager while it lives, or may come to live, at the
-    /// other: as far as a supervisor can know, which is not of what a dead one sent.
+    /// other: as far as a supervisor can know, which is not of what a dead one sent, nor
+    /// of what a shim has just started by itself.
     fn check_home(&self, manager: &ManagerId, spec: &SpawnSpec) {
         let of = whom(manager);
         let process = self.host.processes.get(&spec.instance);
+        let unheard = |process: &super::host::Process| {
+            process.orphan || (process.by_permit && process.generation == spec.generation)
+        };
         assert!(
-            process.is_none_or(|process| process.of == of || process.orphan),
+            process.is_none_or(|process| process.of == of || unheard(process)),
             "{} is started at {manager:?} and lives elsewhere: {process:?}",
             spec.instance
         );
@@ -255,6 +259,15 @@ impl World {
                 );
             }
         }
+    }
+
+    /// A spawn that may never have arrived is made impossible, since another manager is
+    /// to start it now.
+    fn is_called_back(&self, manager: &ManagerId, instance: &InstanceName) -> bool {
+        let Some(core) = &self.core else { return false };
+        let status = core.status(instance);
+        self.config.services[instance.service()].manager != *manager
+            && status.is_some_and(|status| status.pid.is_none())
     }
 
     /// Nothing is stopped for an operator while what requires it is known to live.
