@@ -1,11 +1,14 @@
 //! The task around the core: sockets, clock and bus.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use blackhole_bus_schema::bus::{self, Incoming, Interest, Link, LinkEvent, Server};
 use blackhole_bus_schema::daemon::{Daemon, Shutdown};
 use blackhole_bus_schema::dirs::Dirs;
+use blackhole_bus_schema::managers;
 use blackhole_bus_schema::message::Message;
 use blackhole_bus_schema::names::{ClientName, Component, Generation, InstanceName};
 use blackhole_bus_schema::process::{InstanceRecord, ListProcesses, ProcessChanged};
@@ -49,9 +52,9 @@ pub(crate) struct Shell {
     server: Server,
     commands: mpsc::Receiver<Incoming>,
     shutdown: Shutdown,
-    /// To the process-manager and the supervisor.
-    links: [Link; 2],
-    manager: mpsc::Receiver<LinkEvent>,
+    /// To the process-managers and the supervisor.
+    links: Vec<Link>,
+    managers: Vec<mpsc::Receiver<LinkEvent>>,
     supervisor: mpsc::Receiver<LinkEvent>,
     dirs: Dirs,
     /// Actions that wait for the end of a burst of messages.
@@ -67,6 +70,20 @@ pub(crate) struct Shell {
     /// their budgets; the core answers each.
     drains: HashMap<u64, Incoming>,
     next_drain: u64,
+}
+
+/// What one of the process-managers told. What each says of an instance goes by its
+/// generation, so that their order does not matter. Cancel safe.
+async fn next_of(managers: &mut [mpsc::Receiver<LinkEvent>]) -> LinkEvent {
+    poll_fn(|context| {
+        for events in &mut *managers {
+            if let Poll::Ready(Some(event)) = events.poll_recv(context) {
+                return Poll::Ready(event);
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 impl Shell {
@@ -103,12 +120,19 @@ impl Shell {
         }
         let peers = router.watch();
         let me = ClientName::fresh("bridge");
-        let manager = Component::ProcessManager(None);
-        let interest = Interest::none().stream::<ListProcesses>(topic::PROCESS);
-        let (manager_link, manager) = Link::open(&dirs, me.clone(), manager, interest).await?;
+        let mut links = Vec::new();
+        let mut managers = Vec::new();
+        for manager in managers::known(&dirs, config.as_ref()) {
+            let interest = Interest::none().stream::<ListProcesses>(topic::PROCESS);
+            let manager = Component::ProcessManager(manager);
+            let (link, events) = Link::open(&dirs, me.clone(), manager, interest).await?;
+            links.push(link);
+            managers.push(events);
+        }
         let interest = Interest::none().stream::<ListStatus>(topic::SUPERVISION);
         let (supervisor_link, supervisor) =
             Link::open(&dirs, me, Component::Supervisor, interest).await?;
+        links.push(supervisor_link);
         let mut core = Core::new(server.incarnation(), key);
         core.connections_at_most(room::connections());
         core.direct_below(direct_dirs(&dirs.rpc_socket()));
@@ -124,8 +148,8 @@ impl Shell {
             server,
             commands,
             shutdown,
-            links: [manager_link, supervisor_link],
-            manager,
+            links,
+            managers,
             supervisor,
             dirs,
             later: Vec::new(),
@@ -180,7 +204,7 @@ impl Shell {
                 }
                 event = self.peers.next() => self.peer(event).await,
                 Some(incoming) = self.commands.recv() => self.command(incoming).await,
-                Some(event) = self.manager.recv() => self.manager(event),
+                event = next_of(&mut self.managers) => self.manager(event),
                 Some(event) = self.supervisor.recv() => {
                     let snapshot = matches!(event, LinkEvent::Snapshot { .. });
                     self.supervisor(event);

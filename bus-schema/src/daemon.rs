@@ -138,6 +138,7 @@ where
 {
     start_tracing();
     let dirs = Dirs::resolve(args.run_dir, args.state_dir)?;
+    dirs.check(&component)?;
     dirs.create()?;
     let document = args.config.as_deref().map(Document::load).transpose()?;
     let listen = document.as_ref().map(|document| document.listen);

@@ -141,6 +141,23 @@ impl Dirs {
         Ok(dirs)
     }
 
+    /// Whether the sockets of a component fit: the name of a process-manager may be long.
+    ///
+    /// # Errors
+    /// When the run directory is too long for it.
+    pub fn check(&self, component: &Component) -> Result<(), DirsError> {
+        let longest = self.bus_evt(component).as_os_str().len();
+        if longest <= MAX_SOCKET_PATH {
+            return Ok(());
+        }
+        let bytes = self.run.as_os_str().len();
+        Err(DirsError::TooLong {
+            path: self.run.clone(),
+            bytes,
+            max: (bytes + MAX_SOCKET_PATH).saturating_sub(longest),
+        })
+    }
+
     /// Creates what is missing: `run` 0711 with `bus` 0700, `fs` 0700, `rpc` and
     /// `i` 0711 (services of other users reach their own sockets in them), and
     /// `state` 0700 with its folders. Called by every daemon at its start.

@@ -11,6 +11,7 @@
 //! | [`rpc`] | headers, status codes, tokens and the client of the RPC plane |
 //! | [`config`] | `blackhole.yaml`, its errors, and the effective settings of a service |
 //! | [`dirs`] | run and state directories, locks, incarnations |
+//! | [`managers`] | which process-managers there are, and whose an instance is |
 //! | [`raw`], [`value`] | MessagePack values of unknown shape: as bytes, as trees |
 //! | [`transport`] | the only place that knows the ZeroMQ library |
 //! | [`bus`] | a component's own sockets, and connections to others |
@@ -24,6 +25,7 @@ pub mod dirs;
 pub mod envelope;
 pub mod health;
 pub mod limits;
+pub mod managers;
 pub mod message;
 pub mod names;
 pub mod priority;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::health::Health;
 use crate::limits::LimitReport;
 use crate::message::{Command, Message, Snapshot};
-use crate::names::{Generation, InstanceName, ServiceName};
+use crate::names::{Generation, InstanceName, ManagerName, ServiceName};
 use crate::process::{ExitRecord, StateName, command, query};
 
 /// What an operator wants of a service. Survives the supervisor.
@@ -114,6 +114,9 @@ pub struct InstanceStatus {
     /// Finer detail.
     #[serde(flatten)]
     pub phase: Phase,
+    /// The process-manager that has it, or that starts it next; `None`: the one without a name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manager: Option<ManagerName>,
     /// The latest spawn decision.
     pub generation: Generation,
     /// Process id, where there is a process.

@@ -266,6 +266,7 @@ fn status() -> InstanceStatus {
             attempt: 2,
             until: 9_000,
         },
+        manager: Some("gpu".parse().unwrap()),
         generation: Generation(4),
         pid: None,
         started_at: Some(5),

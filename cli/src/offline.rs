@@ -84,6 +84,8 @@ async fn record(dirs: &Dirs, instance: &InstanceName) -> Option<InstanceRecord> 
                 restarts,
             })
         }
+        // Its shim has the lock and does not answer: it runs as far as anybody knows.
+        (None, Some(disk)) if is_held(dirs, instance) => Some(held(disk)),
         (None, Some(disk)) => Some(from_disk(disk)),
         (None, None) => None,
     }
@@ -96,6 +98,20 @@ fn restarts_now(status: &ShimStatus, disk: Option<&Record>) -> u32 {
         .and_then(|disk| Some(disk.spec().ok()?.restarts.saturating_sub(disk.restarts)))
         .unwrap_or(0);
     at_spawn.saturating_add(status.restarts)
+}
+
+fn held(record: Record) -> InstanceRecord {
+    let runs = match (&record.started, &record.exit, &record.failure) {
+        (Some(started), None, None) => Some(ProcessState::Running {
+            pid: started.pid,
+            started_at: started.started_at,
+        }),
+        // Of the spawn before.
+        _ => None,
+    };
+    let mut shown = from_disk(record);
+    shown.state = runs.unwrap_or(shown.state);
+    shown
 }
 
 fn from_disk(record: Record) -> InstanceRecord {

@@ -16,7 +16,7 @@ pub struct Args {
     #[command(flatten)]
     daemon: DaemonArgs,
     /// Name of this process-manager, where there are several
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", env = "BLACKHOLE_PROCESS_MANAGER_NAME")]
     name: Option<ManagerName>,
     /// The program blackhole-shim [default: beside this one]
     #[arg(long, value_name = "FILE", env = "BLACKHOLE_SHIM")]
@@ -36,14 +36,18 @@ pub fn main(args: Args) -> Result<(), DaemonError<ManagerError>> {
     // Without a file the environment still has a say.
     let defaults = defaults()?;
     let shim = shim.unwrap_or_else(beside);
-    daemon::run(Component::ProcessManager(name), args, move |daemon| {
-        let config = daemon.config.as_ref().unwrap_or(&defaults);
-        let settings = Settings {
-            max_processes: config.orchestrator.max_processes,
-            fork_server: ForkServerOptions::new(shim),
-        };
-        run(daemon, settings)
-    })
+    daemon::run(
+        Component::ProcessManager(name.clone()),
+        args,
+        move |daemon| {
+            let config = daemon.config.as_ref().unwrap_or(&defaults);
+            let settings = Settings {
+                max_processes: config.orchestrator.max_processes_of(name.as_ref()),
+                fork_server: ForkServerOptions::new(shim),
+            };
+            run(daemon, settings)
+        },
+    )
 }
 
 fn defaults() -> Result<Config, ConfigError> {

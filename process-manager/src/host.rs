@@ -56,6 +56,24 @@ pub fn runs(pid: u32, start_ticks: u64) -> bool {
     !ended && ticks == Some(start_ticks)
 }
 
+/// Clock ticks of /proc/pid/stat in a second: `USER_HZ`, which is 100 on all
+/// architectures but Alpha and Itanium, see time(7).
+const TICKS: u64 = 100;
+
+/// Time since the process started whose start is `start_ticks` after the boot;
+/// nothing where that is not known. By the clock since the boot, which nobody sets.
+pub fn age(start_ticks: u64) -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    let now = Duration::new(
+        u64::try_from(now.tv_sec).unwrap_or(0),
+        u32::try_from(now.tv_nsec).unwrap_or(0),
+    );
+    match start_ticks {
+        0 => Duration::ZERO,
+        ticks => now.saturating_sub(Duration::from_millis(ticks.saturating_mul(1000 / TICKS))),
+    }
+}
+
 /// A descriptor of a process; `None` when there is none of this pid.
 pub fn pidfd(pid: u32) -> Option<OwnedFd> {
     let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
@@ -125,6 +143,30 @@ mod tests {
         )
         .unwrap();
         assert!(!runs(child.id(), ticks));
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn the_age_of_a_process_is_the_time_since_its_start() {
+        let begun = std::time::Instant::now();
+        let mut child = std::process::Command::new("/bin/sleep")
+            .arg("100")
+            .spawn()
+            .unwrap();
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+        let rest = &stat[stat.rfind(')').unwrap() + 2..];
+        let ticks: u64 = rest.split(' ').nth(19).unwrap().parse().unwrap();
+        let tick = Duration::from_millis(1000 / TICKS);
+        let first = age(ticks);
+        assert!(first <= begun.elapsed() + 2 * tick, "{first:?}");
+        let between = std::time::Instant::now();
+        while between.elapsed() < 3 * tick {
+            std::thread::yield_now();
+        }
+        assert!(age(ticks) >= first + 3 * tick);
+        assert_eq!(age(0), Duration::ZERO);
+        assert_eq!(age(u64::MAX), Duration::ZERO);
+        child.kill().unwrap();
         child.wait().unwrap();
     }
 

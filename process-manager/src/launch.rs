@@ -280,8 +280,9 @@ impl Launcher {
         let (environs, dirs, spec) = (self.environs.clone(), self.dirs.clone(), spec.clone());
         let owner = self.owner.clone();
         let work = move || {
-            adopt::claim(&dirs, &spec.instance, &owner)
-                .map_err(|error| failure(&format!("claim {}: {error}", spec.instance), ""))?;
+            adopt::claim(&dirs, &spec.instance, &owner).map_err(|error| {
+                failure(&format!("claim {}: {}", spec.instance, chain(&error)), "")
+            })?;
             request(&environs, &dirs, &spec)
         };
         if !blocks {
@@ -435,6 +436,12 @@ impl Launcher {
             Err(ClientError::Unreachable { .. }) if hung => {
                 tracing::error!(instance = %request.instance, "a shim hangs over its start: killing it");
                 self.kill_shim(request).await?;
+                Ok(None)
+            }
+            // It was lost before it had a service; what its hook had begun goes.
+            Err(ClientError::NoShim { dir }) if adopt::left_behind(&dir) => {
+                let (socket, grant) = (request.socket.clone(), request.grant.clone());
+                let _ = tokio::task::spawn_blocking(move || sweep(&socket, grant.as_ref())).await;
                 Ok(None)
             }
             _ => Ok(None),

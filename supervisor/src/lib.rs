@@ -17,7 +17,7 @@
 //!
 //! | task | in | out | bound, and when full |
 //! |---|---|---|---|
-//! | [`shell`]'s loop | commands, events of three links, replies, the core's deadline, SIGTERM | actions, performed in order | the links' queues: a link that is not read heals itself by a snapshot |
+//! | [`shell`]'s loop | commands, events of the links, replies, the core's deadline, SIGTERM | actions, performed in order | the links' queues: a link that is not read heals itself by a snapshot |
 //! | one for each request under way | – | its reply, as an input | at most a few for each instance, since the core has one open at a time; 1024 replies wait, then the tasks do |
 //!
 //! [`core`] decides and is pure. [`store`] remembers (SQLite): what follows a

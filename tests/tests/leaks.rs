@@ -44,9 +44,10 @@ services:
 /// Ended and started again by whom.
 const CHURN: [&str; 3] = ["permit", "waits", "command"];
 
-/// A daemon's own memory may grow by so much, for all spawns together: an
-/// allocator keeps what a burst needed. One KiB lost with each of the long
-/// version's spawns is more.
+/// A daemon's own memory may grow by so much, for all spawns together: the answers
+/// that are kept for repeated commands fill 3 MiB in the course of some thousand
+/// commands and then no more, and an allocator keeps what a burst needed. One KiB
+/// lost with each of the long version's spawns is more.
 const MAX_GROWTH_KIB: u64 = 6 * 1024;
 
 /// Descriptors more than before that are no leak: a connection of the command

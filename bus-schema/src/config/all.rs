@@ -213,6 +213,12 @@ fn follows(problem: &Problem, now: Option<&(String, Entry)>, cuts: &[String]) ->
         ["services", name, "logs", "max_total_size"] => {
             was_cut(&format!("services.{name}.logs.max_size"))
         }
+        ["services", _, "manager"] => {
+            was_cut("runtime.orchestrator.process_managers")
+                || cuts
+                    .iter()
+                    .any(|cut| cut == "runtime" || cut == "runtime.orchestrator")
+        }
         ["services", _, "replicas"] => was_cut("runtime.orchestrator.max_processes"),
         _ => false,
     }

@@ -24,6 +24,7 @@ mod error;
 mod graph;
 mod limits;
 mod listen;
+mod managers;
 mod model;
 mod orchestrator;
 mod probe;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::listen::Listen;
 use crate::health::Probes;
 use crate::limits::{LimitGrant, Limits};
-use crate::names::{Generation, InstanceName, ServiceName};
+use crate::names::{Generation, InstanceName, ManagerName, ServiceName};
 use crate::process::{LogSpec, ProcessSettings, SpawnSpec, StopSpec};
 
 /// All that a file says: what is to run, and what only the edges need to know.
@@ -44,7 +44,7 @@ impl Config {
 /// Settings of the orchestrator itself.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Orchestrator {
-    /// Most processes (instances) that live at one time; more are refused by the process-manager.
+    /// Most processes (instances) of one process-manager that live at one time; more are refused by it.
     pub max_processes: u32,
     /// Restart policy of services that have none of their own.
     pub restart_policy: RestartPolicy,
@@ -57,6 +57,26 @@ pub struct Orchestrator {
     /// Parent cgroup to work below, relative to the root of each hierarchy;
     /// `None` is the daemon's own cgroup.
     pub cgroup_parent: Option<String>,
+    /// The named process-managers, besides the one without a name, and the most
+    /// processes of each.
+    pub process_managers: BTreeMap<ManagerName, u32>,
+}
+
+impl Orchestrator {
+    /// The process-managers, the one without a name first.
+    pub fn managers(&self) -> impl Iterator<Item = Option<ManagerName>> {
+        let named = self.process_managers.keys().cloned().map(Some);
+        std::iter::once(None).chain(named)
+    }
+
+    /// Most processes of one of them; a name that is not configured gets what
+    /// the one without a name has.
+    pub fn max_processes_of(&self, manager: Option<&ManagerName>) -> u32 {
+        manager
+            .and_then(|name| self.process_managers.get(name))
+            .copied()
+            .unwrap_or(self.max_processes)
+    }
 }
 
 impl Default for Orchestrator {
@@ -68,6 +88,7 @@ impl Default for Orchestrator {
             restart_burst: 32,
             restart_refill: Duration::from_millis(250),
             cgroup_parent: None,
+            process_managers: BTreeMap::new(),
         }
     }
 }
@@ -159,6 +180,8 @@ pub struct ServiceConfig {
     pub command: Vec<String>,
     /// `type`: identity, storage, networking, … ; selects a resource profile.
     pub service_type: Option<String>,
+    /// The process-manager that starts it; `None`: the one without a name.
+    pub manager: Option<ManagerName>,
     /// See [`Priority`].
     pub priority: Priority,
     /// Number of instances; 0 is allowed.

@@ -6,9 +6,11 @@ use std::time::Duration;
 use super::error::{Place, Problem};
 use super::limits::{self, Settings};
 use super::listen::{self, Listen};
+use super::managers;
 use super::model::{Orchestrator, RestartPolicy};
 use super::section::{Field, Section};
 use super::tree::Value;
+use crate::names::ManagerName;
 
 pub(super) const POLICY_KEYS: [&str; 7] = [
     "max_attempts",
@@ -77,6 +79,8 @@ pub(super) struct Runtime {
     pub(super) listen: Listen,
     /// Where `max_processes` stands.
     pub(super) max_processes_place: Option<Place>,
+    /// Where the named process-managers' own stand.
+    pub(super) manager_places: BTreeMap<ManagerName, Place>,
 }
 
 /// The section that a key belongs to, for the hint about a misplaced one.
@@ -109,10 +113,16 @@ fn orchestrator(field: &Field<'_>) -> Result<Runtime, Problem> {
     let restart_policy = section.read("restart_policy", |field| {
         policy(&field.section(&POLICY_KEYS)?, &usual.restart_policy)
     })?;
+    let max_processes = section
+        .read("max_processes", |field| field.integer(1..=100_000))?
+        .unwrap_or(usual.max_processes);
+    let managers = section
+        .read("process_managers", |field| {
+            managers::declared(field, max_processes)
+        })?
+        .unwrap_or_default();
     let orchestrator = Orchestrator {
-        max_processes: section
-            .read("max_processes", |field| field.integer(1..=100_000))?
-            .unwrap_or(usual.max_processes),
+        max_processes,
         restart_policy: restart_policy.unwrap_or(usual.restart_policy),
         usage_interval: section
             .read("usage_interval", |field| {
@@ -128,6 +138,10 @@ fn orchestrator(field: &Field<'_>) -> Result<Runtime, Problem> {
             })?
             .unwrap_or(usual.restart_refill),
         cgroup_parent: section.read("cgroup_parent", cgroup_parent)?,
+        process_managers: managers
+            .iter()
+            .map(|(name, one)| (name.clone(), one.0))
+            .collect(),
     };
     let mut runtime = Runtime {
         orchestrator,
@@ -135,6 +149,10 @@ fn orchestrator(field: &Field<'_>) -> Result<Runtime, Problem> {
         max_processes_place: section
             .get("max_processes")
             .map(|field| field.node.place.clone()),
+        manager_places: managers
+            .into_iter()
+            .map(|(name, one)| (name, one.1))
+            .collect(),
         ..Runtime::default()
     };
     if let Some(field) = section.get("resource_limits") {

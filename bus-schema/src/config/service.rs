@@ -16,9 +16,6 @@ use super::tree::{Entry, Value};
 use crate::names::ServiceName;
 use crate::process::{LogFormat, LogSpec, StopSpec, default_success_codes, signal_number};
 
-/// Most instances of one service.
-const MAX_REPLICAS: u32 = 10_000;
-
 const KEYS: [&str; 30] = [
     "command",
     "type",
@@ -157,40 +154,11 @@ pub(super) fn services(
     }
     super::graph::check(&services, &places)?;
     check_sockets(&services, field)?;
-    check_processes(&services, runtime)?;
+    super::managers::check_processes(&services, runtime)?;
     Ok(Services {
         services,
         descriptions,
     })
-}
-
-/// What starts with the system and stays has to fit `max_processes` together;
-/// what would not is refused at its start, for ever.
-fn check_processes(
-    services: &BTreeMap<ServiceName, ServiceConfig>,
-    runtime: &Runtime,
-) -> Result<(), Problem> {
-    let most = runtime.orchestrator.max_processes;
-    let stays = |one: &&ServiceConfig| {
-        one.autostart && !one.oneshot && one.restart_mode == RestartMode::Always
-    };
-    let sum: u64 = services
-        .values()
-        .filter(stays)
-        .map(|one| u64::from(one.replicas))
-        .sum();
-    if sum <= u64::from(most) {
-        return Ok(());
-    }
-    let place = runtime
-        .max_processes_place
-        .clone()
-        .unwrap_or(super::error::Place::Unknown);
-    let message = format!("is {most}, and the services that start with the system are {sum}");
-    Err(
-        Problem::new(place, "runtime.orchestrator.max_processes", message)
-            .hint("raise it, or give some services autostart: false or fewer replicas"),
-    )
 }
 
 /// Two sockets on one address: the second could not be opened.
@@ -211,18 +179,6 @@ fn check_sockets(
         }
     }
     Ok(())
-}
-
-fn replicas(field: &Field<'_>, runtime: &Runtime) -> Result<u32, Problem> {
-    let replicas = field.integer(0..=MAX_REPLICAS)?;
-    let most = runtime.orchestrator.max_processes;
-    if replicas > most {
-        let message = format!("is {replicas}, and max_processes is {most}");
-        return Err(field
-            .problem(message)
-            .hint("raise runtime.orchestrator.max_processes"));
-    }
-    Ok(replicas)
 }
 
 fn service(
@@ -267,8 +223,13 @@ fn service(
     let mut settings = Settings::read(&resources)?;
     let open_files = resources.get("open_files");
     let mut process = super::settings::settings(&section, open_files.as_ref(), dir)?;
+    let manager = section.read("manager", |field| {
+        super::managers::of_service(field, runtime)
+    })?;
     let replicas = section
-        .read("replicas", |field| replicas(field, runtime))?
+        .read("replicas", |field| {
+            super::managers::replicas(field, runtime, manager.as_ref())
+        })?
         .unwrap_or(1);
     let stop = section.read("stop", stop)?.unwrap_or_default();
     process.hooks = super::turns::hooks(&section, &stop, dir)?;
@@ -291,6 +252,7 @@ fn service(
     Ok(ServiceConfig {
         command,
         service_type,
+        manager,
         priority,
         replicas,
         env: section

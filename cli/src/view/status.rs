@@ -215,6 +215,7 @@ pub(crate) mod tests {
             desired: Desired::Up,
             state: None,
             phase,
+            manager: None,
             generation: Generation(1),
             pid: None,
             started_at: None,

@@ -26,8 +26,8 @@ use blackhole_bus_schema::process::{
     SpawnFailure, SpawnStep,
 };
 
-pub use owner::{UNNAMED, claim, owner};
-pub use remains::{Known, after_shim, erase, kill_shim, shim_gone};
+pub use owner::{ClaimError, UNNAMED, claim, lives_elsewhere, owner};
+pub use remains::{Known, after_shim, erase, kill_shim, left_behind, shim_gone};
 pub use scan::{Adopted, Scan, note_told, scan};
 
 use crate::machine;

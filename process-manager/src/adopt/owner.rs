@@ -1,37 +1,78 @@
 //! Whose an instance is, where several process-managers share a state directory.
 
 use std::io;
-use std::path::Path;
 
 use blackhole_bus_schema::dirs::Dirs;
+use blackhole_bus_schema::managers::OWNER;
 use blackhole_bus_schema::names::InstanceName;
 
-/// The manager whose instances bear no name.
-pub const UNNAMED: &str = "process-manager";
+pub use blackhole_bus_schema::managers::{UNNAMED, owner};
 
-/// File that names the owner.
-const OWNER: &str = "owner";
+use crate::shim::client::instance_lock_held;
 
-/// The process-manager that started the instance in `folder` last. Blocks.
-pub fn owner(folder: &Path) -> String {
-    std::fs::read_to_string(folder.join(OWNER))
-        .map_or_else(|_| UNNAMED.to_owned(), |text| text.trim().to_owned())
+/// Why an instance is not this manager's to start.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    /// Another one's lives.
+    #[error("it lives at the {owner}, which was not asked to end it")]
+    Theirs {
+        /// Whose.
+        owner: String,
+    },
+    /// The file that names the owner cannot be written or removed.
+    #[error("cannot note whose it is")]
+    Io(#[from] io::Error),
 }
 
-/// Makes an instance that is about to be started `owner`'s. Blocks for one
-/// unlink, or, for a named manager, one small write.
+/// The other manager at which an instance lives, if it does at one. Blocks for a
+/// look at a file, or, for a named manager, one small read.
 ///
 /// # Errors
-/// When the file cannot be written or removed.
-pub fn claim(dirs: &Dirs, name: &InstanceName, owner: &str) -> io::Result<()> {
+/// When its lock cannot be examined.
+pub fn lives_elsewhere(
+    dirs: &Dirs,
+    name: &InstanceName,
+    owner: &str,
+) -> io::Result<Option<String>> {
+    let folder = dirs.instance(name);
+    // Most instances never have the file.
+    if owner == UNNAMED && !folder.join(OWNER).exists() {
+        return Ok(None);
+    }
+    let whose = self::owner(&folder);
+    let theirs = whose != owner && instance_lock_held(&folder)?.is_some();
+    Ok(theirs.then_some(whose))
+}
+
+/// Makes an instance that is about to be started `owner`'s. One that another
+/// manager started and that lives stays that one's. Blocks for one unlink, or,
+/// for a named manager, one small read.
+///
+/// # Errors
+/// When it lives elsewhere, or the file cannot be written or removed.
+pub fn claim(dirs: &Dirs, name: &InstanceName, owner: &str) -> Result<(), ClaimError> {
     let folder = dirs.instance(name);
     let file = folder.join(OWNER);
+    // Most instances never have the file.
+    if owner == UNNAMED && !file.exists() {
+        return Ok(());
+    }
+    let before = self::owner(&folder);
+    if before == owner {
+        return Ok(());
+    }
+    if instance_lock_held(&folder)?.is_some() {
+        return Err(ClaimError::Theirs { owner: before });
+    }
     if owner != UNNAMED {
         std::fs::create_dir_all(&folder)?;
-        return std::fs::write(file, format!("{owner}\n"));
+        // Whole or not at all: a manager that looks meanwhile reads one or the other.
+        let new = folder.join("owner.new");
+        std::fs::write(&new, format!("{owner}\n"))?;
+        return Ok(std::fs::rename(new, file)?);
     }
     match std::fs::remove_file(file) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
         _ => Ok(()),
     }
 }

@@ -14,11 +14,19 @@ use super::{Remains, Verdict, decide};
 use crate::host;
 use crate::machine;
 use crate::shim::client::{Started, instance_lock_held, read_record};
+use crate::shim::record::shim_was_lost;
 use crate::shim::{release, sweep};
 
 /// Waits until no shim holds the instance in `folder`. Cancel safe.
 pub async fn shim_gone(folder: &Path) {
     host::lock_free(|| instance_lock_held(folder)).await;
+}
+
+/// Whether the last shim of the instance in `folder` was lost, and nobody has
+/// taken its place: something of its service, or of its hooks, may live. Costs
+/// a look at the lock, and a second one where it was lost.
+pub fn left_behind(folder: &Path) -> bool {
+    shim_was_lost(folder) && matches!(instance_lock_held(folder), Ok(None))
 }
 
 /// Kills the shim that holds the instance in `folder`; its first process goes
@@ -81,19 +89,29 @@ fn recorded(folder: &Path, generation: Generation) -> Option<ProcessState> {
     let boot = host::boot_id().unwrap_or_default();
     let remains = Remains::Record(Box::new(record));
     match (decide(&remains, &boot, host::booted_at()), &remains) {
-        (Verdict::Over(_, state), _) => Some(state),
+        (Verdict::Over(_, state), Remains::Record(record)) => {
+            if left_behind(folder) {
+                // Behind the end that it saw: what a hook had begun.
+                sweep(&record.socket, record.grant.as_ref());
+            }
+            Some(state)
+        }
         (Verdict::Lost, Remains::Record(record)) => Some(sweep_lost(record)),
         _ => None,
     }
 }
 
-/// Removes everything of an instance that no shim holds but its log: record,
-/// lock, sockets. Blocks for a few unlinks.
+/// Removes everything of an instance of `owner`'s that no shim holds but its log:
+/// record, lock, sockets. Of one that another manager started since nothing is
+/// removed. Blocks for a few unlinks.
 ///
 /// # Errors
 /// When a shim holds it, or a file cannot be removed; the others are gone then.
-pub fn erase(dirs: &Dirs, name: &InstanceName) -> io::Result<()> {
+pub fn erase(dirs: &Dirs, name: &InstanceName, owner: &str) -> io::Result<()> {
     let folder = dirs.instance(name);
+    if super::owner(&folder) != owner {
+        return Ok(());
+    }
     if instance_lock_held(&folder)?.is_some() {
         return Err(io::Error::from(io::ErrorKind::ResourceBusy));
     }

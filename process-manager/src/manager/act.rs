@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use blackhole_bus_schema::dirs::{Dirs, unix_now_ns};
+use blackhole_bus_schema::dirs::Dirs;
 use blackhole_bus_schema::health::ProbeResult;
 use blackhole_bus_schema::names::{Generation, InstanceName};
 use blackhole_bus_schema::process::{
@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout};
 use super::Manager;
 use super::facts::{Fact, take_down};
 use crate::adopt::note_told;
+use crate::host;
 use crate::launch::{Cancel, chain};
 use crate::probe::check::{self, ExecContext, Subject};
 use crate::probe::schedule::{Run, RunId};
@@ -331,7 +332,8 @@ impl Manager {
         if let Some(telling) = self.telling.remove(name) {
             let _ = telling.await;
         }
-        let result = crate::adopt::erase(&self.dirs, name).map_err(|error| {
+        let owner = self.server.component().to_string();
+        let result = crate::adopt::erase(&self.dirs, name, &owner).map_err(|error| {
             Status::new(
                 Code::Unavailable,
                 format!("{name} is not forgotten whole: {error}"),
@@ -379,11 +381,8 @@ impl Manager {
 
     /// Time since the first process of an instance started.
     fn age(&self, name: &InstanceName) -> Duration {
-        let started = self
-            .held
-            .get(name)
-            .map_or(0, |held| held.started.started_at);
-        Duration::from_nanos(unix_now_ns().saturating_sub(started))
+        let held = self.held.get(name);
+        held.map_or(Duration::ZERO, |held| host::age(held.started.start_ticks))
     }
 
     async fn ready(&mut self, name: &InstanceName) {

@@ -2,6 +2,7 @@
 
 use blackhole_bus_schema::bus::Incoming;
 use blackhole_bus_schema::message::{Command, Message};
+use blackhole_bus_schema::names::InstanceName;
 use blackhole_bus_schema::process::{
     FollowLog, Forget, GrantPermit, ListProcesses, ReadLog, Reload, Signal, Spawn, Stop,
 };
@@ -11,6 +12,7 @@ use blackhole_bus_schema::topic::{self, Topic};
 use tokio::time::Instant;
 
 use super::Manager;
+use crate::adopt;
 use crate::launch::chain;
 use crate::log;
 use crate::table::{Action, Ticket};
@@ -31,6 +33,9 @@ impl Manager {
                 let Some((command, incoming)) = parse::<Spawn>(incoming).await else {
                     return;
                 };
+                if let Some(status) = self.belongs_to_another(&command.spec.instance) {
+                    return incoming.fail(status).await;
+                }
                 let cause = incoming.id;
                 let ticket = self.ticket(incoming);
                 self.table.spawn(ticket, cause, Box::new(command.spec))
@@ -84,6 +89,18 @@ impl Manager {
             _ => return incoming.unknown().await,
         };
         self.carry_out(actions).await;
+    }
+
+    /// Why an instance is not to be started here: it lives at another manager, and
+    /// whoever asks did not know.
+    fn belongs_to_another(&self, instance: &InstanceName) -> Option<Status> {
+        let own = self.server.component().to_string();
+        let text = match adopt::lives_elsewhere(&self.dirs, instance, &own) {
+            Ok(None) => return None,
+            Ok(Some(whose)) => format!("{instance} lives at the {whose}: stop it there first"),
+            Err(error) => format!("whether {instance} lives elsewhere cannot be seen: {error}"),
+        };
+        Some(Status::new(Code::AlreadyExists, text))
     }
 
     fn ticket(&mut self, incoming: Incoming) -> Ticket {

@@ -320,11 +320,12 @@ impl Manager {
                 generation,
                 failure,
             } => self.restarted(&name, exit, generation, 1, Err(failure)),
-            ShimEvent::Exited { exit, loss } => {
+            ShimEvent::Exited { exit, loss } if !self.left_behind(&name) => {
                 self.loss(&name, generation, &loss);
                 self.table.ended(&name, generation, exit)
             }
-            ShimEvent::Gone => {
+            // Also where the shim was lost after it had seen the end: in a hook.
+            ShimEvent::Exited { .. } | ShimEvent::Gone => {
                 let held = self.held.get(&name);
                 let started = held
                     .filter(|held| held.generation == generation)
@@ -338,6 +339,10 @@ impl Manager {
             }
         };
         self.carry_out(actions).await;
+    }
+
+    fn left_behind(&self, name: &InstanceName) -> bool {
+        adopt::left_behind(&self.dirs.instance(name))
     }
 
     /// A shim used its permit: the books go on with the next generation.

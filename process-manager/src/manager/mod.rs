@@ -15,7 +15,7 @@ use std::sync::Arc;
 use blackhole_bus_schema::bus::{Incoming, Server};
 use blackhole_bus_schema::daemon::{Daemon, Shutdown};
 use blackhole_bus_schema::dirs::Dirs;
-use blackhole_bus_schema::names::{Generation, InstanceName};
+use blackhole_bus_schema::names::{Component, Generation, InstanceName};
 use blackhole_bus_schema::process::SpawnSpec;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinHandle};
@@ -137,6 +137,10 @@ pub async fn run(daemon: Daemon, settings: Settings) -> Result<(), ManagerError>
         inherited_nofile,
     });
     let (facts, received) = mpsc::channel(FACTS);
+    let table = match server.component() {
+        Component::ProcessManager(name) => Table::new(settings.max_processes).of(name.as_ref()),
+        _ => Table::new(settings.max_processes),
+    };
     let manager = Manager {
         launcher: Arc::new(Launcher::new(
             dirs.clone(),
@@ -147,7 +151,7 @@ pub async fn run(daemon: Daemon, settings: Settings) -> Result<(), ManagerError>
         caller,
         dirs,
         server,
-        table: Table::new(settings.max_processes),
+        table,
         schedule: Schedule::new(PROBES),
         follower,
         log_readers: Arc::new(Semaphore::new(LOG_READERS)),

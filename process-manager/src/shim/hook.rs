@@ -170,7 +170,7 @@ pub(crate) fn before_start(
         let (ready, gone) = wait(&output, client, signals, running.due(), wanted);
         output.pump(ready);
         sys::drain_signals(signals, |signal| {
-            wanted &= signal == libc::SIGCHLD;
+            wanted &= !sys::asks_to_end(signal);
         });
         wanted &= !gone;
         running.on_deadline(request, Instant::now());

@@ -15,7 +15,7 @@ use super::prepare::{self, Held, Refusal};
 use super::protocol::{
     self, FrameError, MAX_SPAWN_FRAME, Request, RequestBody, ShimMessage, SpawnRequest,
 };
-use super::server::note;
+use super::server::{CANNOT_ACCEPT, note};
 use super::service::Service;
 use super::start;
 
@@ -33,20 +33,24 @@ pub(crate) struct Idle {
 }
 
 impl Idle {
-    /// Waits, serves one service, and returns when nothing of it is left.
-    pub(crate) fn run(self) {
+    /// Waits, serves one service, and returns when nothing of it is left, with the
+    /// exit code for the fork server.
+    pub(crate) fn run(self) -> i32 {
         // Not inherited from the server, so that services do not inherit it either.
         blackhole_bus_schema::priority::raise();
         // Nobody could take an idle shim's place in a pool that has no server.
         let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
         if rustix::process::getppid() != Some(self.server) {
-            return;
+            return 0;
         }
         let stream = loop {
             match self.listener.accept() {
                 Ok((stream, _)) => break stream,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return note(&format!("cannot accept: {error}")),
+                Err(error) => {
+                    note(&format!("cannot accept: {error}"));
+                    return CANNOT_ACCEPT;
+                }
             }
         };
         // From here on its life is its own.
@@ -56,7 +60,8 @@ impl Idle {
         let _ = rustix::io::write(&self.taken, &pid.to_ne_bytes());
         drop((self.taken, self.listener));
         if !connection::trusted(&stream) {
-            return note("a client of another user was refused");
+            note("a client of another user was refused");
+            return 0;
         }
         match receive(stream) {
             Ok(Some((request, client, begun))) => {
@@ -65,6 +70,7 @@ impl Idle {
             Ok(None) => {}
             Err(problem) => note(&format!("no service started: {problem}")),
         }
+        0
     }
 }
 

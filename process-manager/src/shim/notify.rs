@@ -149,19 +149,23 @@ pub(crate) struct Notify {
     wishes: Vec<Wish>,
 }
 
+fn socket(path: &Path, uid: u32) -> std::io::Result<UnixDatagram> {
+    let _ = std::fs::remove_file(path);
+    let socket = UnixDatagram::bind(path)?;
+    socket.set_nonblocking(true)?;
+    rustix::net::sockopt::set_socket_passcred(&socket, true)?;
+    if uid != rustix::process::geteuid().as_raw() {
+        std::os::unix::fs::chown(path, Some(uid), None)?;
+    }
+    Ok(socket)
+}
+
 impl Notify {
     /// Binds the socket at `path`, in the place of a stale one, for a service of
     /// user `uid`. The caller holds the instance's lock.
     pub(crate) fn bind(path: &Path, uid: u32) -> std::io::Result<Self> {
-        let _ = std::fs::remove_file(path);
-        let socket = UnixDatagram::bind(path)?;
-        socket.set_nonblocking(true)?;
-        rustix::net::sockopt::set_socket_passcred(&socket, true)?;
-        if uid != rustix::process::geteuid().as_raw() {
-            std::os::unix::fs::chown(path, Some(uid), None)?;
-        }
         Ok(Self {
-            socket,
+            socket: socket(path, uid)?,
             path: path.to_owned(),
             uid,
             ready: false,
@@ -173,6 +177,16 @@ impl Notify {
             main_pid: None,
             wishes: Vec::new(),
         })
+    }
+
+    /// Binds another socket where the file of this one is gone. Errors are not
+    /// told: then it is as it was.
+    pub(crate) fn bind_again(&mut self) {
+        if !self.path.exists()
+            && let Ok(socket) = socket(&self.path, self.uid)
+        {
+            self.socket = socket;
+        }
     }
 
     /// The socket's path, for the service's environment.

@@ -325,7 +325,7 @@ impl Keeper {
             let [asked, gone, signalled] = fds.map(|fd| !fd.revents().is_empty());
             let mut end = left.is_zero();
             if signalled {
-                sys::drain_signals(signals, |signal| end |= signal != libc::SIGCHLD);
+                sys::drain_signals(signals, |signal| end |= sys::asks_to_end(signal));
             }
             if asked && self.give() {
                 return;

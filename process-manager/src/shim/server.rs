@@ -13,6 +13,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
@@ -27,11 +28,11 @@ use super::sys;
 /// Clients waiting for a shim. A start of a thousand instances comes at once.
 const BACKLOG: i32 = 4096;
 
-/// Wait before forking again after fork(2) has failed.
-const FORK_PAUSE: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 200_000_000,
-};
+/// Exit code of an idle shim that cannot take anybody: another one could not either.
+pub(super) const CANNOT_ACCEPT: i32 = 3;
+
+/// Wait before forking again after fork(2) has failed, or what was forked is of no use.
+const FORK_PAUSE: Duration = Duration::from_millis(200);
 
 /// How a fork server runs.
 #[derive(Debug, Clone, clap::Args)]
@@ -180,7 +181,7 @@ fn serve(args: &ServerArgs, mut ready: impl FnMut(&str)) -> Result<(), ServerErr
             note(&format!("cannot join {}: {error}", cgroup.display()));
         }
     }
-    let signals = sys::signal_fd(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT]);
+    let signals = sys::signal_fd(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP]);
     let signals = signals.map_err(failed("wait for signals"))?;
     let socket = socket_path(&args.dir);
     let (listener, inode) =
@@ -214,15 +215,14 @@ fn serve(args: &ServerArgs, mut ready: impl FnMut(&str)) -> Result<(), ServerErr
             drop((lock, server.watch, server.taken));
             let (listener, signals) = (server.listener, server.signals);
             let boot_id = super::record::boot_id();
-            Idle {
+            let idle = Idle {
                 server: pid,
                 listener,
                 taken: server.taken_write,
                 signals,
                 boot_id,
-            }
-            .run();
-            sys::exit_now(0)
+            };
+            sys::exit_now(idle.run())
         }
         End::Server(why) => why,
     };
@@ -280,6 +280,13 @@ enum End {
     Shim,
 }
 
+fn timespec(time: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: time.subsec_nanos().into(),
+    }
+}
+
 /// What came of filling the pool.
 #[derive(PartialEq, Eq)]
 enum Fill {
@@ -292,19 +299,32 @@ enum Fill {
 
 impl Server {
     fn work(&mut self) -> End {
+        // Until then none is forked.
+        let mut pause: Option<Instant> = None;
         loop {
-            let timeout = match self.fill() {
-                Fill::Full => None,
-                Fill::Short => Some(&FORK_PAUSE),
-                Fill::Shim => return End::Shim,
+            let now = Instant::now();
+            let left = pause.map(|until| until.saturating_duration_since(now));
+            let timeout = match left.filter(|left| !left.is_zero()) {
+                Some(left) => Some(timespec(left)),
+                None => match self.fill() {
+                    Fill::Full => None,
+                    Fill::Short => Some(timespec(FORK_PAUSE)),
+                    Fill::Shim => return End::Shim,
+                },
             };
             let mut fds = [
                 PollFd::new(&self.taken, PollFlags::IN),
                 PollFd::new(&self.signals, PollFlags::IN),
                 PollFd::new(&self.watch, PollFlags::IN),
             ];
-            if poll(&mut fds, timeout).is_err() {
-                continue;
+            match poll(&mut fds, timeout.as_ref()) {
+                Ok(_) => {}
+                Err(rustix::io::Errno::INTR) => continue,
+                // There are fewer descriptors to be had than it waits for.
+                Err(_) => {
+                    std::thread::sleep(FORK_PAUSE);
+                    continue;
+                }
             }
             let [taken, signals, watch] = fds.map(|fd| !fd.revents().is_empty());
             if taken {
@@ -312,12 +332,15 @@ impl Server {
             }
             if signals {
                 let mut end = false;
-                sys::drain_signals(&self.signals, |signal| end |= signal != libc::SIGCHLD);
+                sys::drain_signals(&self.signals, |signal| end |= sys::asks_to_end(signal));
                 // Those that were taken before they ended are not missed in the pool.
                 self.note_taken();
-                while let Ok(Some((pid, _))) = rustix::process::wait(WaitOptions::NOHANG) {
+                while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
                     if self.idle.remove(&pid) {
                         note(&format!("idle shim {} ended", pid.as_raw_nonzero()));
+                        if status.exit_status() == Some(CANNOT_ACCEPT) {
+                            pause = Instant::now().checked_add(FORK_PAUSE);
+                        }
                     }
                 }
                 if end {

@@ -277,10 +277,14 @@ impl Service {
     /// Children that ended, and requests by signal to the shim itself. Returns
     /// true when nothing of the service is left.
     fn on_signals(&mut self) -> bool {
-        let mut asked = false;
+        let (mut asked, mut listen) = (false, false);
         sys::drain_signals(&self.signals, |signal| {
-            asked |= matches!(signal, libc::SIGTERM | libc::SIGINT);
+            asked |= sys::asks_to_end(signal);
+            listen |= signal == libc::SIGHUP;
         });
+        if listen {
+            self.listen_again();
+        }
         if self.reap() {
             return true;
         }
@@ -335,6 +339,8 @@ impl Service {
     /// The first process has ended. Where it has named another one that lives the
     /// service goes on.
     fn first_ended(&mut self, status: ExitStatus) {
+        // Its last words, which came before its end.
+        self.on_notify();
         if self.main.as_ref().is_some_and(Main::lives) {
             self.first_end = Some(status);
         } else {

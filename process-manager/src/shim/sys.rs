@@ -75,7 +75,7 @@ pub(crate) fn signal_pidfd(fd: &OwnedFd, signal: i32) -> io::Result<()> {
 }
 
 /// Ignored by fork server and shims: a write error tells the same as SIGPIPE and
-/// SIGXFSZ, and there is no terminal for SIGHUP.
+/// SIGXFSZ, and there is no terminal for SIGHUP, which a shim takes as a request.
 pub(crate) const IGNORED: [i32; 3] = [libc::SIGPIPE, libc::SIGXFSZ, libc::SIGHUP];
 
 /// Default disposition for every signal, but those that are [`IGNORED`].
@@ -124,6 +124,11 @@ pub(crate) fn signal_fd(signals: &[i32]) -> io::Result<OwnedFd> {
             Ok(OwnedFd::from_raw_fd(fd))
         }
     }
+}
+
+/// Whether a signal asks the process to end. SIGHUP asks a shim to listen again.
+pub(crate) fn asks_to_end(signal: i32) -> bool {
+    matches!(signal, libc::SIGTERM | libc::SIGINT)
 }
 
 /// Signals read off a [`signal_fd`] until none is waiting.

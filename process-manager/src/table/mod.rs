@@ -10,7 +10,7 @@ mod instance;
 
 use std::collections::BTreeMap;
 
-use blackhole_bus_schema::names::{Generation, InstanceName};
+use blackhole_bus_schema::names::{Generation, InstanceName, ManagerName};
 use blackhole_bus_schema::process::{
     ExitRecord, Forget, GrantPermit, InstanceRecord, NotifyState, ProcessNotified, ProcessState,
     Signal, SpawnFailure, SpawnSpec, StepTime, Stop,
@@ -65,6 +65,8 @@ pub struct Table {
     /// Highest generation stopped, where that is above what is known of the instance.
     tombstones: BTreeMap<InstanceName, Generation>,
     max_processes: u32,
+    /// What to raise when they are too few, for a person.
+    raise: String,
 }
 
 impl Table {
@@ -74,7 +76,19 @@ impl Table {
             instances: BTreeMap::new(),
             tombstones: BTreeMap::new(),
             max_processes,
+            raise: "runtime.orchestrator.max_processes (or \
+                    BLACKHOLE_RUNTIME_ORCHESTRATOR_MAX_PROCESSES)"
+                .to_owned(),
         }
+    }
+
+    /// The table of a process-manager with a name, which has a limit of its own.
+    #[must_use]
+    pub fn of(mut self, manager: Option<&ManagerName>) -> Self {
+        if let Some(name) = manager {
+            self.raise = format!("runtime.orchestrator.process_managers.{name}.max_processes");
+        }
+        self
     }
 
     /// Instances that live.
@@ -190,9 +204,8 @@ impl Table {
         let live = self.live();
         if live >= self.max_processes as usize {
             let text = format!(
-                "{name} is refused: {live} processes live and max_processes is {}; raise \
-                 runtime.orchestrator.max_processes (or BLACKHOLE_RUNTIME_ORCHESTRATOR_MAX_PROCESSES)",
-                self.max_processes
+                "{name} is refused: {live} processes live and max_processes is {}; raise {}",
+                self.max_processes, self.raise
             );
             return Admission::Refused(Status::new(Code::ResourceExhausted, text));
         }

@@ -374,6 +374,28 @@ pub fn processes_naming(directory: &Path) -> Vec<u32> {
         .collect()
 }
 
+/// Pids of the live processes of one instance below a run directory, its service's
+/// and those that this has started.
+pub fn members(run: &Path, instance: &str) -> Vec<u32> {
+    let wanted = format!("BLACKHOLE_INSTANCE={instance}");
+    let mut found = processes_naming(run);
+    found.retain(|pid| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let mut all = environment.split(|byte| *byte == 0);
+        runs(*pid) && all.any(|one| one == wanted.as_bytes())
+    });
+    found
+}
+
+/// Waits for so long without giving the processor away: for moments that no
+/// timer meets.
+pub fn spin(time: Duration) {
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < time {
+        std::hint::spin_loop();
+    }
+}
+
 pub fn kill(pid: u32) {
     send(pid, Signal::KILL);
 }

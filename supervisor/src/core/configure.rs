@@ -50,6 +50,7 @@ impl Core {
         let orchestrator = &config.orchestrator;
         self.storm
             .configure(orchestrator.restart_burst, orchestrator.restart_refill);
+        self.declared = orchestrator.managers().collect();
         let wanted = autostarted(config);
         for (name, service) in &config.services {
             let setup = Setup::Managed(Box::new(service.clone()));
@@ -67,11 +68,11 @@ impl Core {
                 if let Some(instance) = InstanceName::new(name.clone(), index)
                     && !self.instances.contains_key(&instance)
                 {
-                    self.insert(Instance::new(
-                        &SavedInstance::new(instance),
-                        now,
-                        Some(service),
-                    ));
+                    let row = SavedInstance {
+                        manager: service.manager.clone(),
+                        ..SavedInstance::new(instance)
+                    };
+                    self.insert(Instance::new(&row, now, Some(service)));
                 }
             }
         }

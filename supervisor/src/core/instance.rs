@@ -5,7 +5,7 @@ use std::time::Duration;
 use blackhole_bus_schema::config::ServiceConfig;
 use blackhole_bus_schema::health::{Health, Probes};
 use blackhole_bus_schema::limits::LimitGrant;
-use blackhole_bus_schema::names::{Generation, InstanceName};
+use blackhole_bus_schema::names::{Component, Generation, InstanceName};
 use blackhole_bus_schema::process::{ExitRecord, InstanceRecord, StateName};
 use blackhole_bus_schema::reply::Status;
 use blackhole_bus_schema::supervision::{Desired, InstanceStatus, Phase};
@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::drain::Drain;
 use super::health::Probing;
-use super::io::Now;
+use super::io::{ManagerId, Now};
 use super::restart::Restarts;
 use super::saved::SavedInstance;
 
@@ -43,6 +43,8 @@ pub(super) enum Fate {
     InFlight,
     /// It did not arrive, or was refused.
     Absent,
+    /// It did not arrive, and its stop did: it will not be begun.
+    Barred,
 }
 
 /// How a record came here.
@@ -114,6 +116,10 @@ pub(super) struct Instance {
     pub(super) name: InstanceName,
     /// Not in the configuration any more: to be stopped and forgotten.
     pub(super) surplus: bool,
+    /// The process-manager that was last asked to start it, or that tells of it.
+    pub(super) home: ManagerId,
+    /// Who was asked before, and keeps a record of it that is to be forgotten.
+    pub(super) left: Option<ManagerId>,
     /// See [`SavedInstance`]. All spawns up to `ended` are over or were never begun.
     pub(super) generation: Generation,
     pub(super) ended: Generation,
@@ -187,6 +193,8 @@ impl Instance {
         Self {
             name: row.instance.clone(),
             surplus: false,
+            home: row.manager.clone(),
+            left: None,
             generation: row.generation,
             ended: row.ended,
             asked: row.asked,
@@ -249,6 +257,7 @@ impl Instance {
     pub(super) fn to_saved(&self) -> SavedInstance {
         SavedInstance {
             instance: self.name.clone(),
+            manager: self.home.clone(),
             generation: self.generation,
             ended: self.ended,
             asked: self.asked,
@@ -311,8 +320,21 @@ impl Instance {
         matches!(self.life(), Life::Live(StateName::Running, _))
     }
 
+    /// The process-manager that has it, or else the one that would start it next.
+    pub(super) fn place<'a>(&'a self, planned: Option<&'a ManagerId>) -> &'a ManagerId {
+        match planned {
+            Some(planned) if self.is_gone() => planned,
+            _ => &self.home,
+        }
+    }
+
     /// Everything at once, for the world.
-    pub(super) fn status(&self, desired: Desired, probes: &Probes) -> InstanceStatus {
+    pub(super) fn status(
+        &self,
+        desired: Desired,
+        probes: &Probes,
+        planned: Option<&ManagerId>,
+    ) -> InstanceStatus {
         let record = self.record.as_ref();
         let live = record.filter(|record| record.state.is_live());
         let running = record.filter(|record| record.state.name() == StateName::Running);
@@ -324,6 +346,13 @@ impl Instance {
             _ => None,
         });
         let said = running.and_then(|record| record.notify.status.clone());
+        let moves = running
+            .and(planned)
+            .filter(|planned| **planned != self.home)
+            .map(|planned| {
+                let to = Component::ProcessManager(planned.clone());
+                format!("moves to {to} when it is restarted")
+            });
         let draining = (self.draining() && self.phase == Phase::Stopping)
             .then(|| "draining: finishes its calls before it is stopped".to_owned());
         InstanceStatus {
@@ -332,6 +361,7 @@ impl Instance {
             desired,
             state: record.map(|record| record.state.name()),
             phase: self.phase.clone(),
+            manager: self.place(planned).clone(),
             generation: self.generation,
             pid: live.and_then(|record| record.state.pid()),
             started_at,
@@ -339,7 +369,8 @@ impl Instance {
             health: running.map_or(Health::Unknown, |_| self.probing.health(probes)),
             detail: draining
                 .or_else(|| running.and_then(|_| self.probing.detail().map(str::to_owned)))
-                .or(said),
+                .or(said)
+                .or(moves),
             circuit: self.restarts.circuit,
             last_exit: self.last_exit.clone(),
             last_error: self.last_error.clone(),

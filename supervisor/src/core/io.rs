@@ -5,7 +5,7 @@ use std::time::Duration;
 use blackhole_bus_schema::config::Config;
 use blackhole_bus_schema::health::ProbeResult;
 use blackhole_bus_schema::limits::{LimitGrant, Limits};
-use blackhole_bus_schema::names::{Generation, InstanceName};
+use blackhole_bus_schema::names::{Generation, InstanceName, ManagerName};
 use blackhole_bus_schema::process::{InstanceRecord, Permit, ProcessNotified, SpawnSpec, StopSpec};
 use blackhole_bus_schema::registry::{Drained, Registration, RegistryChanged};
 use blackhole_bus_schema::reply::Status;
@@ -67,6 +67,9 @@ pub enum Operator {
     Reset(Target),
 }
 
+/// Which process-manager: its name, `None` for the one without.
+pub type ManagerId = Option<ManagerName>;
+
 /// Why a request to another component has no result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RequestFailure {
@@ -90,20 +93,22 @@ pub enum Input {
         /// What.
         command: Operator,
     },
-    /// The path to the process-manager is proven; a snapshot follows.
-    ManagerUp,
-    /// The process-manager is silent. Its services are not dead for that.
-    ManagerDown,
-    /// All records of the process-manager, after [`Input::ManagerUp`] and after each healed loss.
-    ManagerSnapshot(Vec<InstanceRecord>),
-    /// A record changed.
-    ProcessChanged(Box<InstanceRecord>),
+    /// The path to a process-manager is proven; a snapshot follows.
+    ManagerUp(ManagerId),
+    /// A process-manager is silent. Its services are not dead for that.
+    ManagerDown(ManagerId),
+    /// All records of a process-manager, after [`Input::ManagerUp`] and after each healed loss.
+    ManagerSnapshot(ManagerId, Vec<InstanceRecord>),
+    /// A record of a process-manager changed.
+    ProcessChanged(ManagerId, Box<InstanceRecord>),
     /// A service said something of itself.
     ProcessNotified(ProcessNotified),
     /// A probe has a result.
     Probe(ProbeResult),
     /// Result of [`Action::Spawn`].
     SpawnReply {
+        /// Who was asked.
+        manager: ManagerId,
         /// Which instance.
         instance: InstanceName,
         /// Which decision.
@@ -113,6 +118,8 @@ pub enum Input {
     },
     /// Result of [`Action::Stop`].
     StopReply {
+        /// Who was asked.
+        manager: ManagerId,
         /// Which instance.
         instance: InstanceName,
         /// Which spawn was meant.
@@ -122,6 +129,8 @@ pub enum Input {
     },
     /// Result of [`Action::Forget`].
     ForgetReply {
+        /// Who was asked.
+        manager: ManagerId,
         /// Which instance.
         instance: InstanceName,
         /// What came of it.
@@ -192,8 +201,8 @@ pub enum Action {
         /// Which.
         instance: InstanceName,
     },
-    /// Have the process-manager start it.
-    Spawn(Box<SpawnSpec>),
+    /// Have this process-manager start it.
+    Spawn(ManagerId, Box<SpawnSpec>),
     /// Have the bridge send an instance no more calls, and tell when those under
     /// way are answered.
     Drain {
@@ -207,6 +216,8 @@ pub enum Action {
     /// Grant the living generation one restart ahead, or take it back. What
     /// becomes of it shows in the records; an answer is not needed.
     Permit {
+        /// Whom to tell.
+        manager: ManagerId,
         /// Which instance.
         instance: InstanceName,
         /// The generation that lives.
@@ -214,8 +225,10 @@ pub enum Action {
         /// The restart; `None` takes an earlier one back.
         permit: Option<Permit>,
     },
-    /// Have the process-manager stop it.
+    /// Have its process-manager stop it.
     Stop {
+        /// Whom to ask.
+        manager: ManagerId,
         /// Which.
         instance: InstanceName,
         /// Which spawn of it.
@@ -228,8 +241,10 @@ pub enum Action {
         /// Time it may take in order, in milliseconds: for the request's budget.
         grace_ms: u64,
     },
-    /// Have the process-manager forget it.
+    /// Have a process-manager forget it.
     Forget {
+        /// Whom to ask.
+        manager: ManagerId,
         /// Which.
         instance: InstanceName,
     },

@@ -1,4 +1,4 @@
-//! What a process-manager tells, and what follows for an instance.
+//! What process-managers tell, and what follows for an instance.
 //!
 //! Records of one instance are ordered by generation and, within one, by the
 //! way through the states; what is older than what is known changes nothing.
@@ -17,44 +17,53 @@ use blackhole_bus_schema::process::{
 use blackhole_bus_schema::reply::Code;
 use blackhole_bus_schema::supervision::Phase;
 
-use super::Core;
 use super::deps::{Service, Setup};
 use super::end::End;
 use super::health::Probing;
 use super::instance::{Fate, Grant, Instance, Life, Source};
-use super::io::{Now, RequestFailure};
+use super::io::{Action, ManagerId, Now, RequestFailure};
 use super::saved::SavedInstance;
+use super::{Core, Manager};
 
 impl Core {
-    pub(super) fn manager_up(&mut self) {
-        self.manager.up = true;
-        self.manager.synced = false;
-        for instance in self.instances.values_mut() {
+    pub(super) fn manager_up(&mut self, manager: ManagerId) {
+        for instance in self.homed(&manager) {
             // What the next snapshot does not show is not there, however it was heard of.
             instance.source = Source::Stream;
         }
+        self.managers.insert(manager, Manager { synced: false });
         self.touch_all();
     }
 
-    pub(super) fn manager_down(&mut self) {
-        self.manager.up = false;
-        self.manager.synced = false;
-        for instance in self.instances.values_mut() {
+    pub(super) fn manager_down(&mut self, manager: &ManagerId) {
+        for instance in self.homed(manager) {
             instance.probing.deaf();
         }
+        self.managers.remove(manager);
         self.touch_all();
     }
 
-    pub(super) fn manager_snapshot(&mut self, now: Now, records: Vec<InstanceRecord>) {
-        self.manager.up = true;
-        self.manager.synced = true;
+    pub(super) fn manager_snapshot(
+        &mut self,
+        now: Now,
+        manager: &ManagerId,
+        records: Vec<InstanceRecord>,
+    ) {
+        self.managers
+            .insert(manager.clone(), Manager { synced: true });
         let mut told = BTreeSet::new();
         for record in records {
+            if !self.concerns(manager, &record) {
+                continue;
+            }
             told.insert(record.instance.clone());
             self.missing_from_snapshot(now, &record.instance.clone(), Some(&record));
-            self.apply(now, record, Source::Stream);
+            self.apply(now, manager, record, Source::Stream);
         }
-        let names: Vec<InstanceName> = self.instances.keys().cloned().collect();
+        let names: Vec<InstanceName> = self
+            .homed(manager)
+            .map(|instance| instance.name.clone())
+            .collect();
         for name in names {
             if !told.contains(&name) {
                 self.missing_from_snapshot(now, &name, None);
@@ -133,13 +142,21 @@ impl Core {
         self.ended(now, name, known.generation, End::Exit(exit));
     }
 
-    pub(super) fn process_changed(&mut self, now: Now, record: InstanceRecord) {
-        self.apply(now, record, Source::Stream);
+    pub(super) fn process_changed(
+        &mut self,
+        now: Now,
+        manager: &ManagerId,
+        record: InstanceRecord,
+    ) {
+        self.apply(now, manager, record, Source::Stream);
     }
 
-    fn apply(&mut self, now: Now, record: InstanceRecord, source: Source) {
+    fn apply(&mut self, now: Now, manager: &ManagerId, record: InstanceRecord, source: Source) {
         let name = record.instance.clone();
-        if !self.instances.contains_key(&name) && !self.meet(now, &record) {
+        if !self.concerns(manager, &record) {
+            return;
+        }
+        if !self.instances.contains_key(&name) && !self.meet(now, manager, &record) {
             return;
         }
         let Some(instance) = self.instances.get_mut(&name) else {
@@ -230,12 +247,17 @@ impl Core {
             if let Some(config) = config {
                 instance.probing.notified(&config.probes, &record.notify);
             }
+            if let Some(manager) = instance.left.take() {
+                // It is another one's for certain: nothing but the memory of it is forgotten there.
+                let instance = name.clone();
+                self.actions.push(Action::Forget { manager, instance });
+            }
         }
         instance.record = Some(record);
     }
 
     /// An instance that nobody here knows. Alive it is shown and left alone.
-    fn meet(&mut self, now: Now, record: &InstanceRecord) -> bool {
+    fn meet(&mut self, now: Now, manager: &ManagerId, record: &InstanceRecord) -> bool {
         if !record.state.is_live() {
             return false;
         }
@@ -247,7 +269,11 @@ impl Core {
         self.services
             .entry(service)
             .or_insert_with(|| Service::new(setup, None));
-        let mut instance = Instance::new(&SavedInstance::new(record.instance.clone()), now, None);
+        let row = SavedInstance {
+            manager: manager.clone(),
+            ..SavedInstance::new(record.instance.clone())
+        };
+        let mut instance = Instance::new(&row, now, None);
         instance.why = Some("runs, but is in no configuration: left alone".to_owned());
         self.insert(instance);
         self.rewire();
@@ -293,6 +319,7 @@ impl Core {
     pub(super) fn spawn_reply(
         &mut self,
         now: Now,
+        manager: &ManagerId,
         name: &InstanceName,
         generation: Generation,
         result: Result<Box<InstanceRecord>, RequestFailure>,
@@ -306,7 +333,7 @@ impl Core {
         self.dirty.insert(name.clone());
         match result {
             Ok(record) => {
-                self.apply(now, *record, Source::Reply);
+                self.apply(now, manager, *record, Source::Reply);
                 // A reply about another spawn than the one that was asked for.
                 if let Some(instance) = self.instances.get_mut(name)
                     && instance.life() == Life::Sent(Fate::Unknown)
@@ -348,6 +375,7 @@ impl Core {
     pub(super) fn stop_reply(
         &mut self,
         now: Now,
+        manager: &ManagerId,
         name: &InstanceName,
         generation: Generation,
         result: Result<Box<InstanceRecord>, RequestFailure>,
@@ -367,7 +395,7 @@ impl Core {
             Err(RequestFailure::Unknown(_)) => false,
         };
         match result {
-            Ok(record) => self.apply(now, *record, Source::Reply),
+            Ok(record) => self.apply(now, manager, *record, Source::Reply),
             Err(RequestFailure::Refused(status)) if !gone => {
                 instance.retry.later(now.mono);
                 instance.last_error = Some(format!("stop refused: {}", status.message));
@@ -379,22 +407,28 @@ impl Core {
             return;
         };
         if gone
-            && matches!(instance.life(), Life::Sent(Fate::Unknown))
+            && matches!(instance.life(), Life::Sent(Fate::Unknown | Fate::Absent))
             && instance.generation == generation
+            && instance.home == *manager
         {
-            instance.fate = Fate::Absent;
+            instance.fate = Fate::Barred;
         }
     }
 
     pub(super) fn forget_reply(
         &mut self,
         now: Now,
+        manager: &ManagerId,
         name: &InstanceName,
         result: Result<(), RequestFailure>,
     ) {
         let Some(instance) = self.instances.get_mut(name) else {
             return;
         };
+        if instance.home != *manager {
+            // Where it was before.
+            return;
+        }
         instance.forgetting = false;
         self.dirty.insert(name.clone());
         let done = match &result {

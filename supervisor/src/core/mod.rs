@@ -21,6 +21,7 @@
 //! | `configure.rs` | what there is: configuration and earlier runs |
 //! | `deps.rs` | who waits for whom |
 //! | `step.rs`, `perform.rs` | the next step of one instance |
+//! | `managers.rs` | whose an instance is, where there are several process-managers |
 //! | `manager.rs`, `end.rs` | what records of processes mean, and their ends |
 //! | `restart.rs`, `storm.rs` | waits, circuit, host-wide brake |
 //! | `permit.rs` | restarts granted ahead, and what they count as |
@@ -39,6 +40,7 @@ mod health;
 mod instance;
 mod io;
 mod manager;
+mod managers;
 mod ops;
 mod perform;
 mod permit;
@@ -62,7 +64,7 @@ use blackhole_bus_schema::names::{InstanceName, ServiceName};
 use blackhole_bus_schema::supervision::{Desired, InstanceStatus};
 use uuid::Uuid;
 
-pub use io::{Action, Input, Now, Operator, RequestFailure, Ticket};
+pub use io::{Action, Input, ManagerId, Now, Operator, RequestFailure, Ticket};
 pub use random::Random;
 pub use saved::{Change, Restored, SavedInstance, SavedService};
 
@@ -78,10 +80,9 @@ use tickets::Pending;
 /// the supervisor's own start and from the controller's last sign of life.
 pub const CONTROLLER_GRACE: Duration = Duration::from_secs(3);
 
-/// What is known of the process-manager.
+/// What is known of a process-manager.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Manager {
-    up: bool,
     /// Its snapshot has been seen since it is up: what is not known is not there.
     synced: bool,
 }
@@ -100,7 +101,9 @@ pub struct Core {
     services: BTreeMap<ServiceName, Service>,
     instances: BTreeMap<InstanceName, Instance>,
     members: BTreeMap<ServiceName, BTreeSet<InstanceName>>,
-    manager: Manager,
+    managers: BTreeMap<ManagerId, Manager>,
+    /// Those of the configuration.
+    declared: BTreeSet<ManagerId>,
     controller: Controller,
     bridge: Bridge,
     rolls: Rolls,
@@ -127,7 +130,8 @@ impl Core {
             services: BTreeMap::new(),
             instances: BTreeMap::new(),
             members: BTreeMap::new(),
-            manager: Manager::default(),
+            managers: BTreeMap::new(),
+            declared: BTreeSet::from([None]),
             controller: Controller {
                 up: false,
                 grace_until: now.mono.saturating_add(CONTROLLER_GRACE),
@@ -188,27 +192,35 @@ impl Core {
             } => {
                 self.command(ticket, deadline, command);
             }
-            Input::ManagerUp => self.manager_up(),
-            Input::ManagerDown => self.manager_down(),
-            Input::ManagerSnapshot(records) => self.manager_snapshot(now, records),
-            Input::ProcessChanged(record) => self.process_changed(now, *record),
+            Input::ManagerUp(manager) => self.manager_up(manager),
+            Input::ManagerDown(manager) => self.manager_down(&manager),
+            Input::ManagerSnapshot(manager, records) => {
+                self.manager_snapshot(now, &manager, records);
+            }
+            Input::ProcessChanged(manager, record) => self.process_changed(now, &manager, *record),
             Input::ProcessNotified(notified) => self.process_notified(&notified),
             Input::Probe(result) => self.probed(now, &result),
             Input::SpawnReply {
+                manager,
                 instance,
                 generation,
                 result,
             } => {
-                self.spawn_reply(now, &instance, generation, result);
+                self.spawn_reply(now, &manager, &instance, generation, result);
             }
             Input::StopReply {
+                manager,
                 instance,
                 generation,
                 result,
             } => {
-                self.stop_reply(now, &instance, generation, result);
+                self.stop_reply(now, &manager, &instance, generation, result);
             }
-            Input::ForgetReply { instance, result } => self.forget_reply(now, &instance, result),
+            Input::ForgetReply {
+                manager,
+                instance,
+                result,
+            } => self.forget_reply(now, &manager, &instance, result),
             Input::ControllerUp => self.controller_up(),
             Input::ControllerDown => self.controller_down(now),
             Input::PrepareReply { instance, result } => self.prepare_reply(&instance, result),
@@ -254,9 +266,7 @@ impl Core {
     /// What limits the supervisor now, for a person.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
-        if !self.manager.synced {
-            notes.push("waits for process-manager: nothing can be started or stopped".to_owned());
-        }
+        self.note_managers(&mut notes);
         if !self.controller.up {
             notes.push("waits for resource-controller: new limits are not enforced".to_owned());
         }
@@ -285,10 +295,12 @@ impl Core {
         let none = Probes::default();
         match self.services.get(instance.name.service()) {
             Some(service) => {
-                let probes = service.config().map_or(&none, |config| &config.probes);
-                instance.status(service.desired(), probes)
+                let config = service.config();
+                let probes = config.map_or(&none, |config| &config.probes);
+                let planned = config.map(|config| &config.manager);
+                instance.status(service.desired(), probes, planned)
             }
-            None => instance.status(Desired::Down, &none),
+            None => instance.status(Desired::Down, &none, None),
         }
     }
 

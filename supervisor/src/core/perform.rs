@@ -9,7 +9,7 @@ use blackhole_bus_schema::supervision::{InstanceStatus, Phase};
 use super::Core;
 use super::deps::Service;
 use super::instance::{Fate, Grant, Instance, Retry};
-use super::io::{Action, Now};
+use super::io::{Action, ManagerId, Now};
 use super::saved::Change;
 use super::step::{Step, seconds};
 
@@ -68,9 +68,11 @@ impl Core {
             } => self.stop(now, name, generation, unhealthy),
             Step::Permit(generation, permit) => {
                 instance.permit = Some((generation, permit.is_some()));
+                let manager = instance.home.clone();
                 // What the permit follows from, before it can be used.
                 self.save(name, false);
                 self.actions.push(Action::Permit {
+                    manager,
                     instance: name.clone(),
                     generation,
                     permit,
@@ -88,6 +90,7 @@ impl Core {
             Step::Forget => {
                 instance.forgetting = true;
                 self.actions.push(Action::Forget {
+                    manager: instance.home.clone(),
                     instance: name.clone(),
                 });
             }
@@ -107,6 +110,9 @@ impl Core {
                 instance.generation
             )
         } else {
+            if instance.home != config.manager {
+                instance.moves(&config.manager);
+            }
             instance.generation = instance.generation.next();
             if instance.restarts.spawned() {
                 let (attempt, most) = (
@@ -131,13 +137,14 @@ impl Core {
             // Asked for anew at the next start.
             instance.grant = Grant::Unasked;
         }
+        let manager = instance.home.clone();
         let mut spec = spec(instance, config, grant);
         spec.permit = self.permit_of(now, name, spec.generation);
         if let Some(instance) = self.instances.get_mut(name) {
             instance.permit = Some((spec.generation, spec.permit.is_some()));
         }
         self.save(name, false);
-        self.actions.push(Action::Spawn(Box::new(spec)));
+        self.actions.push(Action::Spawn(manager, Box::new(spec)));
     }
 
     fn stop(&mut self, now: Now, name: &InstanceName, generation: Generation, unhealthy: bool) {
@@ -163,8 +170,10 @@ impl Core {
             grace_ms: config.stop.grace_ms.saturating_sub(took),
             ..config.stop.clone()
         });
+        let manager = instance.home.clone();
         self.save(name, false);
         self.actions.push(Action::Stop {
+            manager,
             instance: name.clone(),
             generation,
             unhealthy,
@@ -179,6 +188,11 @@ impl Core {
         let instance = self.instances.get(name);
         service.is_some_and(|service| service.wanted && service.config().is_some())
             && instance.is_some_and(|instance| !instance.surplus)
+    }
+
+    /// The process-manager that has an instance.
+    pub fn home(&self, name: &InstanceName) -> Option<ManagerId> {
+        Some(self.instances.get(name)?.home.clone())
     }
 
     /// Whether there is a service of this name.

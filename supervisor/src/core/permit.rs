@@ -36,6 +36,7 @@ impl Core {
             && instance.restarts.is_pristine();
         let on_its_own = service.wanted
             && !instance.surplus
+            && instance.home == config.manager
             && generation > instance.bounce.max(instance.asked)
             && service
                 .dependencies()

@@ -235,7 +235,7 @@ impl Core {
         let until = self.rolls.under_way.get(name).and_then(|roll| roll.until);
         let (turn, until) = match self.next_turn(name) {
             // Whoever would tell is not there: time says nothing.
-            Turn::Wait if !self.manager.synced => (Turn::Wait, None),
+            Turn::Wait if !self.all_synced(name) => (Turn::Wait, None),
             Turn::Wait => {
                 let until = until.unwrap_or_else(|| now.mono.saturating_add(patience(config)));
                 if until <= now.mono {
@@ -255,7 +255,7 @@ impl Core {
 
     /// Whose turn it is, by what is known of the replicas alone.
     fn next_turn(&self, service: &ServiceName) -> Turn {
-        if !self.manager.synced {
+        if !self.all_synced(service) {
             return Turn::Wait;
         }
         let replicas: Vec<&Instance> = self

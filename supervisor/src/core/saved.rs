@@ -1,6 +1,6 @@
 //! What survives the supervisor: plain rows, without behaviour.
 
-use blackhole_bus_schema::names::{Generation, InstanceName, ServiceName};
+use blackhole_bus_schema::names::{Generation, InstanceName, ManagerName, ServiceName};
 use blackhole_bus_schema::process::ExitRecord;
 use blackhole_bus_schema::supervision::{Circuit, Desired};
 use uuid::Uuid;
@@ -22,6 +22,8 @@ pub struct SavedService {
 pub struct SavedInstance {
     /// Its name.
     pub instance: InstanceName,
+    /// The process-manager that was last asked to start it; `None`: the one without a name.
+    pub manager: Option<ManagerName>,
     /// The latest spawn decision.
     pub generation: Generation,
     /// All spawns up to this one are known to be over.
@@ -62,6 +64,7 @@ impl SavedInstance {
     pub fn new(instance: InstanceName) -> Self {
         Self {
             instance,
+            manager: None,
             generation: Generation::default(),
             ended: Generation::default(),
             asked: Generation::default(),

@@ -11,7 +11,7 @@ use blackhole_bus_schema::supervision::{Circuit, Phase};
 use super::Core;
 use super::deps::{Service, Setup, failed};
 use super::instance::{Fate, Grant, Instance, Life, Visible};
-use super::io::Now;
+use super::io::{ManagerId, Now};
 
 /// What to do with an instance now.
 #[derive(Debug, Clone, PartialEq)]
@@ -165,10 +165,15 @@ impl Core {
             }
             Life::Sent(Fate::InFlight) => Step::Rest(Phase::Spawning, None),
             Life::Sent(fate) => {
-                if !self.manager.synced {
-                    return Step::Rest(waiting_for(Component::ProcessManager(None)), None);
+                if !self.synced(&instance.home) {
+                    return Step::Rest(waiting_for_manager(&instance.home), None);
                 }
                 match (service.config(), wanted && !instance.bouncing(), fate) {
+                    (_, _, Fate::Barred) => Step::Void,
+                    // Another one is to start it: not before it is certain that this one does not.
+                    (Some(config), _, _) if config.manager != instance.home => {
+                        self.decide_stop(now, instance, instance.generation, false)
+                    }
                     (Some(config), true, _) => {
                         self.decide_start(now, instance, service, config, true)
                     }
@@ -205,7 +210,8 @@ impl Core {
         if instance.probing.unhealthy() && state == StateName::Running {
             return self.decide_stop(now, instance, generation, true);
         }
-        if state == StateName::Running && self.manager.synced && service.config().is_some() {
+        if state == StateName::Running && self.synced(&instance.home) && service.config().is_some()
+        {
             let permit = self.permit(now, instance, service, generation);
             if instance.permit != Some((generation, permit.is_some())) {
                 return Step::Permit(generation, permit);
@@ -235,8 +241,8 @@ impl Core {
         if instance.stopping == Some(generation) {
             return Step::Rest(Phase::Stopping, None);
         }
-        if !self.manager.synced {
-            return Step::Rest(waiting_for(Component::ProcessManager(None)), None);
+        if !self.synced(&instance.home) {
+            return Step::Rest(waiting_for_manager(&instance.home), None);
         }
         if let Some(at) = instance.retry.pending(now.mono) {
             return Step::Rest(Phase::Stopping, Some(at));
@@ -286,8 +292,8 @@ impl Core {
         match instance.retry.pending(now.mono) {
             Some(at) => Step::Rest(Phase::Idle, Some(at)),
             None if self.holds_room(instance) => Step::Release,
-            None if !self.manager.synced => {
-                Step::Rest(waiting_for(Component::ProcessManager(None)), None)
+            None if !self.synced(&instance.home) => {
+                Step::Rest(waiting_for_manager(&instance.home), None)
             }
             None => Step::Forget,
         }
@@ -367,8 +373,8 @@ impl Core {
                 false => Step::Rest(phase, None),
             };
         }
-        if !self.manager.synced {
-            return Step::Rest(waiting_for(Component::ProcessManager(None)), None);
+        if !self.synced(&config.manager) {
+            return Step::Rest(waiting_for_manager(&config.manager), None);
         }
         if let Some(at) = instance.retry.pending(now.mono) {
             let phase = match &instance.refused {
@@ -454,6 +460,11 @@ impl Instance {
             _ => None,
         }
     }
+}
+
+/// What a start, a stop or a word of its end waits for.
+fn waiting_for_manager(manager: &ManagerId) -> Phase {
+    waiting_for(Component::ProcessManager(manager.clone()))
 }
 
 pub(super) fn waiting_for(component: Component) -> Phase {

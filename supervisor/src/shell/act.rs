@@ -54,11 +54,15 @@ impl Shell {
                     Input::ReleaseReply { instance, result }
                 });
             }
-            Action::Spawn(spec) => {
+            Action::Spawn(manager, spec) => {
                 let (instance, generation) = (spec.instance.clone(), spec.generation);
                 let command = Spawn { spec: *spec };
-                self.ask(&self.manager, command, SPAWN_BUDGET, cause, move |result| {
+                let Some(link) = self.managers.link(&manager) else {
+                    return;
+                };
+                self.ask(link, command, SPAWN_BUDGET, cause, move |result| {
                     Input::SpawnReply {
+                        manager,
                         instance,
                         generation,
                         result: result.map(Box::new),
@@ -85,6 +89,7 @@ impl Shell {
                 });
             }
             Action::Permit {
+                manager,
                 instance,
                 generation,
                 permit,
@@ -94,7 +99,9 @@ impl Shell {
                     generation,
                     permit,
                 };
-                let link = self.manager.clone();
+                let Some(link) = self.managers.link(&manager).cloned() else {
+                    return;
+                };
                 tokio::spawn(async move {
                     let asked = link.request_caused(&command, BUDGET, cause).await;
                     if let Err(error) = asked {
@@ -104,6 +111,7 @@ impl Shell {
                 });
             }
             Action::Stop {
+                manager,
                 instance,
                 generation,
                 unhealthy,
@@ -118,20 +126,31 @@ impl Shell {
                     again: self.core.is_wanted(&instance),
                 };
                 let budget = Duration::from_millis(grace_ms).saturating_add(STOP_SLACK);
-                self.ask(&self.manager, command, budget, cause, move |result| {
+                let Some(link) = self.managers.link(&manager) else {
+                    return;
+                };
+                self.ask(link, command, budget, cause, move |result| {
                     Input::StopReply {
+                        manager,
                         instance,
                         generation,
                         result: result.map(Box::new),
                     }
                 });
             }
-            Action::Forget { instance } => {
+            Action::Forget { manager, instance } => {
                 let command = Forget {
                     instance: instance.clone(),
                 };
-                self.ask(&self.manager, command, BUDGET, cause, move |result| {
-                    Input::ForgetReply { instance, result }
+                let Some(link) = self.managers.link(&manager) else {
+                    return;
+                };
+                self.ask(link, command, BUDGET, cause, move |result| {
+                    Input::ForgetReply {
+                        manager,
+                        instance,
+                        result,
+                    }
                 });
             }
             Action::Publish { status, why, cause } => {

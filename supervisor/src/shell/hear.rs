@@ -1,51 +1,57 @@
-//! What the three links bring, as inputs.
+//! What the links bring, as inputs.
 
 use blackhole_bus_schema::bus::{self, LinkEvent, Received};
 use blackhole_bus_schema::health::ProbeResult;
 use blackhole_bus_schema::message::Message;
+use blackhole_bus_schema::names::Component;
 use blackhole_bus_schema::process::{InstanceRecord, ProcessChanged, ProcessNotified};
 use blackhole_bus_schema::registry::{Registration, RegistryChanged};
 
 use super::{Shell, chain};
-use crate::core::Input;
+use crate::core::{Input, ManagerId};
 
 impl Shell {
-    pub(super) async fn manager_event(&mut self, event: LinkEvent) {
+    pub(super) async fn manager_event(&mut self, manager: ManagerId, event: LinkEvent) {
         match event {
             LinkEvent::Up(info) => {
                 tracing::info!(
                     incarnation = info.incarnation,
                     pid = info.pid,
-                    "process-manager is there"
+                    "{} is there",
+                    info.component
                 );
-                self.handle(Input::ManagerUp, None).await;
+                self.handle(Input::ManagerUp(manager), None).await;
             }
             LinkEvent::Down => {
-                tracing::warn!("process-manager is away: its services run on");
-                self.handle(Input::ManagerDown, None).await;
+                let who = Component::ProcessManager(manager.clone());
+                tracing::warn!("{who} is away: its services run on");
+                self.handle(Input::ManagerDown(manager), None).await;
             }
             LinkEvent::Snapshot { items, .. } => {
                 let records: Result<Vec<InstanceRecord>, _> =
                     items.into_iter().map(bus::item).collect();
                 match records {
-                    Ok(records) => self.handle(Input::ManagerSnapshot(records), None).await,
+                    Ok(records) => {
+                        let input = Input::ManagerSnapshot(manager, records);
+                        self.handle(input, None).await;
+                    }
                     // What is not in a snapshot does not exist: half of one would be a lie.
                     Err(error) => {
                         tracing::error!(%error, "the process-manager's records are not understood: are both of one version?")
                     }
                 }
             }
-            LinkEvent::Event(received) => self.manager_message(&received).await,
+            LinkEvent::Event(received) => self.manager_message(manager, &received).await,
             // A snapshot follows.
             LinkEvent::Lagged { .. } => {}
         }
     }
 
-    async fn manager_message(&mut self, received: &Received) {
+    async fn manager_message(&mut self, manager: ManagerId, received: &Received) {
         let input = match received.kind() {
             ProcessChanged::KIND => received
                 .parse::<ProcessChanged>()
-                .map(|changed| Input::ProcessChanged(Box::new(changed.record))),
+                .map(|changed| Input::ProcessChanged(manager, Box::new(changed.record))),
             ProcessNotified::KIND => received.parse().map(Input::ProcessNotified),
             ProbeResult::KIND => received.parse().map(Input::Probe),
             _ => return,

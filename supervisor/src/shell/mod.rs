@@ -8,6 +8,7 @@
 mod act;
 mod clock;
 mod hear;
+mod links;
 mod operator;
 mod reload;
 
@@ -19,8 +20,8 @@ use std::time::Duration;
 
 use blackhole_bus_schema::bus::{BusError, Interest, Link};
 use blackhole_bus_schema::daemon::Daemon;
+use blackhole_bus_schema::managers;
 use blackhole_bus_schema::names::{ClientName, Component};
-use blackhole_bus_schema::process::ListProcesses;
 use blackhole_bus_schema::registry::ListRegistry;
 use blackhole_bus_schema::topic;
 use tokio::sync::{Notify, mpsc};
@@ -31,6 +32,7 @@ use crate::core::{Action, Change, Core, Input, Random, Ticket};
 use crate::store::{Store, StoreError};
 
 use clock::Clock;
+use links::Managers;
 use operator::Asked;
 
 /// Replies waiting for the loop. When full, the tasks that bring them wait.
@@ -75,7 +77,7 @@ struct Shell {
     core: Core,
     store: Store,
     clock: Clock,
-    manager: Link,
+    managers: Managers,
     controller: Link,
     bridge: Link,
     replies: mpsc::Sender<(Input, Option<Uuid>)>,
@@ -96,17 +98,12 @@ struct Shell {
 pub async fn serve(daemon: Daemon) -> Result<(), SupervisorError> {
     let (store, restored) = Store::open(&daemon.dirs.database())?;
     let me = ClientName::fresh("supervisor");
-    let interest = Interest::none()
-        .stream::<ListProcesses>(topic::PROCESS)
-        .prefix(topic::HEALTH);
-    let to = Component::ProcessManager(None);
-    let (manager, mut manager_events) = Link::open(&daemon.dirs, me.clone(), to, interest).await?;
     let to = Component::ResourceController;
     let (controller, mut controller_events) =
         Link::open(&daemon.dirs, me.clone(), to, Interest::none()).await?;
     let interest = Interest::none().stream::<ListRegistry>(topic::REGISTRY);
     let (bridge, mut bridge_events) =
-        Link::open(&daemon.dirs, me, Component::Bridge, interest).await?;
+        Link::open(&daemon.dirs, me.clone(), Component::Bridge, interest).await?;
     match (&daemon.config_path, &daemon.config) {
         (Some(path), Some(config)) => {
             tracing::info!(config = %path.display(), services = config.services.len(), "configured");
@@ -119,13 +116,16 @@ pub async fn serve(daemon: Daemon) -> Result<(), SupervisorError> {
     let now = clock.now();
     let random = Random::new(RandomState::new().hash_one(now.unix_ns));
     let core = Core::new(daemon.config.as_ref(), &restored, random, now);
+    let mut known = core.managers();
+    known.extend(managers::known(&daemon.dirs, daemon.config.as_ref()));
+    let (managers, mut manager_events) = Managers::open(&daemon.dirs, &me, known).await?;
     let (replies, mut replied) = mpsc::channel(REPLIES);
     let mut shell = Shell {
         daemon,
         core,
         store,
         clock,
-        manager,
+        managers,
         controller,
         bridge,
         replies,
@@ -144,7 +144,7 @@ pub async fn serve(daemon: Daemon) -> Result<(), SupervisorError> {
         tokio::select! {
             () = shutdown.requested() => break,
             Some((input, cause)) = replied.recv() => shell.handle(input, cause).await,
-            Some(event) = manager_events.recv() => shell.manager_event(event).await,
+            (manager, event) = manager_events.next() => shell.manager_event(manager, event).await,
             Some(event) = controller_events.recv() => shell.controller_event(event).await,
             Some(event) = bridge_events.recv() => shell.bridge_event(event).await,
             Some(incoming) = shell.daemon.commands.recv() => shell.command(incoming).await,

@@ -22,13 +22,18 @@ impl Shell {
             Err(status) => return incoming.fail(status).await,
         };
         tracing::info!(client = %incoming.client, ?command, "asked");
-        let manager = self.manager.clone();
+        let mut asked = Vec::new();
+        for status in &meant {
+            let home = self.core.home(&status.instance).unwrap_or_default();
+            if let Some(link) = self.managers.link(&home) {
+                asked.push((status.instance.clone(), link.clone()));
+            }
+        }
         incoming.accept().await;
         tokio::spawn(async move {
             let cause = Some(incoming.id);
             let mut result = Ok(());
-            for status in &meant {
-                let instance = status.instance.clone();
+            for (instance, manager) in asked {
                 let left = incoming.deadline.saturating_duration_since(Instant::now());
                 let command = Reload {
                     instance: instance.clone(),

@@ -28,7 +28,7 @@ use crate::core::{Change, Restored};
 use rows::{apply, key, read};
 
 /// Version of the tables, in `PRAGMA user_version`.
-const SCHEMA: i64 = 2;
+const SCHEMA: i64 = 3;
 
 const TABLES: &str = "
     CREATE TABLE service (
@@ -53,11 +53,12 @@ const TABLES: &str = "
         last_exit TEXT,
         last_error TEXT,
         bounce INTEGER NOT NULL DEFAULT 0,
-        roll INTEGER NOT NULL DEFAULT 0
+        roll INTEGER NOT NULL DEFAULT 0,
+        manager TEXT
     ) STRICT;
     CREATE TABLE command (id TEXT PRIMARY KEY) STRICT;
     CREATE TABLE host (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-    PRAGMA user_version = 2;
+    PRAGMA user_version = 3;
 ";
 
 /// From the tables of version 1: restarts under way and commands that have taken
@@ -67,6 +68,12 @@ const FROM_1: &str = "
     ALTER TABLE instance ADD COLUMN roll INTEGER NOT NULL DEFAULT 0;
     CREATE TABLE command (id TEXT PRIMARY KEY) STRICT;
     PRAGMA user_version = 2;
+";
+
+/// From the tables of version 2: whose an instance is is remembered since.
+const FROM_2: &str = "
+    ALTER TABLE instance ADD COLUMN manager TEXT;
+    PRAGMA user_version = 3;
 ";
 
 /// Why the database cannot be used.
@@ -178,7 +185,10 @@ impl Store {
                 .execute_batch(&format!("BEGIN; {TABLES} COMMIT;"))
                 .map_err(error("create"))?,
             1 => connection
-                .execute_batch(&format!("BEGIN; {FROM_1} COMMIT;"))
+                .execute_batch(&format!("BEGIN; {FROM_1} {FROM_2} COMMIT;"))
+                .map_err(error("bring to this version's tables"))?,
+            2 => connection
+                .execute_batch(&format!("BEGIN; {FROM_2} COMMIT;"))
                 .map_err(error("bring to this version's tables"))?,
             SCHEMA => {}
             found => {

@@ -1,6 +1,6 @@
 //! Rows of the tables, out of changes and back.
 
-use blackhole_bus_schema::names::Generation;
+use blackhole_bus_schema::names::{Generation, ManagerName};
 use blackhole_bus_schema::supervision::{Circuit, Desired};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use uuid::Uuid;
@@ -46,7 +46,7 @@ pub(super) fn apply(connection: &Connection, change: &Change) -> rusqlite::Resul
                 .prepare_cached(
                     "INSERT INTO instance
                      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15,
-                             ?16, ?17)
+                             ?16, ?17, ?18)
                      ON CONFLICT (name) DO UPDATE
                      SET generation = excluded.generation, ended = excluded.ended,
                          asked = excluded.asked, ready = excluded.ready,
@@ -55,7 +55,7 @@ pub(super) fn apply(connection: &Connection, change: &Change) -> rusqlite::Resul
                          opened_at = excluded.opened_at, restart_at = excluded.restart_at,
                          spent = excluded.spent, completed = excluded.completed,
                          last_exit = excluded.last_exit, last_error = excluded.last_error,
-                         bounce = excluded.bounce, roll = excluded.roll",
+                         bounce = excluded.bounce, roll = excluded.roll, manager = excluded.manager",
                 )?
                 .execute(params![
                     row.instance.to_string(),
@@ -77,6 +77,7 @@ pub(super) fn apply(connection: &Connection, change: &Change) -> rusqlite::Resul
                     row.last_error,
                     row.bounce.0.cast_signed(),
                     row.roll.0.cast_signed(),
+                    row.manager.as_ref().map(ManagerName::as_str),
                 ])?;
         }
         Change::RemoveInstance(name) => {
@@ -183,9 +184,11 @@ fn instance(row: &Row<'_>) -> Result<SavedInstance, String> {
             .map_err(text)
     };
     let circuit: String = row.get("circuit").map_err(text)?;
+    let manager: Option<String> = row.get("manager").map_err(text)?;
     let exit: Option<String> = row.get("last_exit").map_err(text)?;
     Ok(SavedInstance {
         instance: name.parse().map_err(text)?,
+        manager: manager.map(|name| name.parse().map_err(text)).transpose()?,
         generation: generation("generation")?,
         ended: generation("ended")?,
         asked: generation("asked")?,

@@ -28,6 +28,7 @@ fn changes() -> Vec<Change> {
     instance.roll = Generation(3);
     instance.attempts = 2;
     instance.restarts = 9;
+    instance.manager = Some("gpu".parse().unwrap());
     instance.circuit = Circuit::Open;
     instance.opened_at = Some(unix_now_ns());
     instance.completed = true;

@@ -17,6 +17,8 @@ use blackhole_bus_schema::process::{
 #[derive(Debug, Clone)]
 pub(crate) struct Process {
     pub(crate) generation: Generation,
+    /// The manager that started it.
+    pub(crate) of: usize,
     pub(crate) pid: u32,
     pub(crate) started_at: u64,
     pub(crate) ready_at: u64,
@@ -24,6 +26,8 @@ pub(crate) struct Process {
     pub(crate) asked: Option<ExitResult>,
     /// Started by a request whose sender was dead when it arrived.
     pub(crate) orphan: bool,
+    /// Started by its shim.
+    pub(crate) by_permit: bool,
     /// The generation that its shim may start by itself when it fails.
     pub(crate) permit: Option<Generation>,
 }
@@ -33,6 +37,8 @@ pub(crate) struct Process {
 pub(crate) struct Host {
     pub(crate) processes: BTreeMap<InstanceName, Process>,
     pub(crate) disk: BTreeMap<InstanceName, InstanceRecord>,
+    /// Whose each record is.
+    pub(crate) owner: BTreeMap<InstanceName, usize>,
     next_pid: u32,
     /// Permits used.
     pub(crate) permits_used: u32,
@@ -67,16 +73,19 @@ impl Host {
         unix: u64,
         ready_at: u64,
         orphan: bool,
+        of: usize,
     ) -> InstanceRecord {
         self.next_pid += 1;
         *self.starts.entry(spec.instance.clone()).or_default() += 1;
         let process = Process {
             generation: spec.generation,
+            of,
             pid: self.next_pid,
             started_at: unix,
             ready_at,
             asked: None,
             orphan,
+            by_permit: false,
             permit: spec.permit.as_ref().map(|permit| permit.generation),
         };
         let before = self.processes.insert(spec.instance.clone(), process);
@@ -91,12 +100,21 @@ impl Host {
         };
         let record = self.record(spec, state);
         self.disk.insert(spec.instance.clone(), record.clone());
+        self.owner.insert(spec.instance.clone(), of);
         record
     }
 
     /// A program that cannot be executed.
-    pub(crate) fn fail_to_start(&mut self, spec: &SpawnSpec) -> InstanceRecord {
+    pub(crate) fn fail_to_start(&mut self, spec: &SpawnSpec, of: usize) -> InstanceRecord {
         *self.starts.entry(spec.instance.clone()).or_default() += 1;
+        let record = self.refuse(spec);
+        self.disk.insert(spec.instance.clone(), record.clone());
+        self.owner.insert(spec.instance.clone(), of);
+        record
+    }
+
+    /// A start that leads to nothing, and leaves nothing.
+    pub(crate) fn refuse(&self, spec: &SpawnSpec) -> InstanceRecord {
         let failure = SpawnFailure {
             step: SpawnStep::Exec,
             operation: "exec /nothing".into(),
@@ -106,9 +124,7 @@ impl Host {
         let state = ProcessState::Failed {
             failure: Failure::Spawn { failure },
         };
-        let record = self.record(spec, state);
-        self.disk.insert(spec.instance.clone(), record.clone());
-        record
+        self.record(spec, state)
     }
 
     /// What the shim does with a permit, whoever lives beside it: its service has
@@ -126,11 +142,13 @@ impl Host {
         *self.starts.entry(name.clone()).or_default() += 1;
         let process = Process {
             generation,
+            of: self.owner.get(name).copied().unwrap_or_default(),
             pid: self.next_pid,
             started_at: unix,
             ready_at,
             asked: None,
             orphan: false,
+            by_permit: true,
             permit: None,
         };
         let before = self.processes.insert(name.clone(), process);
@@ -200,8 +218,9 @@ pub(crate) struct Manager {
 
 impl Manager {
     /// Starts and adopts.
-    pub(crate) fn adopt(incarnation: u64, host: &Host) -> Self {
+    pub(crate) fn adopt(incarnation: u64, host: &Host, of: usize) -> Self {
         let mut records = host.disk.clone();
+        records.retain(|instance, _| host.owner.get(instance) == Some(&of));
         for record in records.values_mut() {
             record.adopted = record.state.is_live();
         }

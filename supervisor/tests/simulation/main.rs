@@ -1,7 +1,8 @@
-//! Whole deployments in virtual time: the core, with a process-manager, a
+//! Whole deployments in virtual time: the core, with two process-managers, a
 //! resource-controller, a bridge and a network that loses, doubles, delays and reorders,
-//! while the supervisor (between any two of its actions), the process-manager
-//! and the resource-controller die and return and operators command.
+//! while the supervisor (between any two of its actions), the process-managers
+//! and the resource-controller die and return, each path fails by itself, services are
+//! given to the other process-manager and operators command.
 //!
 //! Invariants, after the design:
 //!
@@ -14,7 +15,9 @@
 //! 7. once the faults stop, what is wanted is reached and the status is true;
 //! 8. never more than one replica of a service is down because of a rolling restart;
 //! 9. a drain delays a stop by half of the grace at most, and is asked for once;
-//! 10. a command that is repeated to the next supervisor takes effect once (by 6).
+//! 10. a command that is repeated to the next supervisor takes effect once (by 6);
+//! 11. nothing is started at one process-manager while it lives at the other, and what
+//!     lives is shown at the one that has it.
 //!
 //! `PROPTEST_CASES=30000 cargo test -p blackhole-supervisor --test simulation`
 //! looks longer (`cargo nextest` ends a test after five minutes); `SIM_TRACE=1`
@@ -33,7 +36,7 @@ mod world;
 use blackhole_bus_schema::supervision::{Desired, Phase};
 use proptest::prelude::*;
 
-use plan::{FAULTS_END_MS, Fault, MAX_ATTEMPTS, Member, Nature, Plan, name, plan};
+use plan::{FAULTS_END_MS, Fault, MAX_ATTEMPTS, Member, Nature, Plan, manager_name, name, plan};
 use world::World;
 
 /// Time to settle after the last fault: stops, waits and commands are over by then.
@@ -86,17 +89,18 @@ fn check(world: &World) {
             process.map(|process| process.pid),
             "the status is wrong: {context}"
         );
-        let budget = (1 + world.commands) * (1 + MAX_ATTEMPTS);
+        if let Some(process) = process {
+            assert_eq!(status.manager, manager_name(process.of), "{context}");
+        }
+        let anew = world.commands + world.moves;
+        let budget = (1 + anew) * (1 + MAX_ATTEMPTS);
         if matches!(nature, Nature::Crashing | Nature::Missing | Nature::BadJob) {
             assert!(
                 starts <= budget,
                 "more starts than the policy allows ({budget}): {context}"
             );
         } else if !world.kills.contains(&status.instance) {
-            assert!(
-                starts <= 1 + world.commands,
-                "started again for nothing: {context}"
-            );
+            assert!(starts <= 1 + anew, "started again for nothing: {context}");
             assert_eq!(status.restarts, 0, "nobody killed it: {context}");
         }
         if !wanted(world, index) {
@@ -156,6 +160,7 @@ fn member(nature: Nature, replicas: u32, probed: bool, needs: &[(usize, u8, bool
     Member {
         nature,
         replicas,
+        manager: 0,
         probed,
         needs: needs.to_vec(),
     }
@@ -168,8 +173,8 @@ fn a_spawn_request_that_outlives_its_manager() {
         seed: 1_196_734_497_549_450_420,
         members: vec![good(1, false, &[]), good(2, false, &[])],
         faults: vec![
-            (1559, Fault::Partition(1299)),
-            (3236, Fault::ManagerDies(2057)),
+            (1559, Fault::Partition(0, 1299)),
+            (3236, Fault::ManagerDies(0, 2057)),
         ],
         loss: 0,
         delay: 802,
@@ -187,7 +192,7 @@ fn a_reply_that_is_ahead_of_the_snapshot() {
             good(2, false, &[]),
             good(2, false, &[(2, 0, false)]),
         ],
-        faults: vec![(3984, Fault::ManagerDies(490))],
+        faults: vec![(3984, Fault::ManagerDies(0, 490))],
         loss: 4,
         delay: 1067,
     }));
@@ -202,7 +207,7 @@ fn a_permit_is_used_while_nobody_lives() {
         members: vec![good(1, true, &[])],
         faults: vec![
             (20_000, Fault::SupervisorDies(0, 5000)),
-            (20_001, Fault::ManagerDies(3000)),
+            (20_001, Fault::ManagerDies(0, 3000)),
             (21_000, Fault::Kill(0)),
         ],
         loss: 0,

@@ -9,22 +9,24 @@ use super::host::Manager;
 use super::plan::Nature;
 use super::world::{Event, Reply, Request, World};
 
+/// The manager that an incarnation is one of.
+pub(crate) fn whose(incarnation: u64) -> usize {
+    usize::from(!incarnation.is_multiple_of(2))
+}
+
 impl World {
-    pub(crate) fn manager_returns(&mut self) {
+    pub(crate) fn manager_returns(&mut self, of: usize) {
         self.managers += 1;
-        self.manager = Some(Manager::adopt(self.managers, &self.host));
-        self.at(
-            self.now,
-            Event::Beats {
-                incarnation: self.managers,
-            },
-        );
+        // Tells whose it is, too.
+        let incarnation = self.managers * 2 + of as u64;
+        self.manager[of] = Some(Manager::adopt(incarnation, &self.host, of));
+        self.at(self.now, Event::Beats { incarnation });
     }
 
     /// Heartbeat and probes.
     pub(crate) fn beats(&mut self, incarnation: u64) {
-        let Some(manager) = self
-            .manager
+        let of = whose(incarnation);
+        let Some(manager) = self.manager[of]
             .as_mut()
             .filter(|m| m.incarnation == incarnation)
         else {
@@ -33,6 +35,9 @@ impl World {
         let seq = manager.seq;
         let mut results = Vec::new();
         for (instance, process) in &self.host.processes {
+            if process.of != of {
+                continue;
+            }
             let ready = process.ready_at <= self.now;
             let told = manager.told_ready.get(instance) == Some(&process.generation);
             if ready && !told {
@@ -54,14 +59,14 @@ impl World {
             }
         }
         for result in results {
-            self.send(Event::Probe(result));
+            self.send(Event::Probe(of, result));
         }
         self.send(Event::Heartbeat { incarnation, seq });
         self.at(self.now + 500, Event::Beats { incarnation });
     }
 
-    pub(crate) fn publish(&mut self, record: InstanceRecord) {
-        if let Some(manager) = &mut self.manager {
+    pub(crate) fn publish(&mut self, of: usize, record: InstanceRecord) {
+        if let Some(manager) = &mut self.manager[of] {
             manager.seq += 1;
             let (incarnation, seq) = (manager.incarnation, manager.seq);
             manager
@@ -76,7 +81,8 @@ impl World {
     }
 
     pub(crate) fn answer(&mut self, id: u64, reply: Reply) {
-        if let Some(manager) = &mut self.manager {
+        let of = self.calls.get(&id).map_or(0, |call| call.to);
+        if let Some(manager) = &mut self.manager[of] {
             manager.replies.insert(id, Some(reply.clone()));
             self.send(Event::Answered(id, reply));
         }
@@ -89,6 +95,7 @@ impl World {
             return;
         };
         let request = call.request.clone();
+        let of = call.to;
         let orphan = call.life != self.life || self.core.is_none();
         if let Request::Prepare(_) | Request::Release(_) = request {
             if self.controller {
@@ -104,7 +111,7 @@ impl World {
         if let Request::Drain { within, .. } = request {
             return self.drain_arrives(id, within);
         }
-        let Some(manager) = &mut self.manager else {
+        let Some(manager) = &mut self.manager[of] else {
             return;
         };
         match manager.replies.get(&id) {
@@ -131,7 +138,9 @@ impl World {
             }
             Request::Forget(instance) => {
                 manager.records.remove(&instance);
-                self.host.disk.remove(&instance);
+                if self.host.owner.get(&instance) == Some(&of) {
+                    self.host.disk.remove(&instance);
+                }
                 self.answer(id, Reply::Done);
             }
             Request::Spawn(spec) => {
@@ -153,15 +162,19 @@ impl World {
                     let status = Status::new(Code::FailedPrecondition, "older, or stopped");
                     return self.answer(id, Reply::Refused(status));
                 }
+                let alive = self.host.processes.get(&spec.instance);
+                if alive.is_some_and(|process| process.of != of) {
+                    let status = Status::new(Code::AlreadyExists, "it lives elsewhere");
+                    return self.answer(id, Reply::Refused(status));
+                }
                 // Only what a dead supervisor left on the way may be met alive:
                 // the living one cannot know of that, and is refused.
-                let alive = self.host.processes.get(&spec.instance);
                 if alive.is_some_and(|process| process.orphan) {
                     let status = Status::new(Code::FailedPrecondition, "a process lives");
                     return self.answer(id, Reply::Refused(status));
                 }
                 let record = self.host.record(&spec, ProcessState::Spawn {});
-                self.publish(record);
+                self.publish(of, record);
                 let takes = self.below(30);
                 self.at(
                     (self.now + takes).max(self.hang_until),
@@ -186,7 +199,10 @@ impl World {
                 permit,
             } => {
                 let process = self.host.processes.get_mut(&instance);
-                let reply = match process.filter(|process| process.generation == generation) {
+                let meant = |process: &&mut super::host::Process| {
+                    process.generation == generation && process.of == of
+                };
+                let reply = match process.filter(meant) {
                     Some(process) if process.asked.is_none() => {
                         process.permit = permit;
                         Reply::Done
@@ -200,11 +216,9 @@ impl World {
     }
 
     pub(crate) fn spawned(&mut self, incarnation: u64, id: u64, orphan: bool, spec: &SpawnSpec) {
-        if self
-            .manager
-            .as_ref()
-            .is_none_or(|manager| manager.incarnation != incarnation)
-        {
+        let of = whose(incarnation);
+        let manager = self.manager[of].as_ref();
+        if manager.is_none_or(|manager| manager.incarnation != incarnation) {
             return;
         }
         if self.now < self.hang_until {
@@ -218,19 +232,22 @@ impl World {
         }
         let index: usize = spec.instance.service().as_str()[1..].parse().unwrap();
         let nature = self.plan.members[index].nature;
-        let record = if nature == Nature::Missing {
-            self.host.fail_to_start(spec)
+        let elsewhere = self.host.processes.get(&spec.instance);
+        let record = if elsewhere.is_some_and(|process| process.of != of) {
+            // It is claimed already.
+            self.host.refuse(spec)
+        } else if nature == Nature::Missing {
+            self.host.fail_to_start(spec, of)
         } else {
             let ready_at = self.now + self.below(3000);
             let unix = self.clock().unix_ns;
-            let record = self.host.start(spec, unix, ready_at, orphan);
+            let record = self.host.start(spec, unix, ready_at, orphan, of);
             self.begins(&record);
             record
         };
-        self.publish(record.clone());
+        self.publish(of, record.clone());
         self.answer(id, Reply::Record(Box::new(record)));
-        let waits = self
-            .manager
+        let waits = self.manager[of]
             .as_mut()
             .and_then(|m| m.stops.remove(&spec.instance));
         if let Some((id, unhealthy)) = waits {
@@ -279,7 +296,8 @@ impl World {
         generation: Generation,
         unhealthy: bool,
     ) {
-        let Some(manager) = &mut self.manager else {
+        let of = whose(incarnation);
+        let Some(manager) = &mut self.manager[of] else {
             return;
         };
         let known = manager.records.get(instance).cloned();
@@ -299,7 +317,8 @@ impl World {
             let status = Status::new(Code::FailedPrecondition, "an older generation");
             return self.answer(id, Reply::Refused(status));
         }
-        let Some(process) = self.host.processes.get_mut(instance) else {
+        let process = self.host.processes.get_mut(instance);
+        let Some(process) = process.filter(|process| process.of == of) else {
             if record.state.is_live() {
                 // Being started: the stop waits for it, whoever waits for the answer.
                 manager.stops.insert(instance.clone(), (id, unhealthy));
@@ -319,7 +338,7 @@ impl World {
             ..record
         };
         let generation = stopping.generation;
-        self.publish(stopping);
+        self.publish(of, stopping);
         let end = self.now + 1 + self.below(2500);
         // The shim carries it out, whether the manager lives or not.
         self.at(
@@ -349,8 +368,7 @@ impl World {
         instance: &InstanceName,
         generation: Generation,
     ) {
-        let Some(manager) = self
-            .manager
+        let Some(manager) = self.manager[whose(incarnation)]
             .as_ref()
             .filter(|m| m.incarnation == incarnation)
         else {
@@ -377,6 +395,7 @@ impl World {
         }
         let unix = self.clock().unix_ns;
         let permit = self.host.processes.get(instance).and_then(|p| p.permit);
+        let of = self.host.processes.get(instance).map_or(0, |p| p.of);
         let Some(ended) = self.host.end(instance, result, unix) else {
             return;
         };
@@ -385,11 +404,11 @@ impl World {
             let ready_at = self.now + self.below(3000);
             self.host.succeed(&ended, generation, unix, ready_at)
         });
-        self.publish(ended);
+        self.publish(of, ended);
         self.unregister(instance);
         if let Some(record) = successor {
             self.begins(&record);
-            self.publish(record);
+            self.publish(of, record);
         }
     }
 }

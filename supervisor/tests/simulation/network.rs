@@ -8,17 +8,28 @@ use blackhole_bus_schema::process::InstanceRecord;
 use blackhole_bus_schema::registry::Drained;
 use blackhole_supervisor::core::{Input, RequestFailure};
 
-use super::plan::FAULTS_END_MS;
+use super::manager::whose;
+use super::plan::{FAULTS_END_MS, manager_name};
 use super::world::{Call, Event, Link, Reply, Request, World};
 
 impl World {
     /// Sends something between supervisor and manager: lost, doubled, late.
     pub(crate) fn send(&mut self, event: Event) {
         let faulty = self.now < FAULTS_END_MS;
-        if self.now < self.partition_until {
+        let with = match &event {
+            Event::Arrives(id) | Event::Answered(id, _) => {
+                self.calls.get(id).map_or(0, |call| call.to)
+            }
+            Event::Change { incarnation, .. } | Event::Heartbeat { incarnation, .. } => {
+                whose(*incarnation)
+            }
+            Event::Probe(of, _) => *of,
+            _ => 0,
+        };
+        if self.now < self.partition_until[with] {
             return;
         }
-        let probe = matches!(event, Event::Probe(_));
+        let probe = matches!(event, Event::Probe(..));
         for copy in 0..2 {
             let chance = self.below(100);
             let wanted = match copy {
@@ -33,7 +44,7 @@ impl World {
         }
     }
 
-    pub(crate) fn call(&mut self, request: Request, budget: u64) -> u64 {
+    pub(crate) fn call(&mut self, to: usize, request: Request, budget: u64) -> u64 {
         self.counter += 1;
         let id = self.counter;
         let deadline = self.now + budget;
@@ -41,6 +52,7 @@ impl World {
             id,
             Call {
                 request,
+                to,
                 life: self.life,
                 deadline,
                 open: true,
@@ -101,10 +113,13 @@ impl World {
             Ok(other) => panic!("{other:?}"),
             Err(failure) => Err(failure),
         };
+        let to = self.calls.get(&id).map_or(0, |call| call.to);
+        let manager = manager_name(to);
         match request {
             Request::Spawn(spec) => {
                 let (instance, generation) = (spec.instance, spec.generation);
                 self.tell(Input::SpawnReply {
+                    manager,
                     instance,
                     generation,
                     result: record(reply),
@@ -116,6 +131,7 @@ impl World {
                 ..
             } => {
                 self.tell(Input::StopReply {
+                    manager,
                     instance,
                     generation,
                     result: record(reply),
@@ -123,6 +139,7 @@ impl World {
             }
             Request::Forget(instance) => {
                 self.tell(Input::ForgetReply {
+                    manager,
                     instance,
                     result: reply.map(|_| ()),
                 });
@@ -150,18 +167,18 @@ impl World {
                 });
             }
             Request::Permit { .. } => {}
-            Request::List if self.link.syncing != Some(id) => {}
+            Request::List if self.link[to].syncing != Some(id) => {}
             Request::List => {
-                self.link.syncing = None;
+                self.link[to].syncing = None;
                 match reply {
                     Ok(Reply::All {
                         incarnation,
                         seq,
                         records,
-                    }) if incarnation == self.link.incarnation => {
+                    }) if incarnation == self.link[to].incarnation => {
                         self.listed(incarnation, seq, records);
                     }
-                    _ if self.link.up => self.resync(),
+                    _ if self.link[to].up => self.resync(to),
                     _ => {}
                 }
             }
@@ -173,32 +190,35 @@ impl World {
             return;
         }
         self.at(self.now + 500, Event::Listens { life });
-        if self.link.up && self.now > self.link.heard + 3000 {
-            self.link.up = false;
-            self.links += 1;
-            self.tell(Input::ManagerDown);
+        for of in 0..2 {
+            if self.link[of].up && self.now > self.link[of].heard + 3000 {
+                self.link[of].up = false;
+                self.links += 1;
+                self.tell(Input::ManagerDown(manager_name(of)));
+            }
         }
     }
 
-    pub(crate) fn resync(&mut self) {
-        if self.link.syncing.is_none() {
-            let id = self.call(Request::List, 2000);
-            self.link.syncing = Some(id);
+    pub(crate) fn resync(&mut self, of: usize) {
+        if self.link[of].syncing.is_none() {
+            let id = self.call(of, Request::List, 2000);
+            self.link[of].syncing = Some(id);
         }
     }
 
     pub(crate) fn heartbeat_arrives(&mut self, incarnation: u64, seq: u64) {
-        if self.core.is_none() || incarnation < self.link.incarnation {
+        let of = whose(incarnation);
+        if self.core.is_none() || incarnation < self.link[of].incarnation {
             return;
         }
-        self.link.heard = self.now;
-        if !self.link.up || incarnation != self.link.incarnation {
-            let kept = if incarnation == self.link.incarnation {
-                self.link.seq
+        self.link[of].heard = self.now;
+        if !self.link[of].up || incarnation != self.link[of].incarnation {
+            let kept = if incarnation == self.link[of].incarnation {
+                self.link[of].seq
             } else {
                 0
             };
-            self.link = Link {
+            self.link[of] = Link {
                 up: true,
                 incarnation,
                 heard: self.now,
@@ -206,15 +226,16 @@ impl World {
                 ..Link::default()
             };
             self.links += 1;
-            self.tell(Input::ManagerUp);
-            self.resync();
-        } else if seq > self.link.seq {
-            self.resync();
+            self.tell(Input::ManagerUp(manager_name(of)));
+            self.resync(of);
+        } else if seq > self.link[of].seq {
+            self.resync(of);
         }
     }
 
     pub(crate) fn change_arrives(&mut self, incarnation: u64, seq: u64, record: InstanceRecord) {
-        let link = &mut self.link;
+        let of = whose(incarnation);
+        let link = &mut self.link[of];
         if self.core.is_none() || !link.up || incarnation != link.incarnation || seq <= link.seq {
             return;
         }
@@ -222,17 +243,18 @@ impl World {
             link.kept.insert(seq, record);
         } else if seq == link.seq + 1 {
             link.seq = seq;
-            self.tell(Input::ProcessChanged(Box::new(record)));
+            self.tell(Input::ProcessChanged(manager_name(of), Box::new(record)));
         } else {
             link.kept.insert(seq, record);
-            self.resync();
+            self.resync(of);
         }
     }
 
     pub(crate) fn listed(&mut self, incarnation: u64, seq: u64, records: Vec<InstanceRecord>) {
-        self.link.seq = self.link.seq.max(seq);
-        self.tell(Input::ManagerSnapshot(records));
-        for (seq, record) in std::mem::take(&mut self.link.kept) {
+        let of = whose(incarnation);
+        self.link[of].seq = self.link[of].seq.max(seq);
+        self.tell(Input::ManagerSnapshot(manager_name(of), records));
+        for (seq, record) in std::mem::take(&mut self.link[of].kept) {
             self.change_arrives(incarnation, seq, record);
         }
     }

@@ -9,7 +9,7 @@ use blackhole_bus_schema::config::{
 };
 use blackhole_bus_schema::health::{Probe, ProbeCheck, Probes};
 use blackhole_bus_schema::limits::Limits;
-use blackhole_bus_schema::names::ServiceName;
+use blackhole_bus_schema::names::{ManagerName, ServiceName};
 use blackhole_bus_schema::process::{LogSpec, StopSpec};
 use proptest::prelude::*;
 
@@ -32,6 +32,8 @@ pub(crate) enum Nature {
 pub(crate) struct Member {
     pub(crate) nature: Nature,
     pub(crate) replicas: u32,
+    /// Which process-manager it is configured to have at first, 0 or 1.
+    pub(crate) manager: usize,
     pub(crate) probed: bool,
     /// Index of an earlier service, condition by number, required.
     pub(crate) needs: Vec<(usize, u8, bool)>,
@@ -39,20 +41,23 @@ pub(crate) struct Member {
 
 #[derive(Debug, Clone)]
 pub(crate) enum Fault {
-    /// The process-manager dies and returns after so many milliseconds.
-    ManagerDies(u64),
+    /// A process-manager dies and returns after so many milliseconds.
+    ManagerDies(usize, u64),
     /// The supervisor dies after so many further actions and returns after so many milliseconds.
     SupervisorDies(usize, u64),
     /// The resource-controller dies and returns.
     ControllerDies(u64),
-    /// Nothing passes between supervisor and process-manager for so many milliseconds.
-    Partition(u64),
+    /// Nothing passes between supervisor and a process-manager for so many milliseconds.
+    Partition(usize, u64),
     /// The bridge dies and returns.
     BridgeDies(u64),
     /// The fork server takes no spawn for so many milliseconds.
     Hang(u64),
     /// Somebody kills a process of this service.
     Kill(usize),
+    /// The configuration gives this service to the other process-manager, and the
+    /// supervisor is started anew with it.
+    Reassign(usize),
     /// An operator's command: which, of which service.
     Command(u8, usize),
 }
@@ -75,6 +80,11 @@ pub(crate) const FAULTS_END_MS: u64 = 60_000;
 pub(crate) const GRACE_MS: u64 = 2000;
 pub(crate) const MAX_ATTEMPTS: u32 = 3;
 
+/// What the process-managers are called.
+pub(crate) fn manager_name(of: usize) -> Option<ManagerName> {
+    (of > 0).then(|| "second".parse().unwrap())
+}
+
 pub(crate) fn name(index: usize) -> ServiceName {
     format!("s{index}").parse().unwrap()
 }
@@ -91,20 +101,24 @@ fn nature() -> impl Strategy<Value = Nature> {
 
 fn member() -> impl Strategy<Value = Member> {
     let needs = prop::collection::vec((0usize..6, 0u8..3, prop::bool::weighted(0.8)), 0..3);
-    (nature(), 1u32..3, any::<bool>(), needs).prop_map(|(nature, replicas, probed, needs)| Member {
-        nature,
-        replicas,
-        probed,
-        needs,
-    })
+    (nature(), 1u32..3, 0usize..2, any::<bool>(), needs).prop_map(
+        |(nature, replicas, manager, probed, needs)| Member {
+            nature,
+            replicas,
+            manager,
+            probed,
+            needs,
+        },
+    )
 }
 
 fn fault() -> impl Strategy<Value = Fault> {
     prop_oneof![
-        (100u64..8000).prop_map(Fault::ManagerDies),
+        (0usize..2, 100u64..8000).prop_map(|(of, back)| Fault::ManagerDies(of, back)),
         (0usize..12, 50u64..8000).prop_map(|(after, back)| Fault::SupervisorDies(after, back)),
         (100u64..8000).prop_map(Fault::ControllerDies),
-        (100u64..9000).prop_map(Fault::Partition),
+        (0usize..2, 100u64..9000).prop_map(|(of, time)| Fault::Partition(of, time)),
+        (0usize..6).prop_map(Fault::Reassign),
         (100u64..8000).prop_map(Fault::BridgeDies),
         (1000u64..20_000).prop_map(Fault::Hang),
         (0usize..6).prop_map(Fault::Kill),
@@ -143,9 +157,19 @@ impl Plan {
                 restart_burst: 3,
                 restart_refill: Duration::from_millis(500),
                 cgroup_parent: None,
+                process_managers: manager_name(1).into_iter().map(|name| (name, 50)).collect(),
             },
             services,
         }
+    }
+
+    /// Whether there is anything for the second process-manager to do.
+    pub(crate) fn needs_second(&self) -> bool {
+        self.members.iter().any(|member| member.manager > 0)
+            || self
+                .faults
+                .iter()
+                .any(|(_, fault)| matches!(fault, Fault::Reassign(_)))
     }
 
     /// What service `index` requires: earlier ones only, so there are no cycles.
@@ -211,6 +235,7 @@ impl Plan {
         ServiceConfig {
             command: vec!["/bin/true".into()],
             service_type: None,
+            manager: manager_name(member.manager),
             priority: Priority::Normal,
             replicas: member.replicas,
             env: BTreeMap::new(),

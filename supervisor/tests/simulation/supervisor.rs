@@ -6,16 +6,20 @@ use blackhole_bus_schema::config::Condition::{Completed, Ready, Started};
 use blackhole_bus_schema::names::{Generation, InstanceName};
 use blackhole_bus_schema::process::SpawnSpec;
 use blackhole_bus_schema::supervision::Phase;
-use blackhole_supervisor::core::{Action, Core, Input, Random, Ticket};
+use blackhole_supervisor::core::{Action, Core, Input, ManagerId, Random, Ticket};
 use uuid::Uuid;
 
 use super::plan::GRACE_MS;
-use super::world::{Asked, Begun, Event, Link, Request, World};
+use super::world::{Asked, Begun, Event, Request, World};
+
+fn whom(manager: &ManagerId) -> usize {
+    usize::from(manager.is_some())
+}
 
 impl World {
     pub(crate) fn supervisor_returns(&mut self) {
         self.life += 1;
-        self.link = Link::default();
+        self.link = Default::default();
         let seed = self.random.number();
         self.core = Some(Core::new(
             Some(&self.config),
@@ -100,16 +104,18 @@ impl World {
         match action {
             Action::Persist { change, .. } => self.disk.apply(change),
             Action::Prepare { instance, .. } => {
-                self.call(Request::Prepare(instance), 5000);
+                self.call(0, Request::Prepare(instance), 5000);
             }
             Action::Release { instance } => {
-                self.call(Request::Release(instance), 5000);
+                self.call(0, Request::Release(instance), 5000);
             }
-            Action::Spawn(spec) => {
+            Action::Spawn(manager, spec) => {
                 self.check_dependencies(&spec);
-                self.call(Request::Spawn(spec), 5000);
+                self.check_home(&manager, &spec);
+                self.call(whom(&manager), Request::Spawn(spec), 5000);
             }
             Action::Permit {
+                manager,
                 instance,
                 generation,
                 permit,
@@ -119,21 +125,23 @@ impl World {
                     generation,
                     permit: permit.map(|permit| permit.generation),
                 };
-                self.call(request, 5000);
+                self.call(whom(&manager), request, 5000);
             }
             Action::Stop {
+                manager,
                 instance,
                 generation,
                 unhealthy,
                 grace_ms,
                 ..
             } => {
-                if !unhealthy {
+                if !unhealthy && !self.is_called_back(&manager, &instance) {
                     self.check_dependents(&instance);
                     self.check_replicas(&instance, generation);
                     self.check_drain(&instance, generation);
                 }
                 self.call(
+                    whom(&manager),
                     Request::Stop {
                         instance,
                         generation,
@@ -142,8 +150,8 @@ impl World {
                     grace_ms + 5000,
                 );
             }
-            Action::Forget { instance } => {
-                self.call(Request::Forget(instance), 5000);
+            Action::Forget { manager, instance } => {
+                self.call(whom(&manager), Request::Forget(instance), 5000);
             }
             Action::Drain {
                 instance,
@@ -163,6 +171,7 @@ impl World {
                     "{instance} is drained twice"
                 );
                 self.call(
+                    0,
                     Request::Drain {
                         instance,
                         generation,
@@ -183,6 +192,33 @@ impl World {
                 self.answered += 1;
             }
         }
+    }
+
+    /// Nothing is started at one manager while it lives, or may come to live, at the
+    /// other: as far as a supervisor can know, which is not of what a dead one sent, nor
+    /// of what a shim has just started by itself.
+    fn check_home(&self, manager: &ManagerId, spec: &SpawnSpec) {
+        let of = whom(manager);
+        let process = self.host.processes.get(&spec.instance);
+        let unheard = |process: &super::host::Process| {
+            process.orphan || (process.by_permit && process.generation == spec.generation)
+        };
+        assert!(
+            process.is_none_or(|process| process.of == of || unheard(process)),
+            "{} is started at {manager:?} and lives elsewhere: {process:?}",
+            spec.instance
+        );
+        let row = self
+            .disk
+            .instances
+            .iter()
+            .find(|row| row.instance == spec.instance);
+        assert_eq!(
+            row.map(|row| &row.manager),
+            Some(manager),
+            "whose {} is is written down first",
+            spec.instance
+        );
     }
 
     /// A drain delays a stop by half of the grace at most, where nothing else does.
@@ -223,6 +259,15 @@ impl World {
                 );
             }
         }
+    }
+
+    /// A spawn that may never have arrived is made impossible, since another manager is
+    /// to start it now.
+    fn is_called_back(&self, manager: &ManagerId, instance: &InstanceName) -> bool {
+        let Some(core) = &self.core else { return false };
+        let status = core.status(instance);
+        self.config.services[instance.service()].manager != *manager
+            && status.is_some_and(|status| status.pid.is_none())
     }
 
     /// Nothing is stopped for an operator while what requires it is known to live.

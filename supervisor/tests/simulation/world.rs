@@ -14,7 +14,7 @@ use blackhole_supervisor::core::{Core, Input, Now, Operator, Random, Restored, T
 use uuid::Uuid;
 
 use super::host::{Host, Manager};
-use super::plan::{Fault, Plan, name};
+use super::plan::{Fault, Plan, manager_name, name};
 
 const EPOCH_UNIX: u64 = 1_700_000_000_000_000_000;
 const MS: u64 = 1_000_000;
@@ -71,7 +71,8 @@ pub(crate) enum Event {
         seq: u64,
         record: Box<InstanceRecord>,
     },
-    Probe(ProbeResult),
+    /// Of this process-manager.
+    Probe(usize, ProbeResult),
     Heartbeat {
         incarnation: u64,
         seq: u64,
@@ -106,13 +107,15 @@ pub(crate) enum Event {
     Registers(InstanceName),
     BridgeMissed,
     BridgeReturns,
-    ManagerReturns,
+    ManagerReturns(usize),
     SupervisorReturns,
     ControllerReturns,
 }
 
 pub(crate) struct Call {
     pub(crate) request: Request,
+    /// The process-manager that it goes to, where it goes to one.
+    pub(crate) to: usize,
     pub(crate) life: u64,
     pub(crate) deadline: u64,
     /// Its sender lives and waits for the answer.
@@ -155,15 +158,16 @@ pub(crate) struct World {
     pub(crate) counter: u64,
     pub(crate) random: Random,
     pub(crate) host: Host,
-    pub(crate) manager: Option<Manager>,
+    pub(crate) manager: [Option<Manager>; 2],
+    /// Incarnations so far.
     pub(crate) managers: u64,
     pub(crate) controller: bool,
     pub(crate) core: Option<Core>,
     pub(crate) disk: Restored,
     pub(crate) life: u64,
-    pub(crate) link: Link,
+    pub(crate) link: [Link; 2],
     pub(crate) calls: BTreeMap<u64, Call>,
-    pub(crate) partition_until: u64,
+    pub(crate) partition_until: [u64; 2],
     pub(crate) trace: bool,
     /// The supervisor dies after so many more actions.
     pub(crate) die_after: Option<(usize, u64)>,
@@ -172,6 +176,8 @@ pub(crate) struct World {
     pub(crate) answered: u64,
     /// Commands that may have started an instance anew.
     pub(crate) commands: u32,
+    /// Services given to another process-manager.
+    pub(crate) moves: u32,
     pub(crate) kills: BTreeSet<InstanceName>,
     pub(crate) bridge: bool,
     pub(crate) registered: BTreeMap<InstanceName, Generation>,
@@ -203,21 +209,22 @@ impl World {
             counter: 0,
             random: Random::new(plan.seed),
             host: Host::default(),
-            manager: None,
+            manager: [None, None],
             managers: 0,
             controller: true,
             core: None,
             disk: Restored::default(),
             life: 0,
-            link: Link::default(),
+            link: [Link::default(), Link::default()],
             calls: BTreeMap::new(),
-            partition_until: 0,
+            partition_until: [0; 2],
             trace: std::env::var_os("SIM_TRACE").is_some(),
             die_after: None,
             tickets: 0,
             open: BTreeMap::new(),
             answered: 0,
             commands: 0,
+            moves: 0,
             kills: BTreeSet::new(),
             bridge: true,
             registered: BTreeMap::new(),
@@ -234,9 +241,13 @@ impl World {
             world.at(*at, Event::Fault(fault.clone()));
         }
         let first = world.below(4000);
-        world.at(first, Event::ManagerReturns);
+        world.at(first, Event::ManagerReturns(0));
         let first = world.below(4000);
         world.at(first, Event::SupervisorReturns);
+        if plan.needs_second() {
+            let first = world.below(4000);
+            world.at(first, Event::ManagerReturns(1));
+        }
         world
     }
 
@@ -301,8 +312,8 @@ impl World {
                 seq,
                 record,
             } => self.change_arrives(incarnation, seq, *record),
-            Event::Probe(result) => {
-                if self.link.up {
+            Event::Probe(of, result) => {
+                if self.link[of].up {
                     self.tell(Input::Probe(result));
                 }
             }
@@ -332,7 +343,7 @@ impl World {
             Event::Registers(instance) => self.registers(&instance),
             Event::BridgeMissed => self.tell(Input::BridgeDown),
             Event::BridgeReturns => self.bridge_returns(),
-            Event::ManagerReturns => self.manager_returns(),
+            Event::ManagerReturns(of) => self.manager_returns(of),
             Event::SupervisorReturns => self.supervisor_returns(),
             Event::ControllerReturns => {
                 self.controller = true;
@@ -343,9 +354,9 @@ impl World {
 
     pub(crate) fn fault(&mut self, fault: Fault) {
         match fault {
-            Fault::ManagerDies(back) => {
-                if self.manager.take().is_some() {
-                    self.at(self.now + back, Event::ManagerReturns);
+            Fault::ManagerDies(of, back) => {
+                if self.manager[of].take().is_some() {
+                    self.at(self.now + back, Event::ManagerReturns(of));
                 }
             }
             Fault::SupervisorDies(after, back) => {
@@ -363,7 +374,20 @@ impl World {
             }
             Fault::BridgeDies(back) => self.bridge_dies(back),
             Fault::Hang(time) => self.hang_until = self.hang_until.max(self.now + time),
-            Fault::Partition(time) => self.partition_until = self.now + time,
+            Fault::Partition(of, time) => self.partition_until[of] = self.now + time,
+            Fault::Reassign(index) => {
+                let service = name(index % self.plan.members.len());
+                if let Some(service) = self.config.services.get_mut(&service) {
+                    let of = usize::from(service.manager.is_none());
+                    service.manager = manager_name(of);
+                }
+                // A spawn that is on its way to the one before is called back: it may
+                // just have begun.
+                self.moves += 1;
+                if self.core.is_some() {
+                    self.supervisor_dies(100);
+                }
+            }
             Fault::Kill(index) => {
                 let service = name(index % self.plan.members.len());
                 let victim = self

@@ -7,8 +7,9 @@ use uuid::Uuid;
 
 /// Answers kept for commands that are repeated. The oldest is forgotten first.
 const REPLY_CACHE: usize = 4096;
-/// Bytes of answers kept; a page of a snapshot is some 256 KiB.
-const REPLY_CACHE_BYTES: usize = 16 * 1024 * 1024;
+/// Bytes of answers kept. The answer to a spawn with limits has some 1,200: those of
+/// a start of two thousand fit, and answers to mere questions are not kept.
+const REPLY_CACHE_BYTES: usize = 3 * 1024 * 1024;
 
 /// Answers by command id, the latest [`REPLY_CACHE`] of them and at most
 /// [`REPLY_CACHE_BYTES`]. Only answers are ever forgotten: a command that is
@@ -49,6 +50,8 @@ impl ReplyCache {
 
     pub(super) fn finish(&mut self, id: Uuid, body: Bytes) {
         self.in_progress.remove(&id);
+        // Exactly as long as it is: what it was encoded in may be twice as large.
+        let body = Bytes::copy_from_slice(&body);
         self.bytes += body.len();
         match self.answers.insert(id, body) {
             Some(before) => self.bytes -= before.len(),

@@ -1,6 +1,7 @@
 //! A shim as the manager sees it.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use blackhole_bus_schema::dirs::Dirs;
 use blackhole_bus_schema::names::{Generation, InstanceName};
 use blackhole_bus_schema::process::{ExitRecord, NotifyState, SpawnFailure};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
@@ -31,6 +32,10 @@ const GREETING: Duration = Duration::from_secs(5);
 
 /// How long a shim may take to answer a request.
 const ANSWER: Duration = Duration::from_secs(5);
+
+/// Between two looks whether a shim listens that was asked to, and how many of
+/// them: it has one thread, and may be about to start its service.
+const LISTENS: (Duration, u32) = (Duration::from_millis(20), 5);
 
 /// Between two attempts to reach a live shim whose connection was lost.
 const RETRY: Duration = Duration::from_secs(1);
@@ -231,7 +236,7 @@ pub async fn attach(dirs: &Dirs, instance: &InstanceName) -> Result<Attached, Cl
     let Some(shim_pid) = lock_holder(&dir)? else {
         return Err(ClientError::NoShim { dir });
     };
-    let (wire, status) = match greet(&socket).await {
+    let (wire, status) = match reach(&dir, &socket, shim_pid).await {
         // Not another instance whose name has the same hash.
         Ok((wire, status)) if status.instance == *instance => (wire, status),
         Ok(_) => {
@@ -276,6 +281,40 @@ fn lock_holder(dir: &Path) -> Result<Option<u32>, ClientError> {
         path: dir.to_owned(),
         source,
     })
+}
+
+/// Greets a shim; one whose socket is not there is asked to make it again.
+async fn reach(
+    dir: &Path,
+    socket: &Path,
+    shim_pid: u32,
+) -> Result<(Wire, ShimStatus), ClientError> {
+    let mut greeted = greet(socket).await;
+    for _ in 0..LISTENS.1 {
+        let absent = matches!(&greeted, Err(ClientError::Io { source, .. })
+            if matches!(source.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused));
+        if !absent || !ask_to_listen(dir, shim_pid) {
+            break;
+        }
+        // No event tells that a socket has come to listen.
+        tokio::time::sleep(LISTENS.0).await;
+        greeted = greet(socket).await;
+    }
+    greeted
+}
+
+/// Asks a shim by SIGHUP to listen again; false when it does not hold the
+/// instance any more. One of an earlier version has the signal blocked.
+fn ask_to_listen(dir: &Path, shim_pid: u32) -> bool {
+    let Some(pid) = i32::try_from(shim_pid).ok().and_then(Pid::from_raw) else {
+        return false;
+    };
+    let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else {
+        return false;
+    };
+    // Only if it is still the holder is the descriptor known to be its own.
+    matches!(lock_holder(dir), Ok(holder) if holder == Some(shim_pid))
+        && pidfd_send_signal(&process, Signal::HUP).is_ok()
 }
 
 /// Connects, subscribes to changes, and returns how things stand at that moment.
@@ -484,7 +523,7 @@ impl Holder {
                 let _ = self.events.send(event).await;
                 return None;
             }
-            match greet(&self.place.socket).await {
+            match reach(&self.place.dir, &self.place.socket, self.shim_pid).await {
                 Ok((wire, status)) if status.started.shim_pid == self.shim_pid => {
                     self.place.generation = status.generation;
                     let _ = self.events.send(ShimEvent::Status(Box::new(status))).await;

@@ -1,5 +1,6 @@
 //! What a shim says to its clients and does for them.
 
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
@@ -17,6 +18,21 @@ use crate::shim::sys;
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 impl Service {
+    /// Makes its sockets anew where their files are gone (with the run directory,
+    /// perhaps): a client that finds none asks for it by SIGHUP.
+    pub(super) fn listen_again(&mut self) {
+        let path = &self.request.socket;
+        // Whoever accepts there is this shim itself, which has the lock.
+        if UnixStream::connect(path).is_err()
+            && let Ok(listener) = crate::shim::prepare::listen(path)
+        {
+            self.listener = Some(listener);
+        }
+        if let Some(notify) = &mut self.notify {
+            notify.bind_again();
+        }
+    }
+
     pub(super) fn accept(&mut self) {
         let Some(listener) = &self.listener else {
             return;

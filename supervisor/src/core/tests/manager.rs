@@ -11,7 +11,7 @@ fn silence_is_not_death() {
     let mut bench = Bench::new(&[("a", service())]);
     bench.runs("a.1");
     bench.take();
-    bench.input(Input::ManagerDown);
+    bench.input(Input::ManagerDown(None));
     bench.pass(secs(1000));
     assert_eq!(bench.take(), Vec::<String>::new());
     assert_eq!(bench.phase("a.1"), "ready");
@@ -29,12 +29,12 @@ fn an_end_while_the_manager_was_away_counts_once() {
     let mut bench = Bench::new(&[("a", service())]);
     bench.runs("a.1");
     bench.take();
-    bench.input(Input::ManagerDown);
+    bench.input(Input::ManagerDown(None));
     let end = ended("a.1", 1, ExitResult::Signal, T0);
     bench.sync(std::slice::from_ref(&end));
     assert_eq!(bench.take(), ["spawn a.1 #2"]);
     bench.tell(end.clone());
-    bench.input(Input::ManagerSnapshot(vec![end]));
+    bench.input(Input::ManagerSnapshot(None, vec![end]));
     assert_eq!(bench.take(), Vec::<String>::new());
     assert_eq!(bench.status("a.1").restarts, 1);
     assert_eq!(bench.phase("a.1"), "spawning");
@@ -101,6 +101,7 @@ fn a_lost_reply_is_followed_by_the_same_generation() {
     assert_eq!(bench.take(), ["spawn a.1 #1"]);
     let (instance, generation): (InstanceName, _) = ("a.1".parse().unwrap(), Generation(1));
     bench.input(Input::SpawnReply {
+        manager: None,
         instance: instance.clone(),
         generation,
         result: Err(unknown()),
@@ -113,6 +114,7 @@ fn a_lost_reply_is_followed_by_the_same_generation() {
     let status = Status::new(Code::FailedPrecondition, "generation 1 is not newer than 1");
     let result = Err(RequestFailure::Refused(status));
     bench.input(Input::SpawnReply {
+        manager: None,
         instance,
         generation,
         result,
@@ -148,6 +150,7 @@ fn a_stop_of_a_spawn_whose_fate_is_unknown_asks_the_manager() {
     let ticket = bench.command(stop(&["a"]));
     let (instance, generation): (InstanceName, _) = ("a.1".parse().unwrap(), Generation(1));
     bench.input(Input::SpawnReply {
+        manager: None,
         instance: instance.clone(),
         generation,
         result: Err(unknown()),
@@ -158,6 +161,7 @@ fn a_stop_of_a_spawn_whose_fate_is_unknown_asks_the_manager() {
     let status = Status::new(Code::NotFound, "no a.1");
     let result = Err(RequestFailure::Refused(status));
     bench.input(Input::StopReply {
+        manager: None,
         instance,
         generation,
         result,
@@ -176,6 +180,7 @@ fn a_refused_spawn_is_shown_and_tried_again() {
     let (instance, generation) = ("a.1".parse().unwrap(), Generation(1));
     let result = Err(RequestFailure::Refused(status));
     bench.input(Input::SpawnReply {
+        manager: None,
         instance,
         generation,
         result,
@@ -204,6 +209,7 @@ fn late_and_doubled_news_change_nothing() {
     assert_eq!(bench.take(), ["spawn a.1 #1", "spawn a.1 #2"]);
     let (instance, generation) = ("a.1".parse().unwrap(), Generation(1));
     bench.input(Input::SpawnReply {
+        manager: None,
         instance,
         generation,
         result: Ok(Box::new(run)),
@@ -230,7 +236,7 @@ fn a_spawn_that_outlives_a_manager_is_not_made_twice() {
     let mut bench = Bench::new(&[("a", service())]);
     bench.take();
     bench.tell(record("a.1", 1, ProcessState::Spawn {}));
-    bench.input(Input::ManagerDown);
+    bench.input(Input::ManagerDown(None));
     // The request is still being repeated and reaches the next manager.
     bench.sync(&[]);
     assert_eq!(bench.take(), Vec::<String>::new());
@@ -246,11 +252,12 @@ fn what_only_a_reply_told_is_not_lost_by_an_older_snapshot() {
     let (instance, generation) = ("a.1".parse().unwrap(), Generation(1));
     let result = Ok(Box::new(running("a.1", 1, T0)));
     bench.input(Input::SpawnReply {
+        manager: None,
         instance,
         generation,
         result,
     });
-    bench.input(Input::ManagerSnapshot(Vec::new()));
+    bench.input(Input::ManagerSnapshot(None, Vec::new()));
     assert_eq!(bench.take(), Vec::<String>::new());
     assert_eq!(bench.phase("a.1"), "ready");
 }
@@ -271,8 +278,9 @@ fn a_new_manager_that_knows_nothing_of_a_stop_is_told_again() {
             started_at: T0,
         },
     ));
-    bench.input(Input::ManagerDown);
+    bench.input(Input::ManagerDown(None));
     bench.input(Input::StopReply {
+        manager: None,
         instance,
         generation,
         result: Err(unknown()),
@@ -345,6 +353,7 @@ fn what_left_the_configuration_is_stopped_in_order_and_forgotten() {
     for name in ["web.1", "keep.2", "db.1"] {
         let instance = name.parse().unwrap();
         bench.input(Input::ForgetReply {
+            manager: None,
             instance,
             result: Ok(()),
         });
@@ -466,6 +475,7 @@ fn a_spawn_that_was_stopped_before_it_came_is_followed_by_another() {
     };
     let answer = |bench: &mut Bench, generation, failure| {
         bench.input(Input::SpawnReply {
+            manager: None,
             instance: "a.1".parse().unwrap(),
             generation: Generation(generation),
             result: Err(failure),
@@ -476,6 +486,7 @@ fn a_spawn_that_was_stopped_before_it_came_is_followed_by_another() {
     bench.pass(secs(2));
     assert_eq!(bench.take(), ["stop a.1 #1"]);
     bench.input(Input::StopReply {
+        manager: None,
         instance: "a.1".parse().unwrap(),
         generation: Generation(1),
         result: Err(unknown()),

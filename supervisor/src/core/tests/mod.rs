@@ -4,6 +4,7 @@ mod deps;
 mod drain;
 mod limits;
 mod manager;
+mod managers;
 mod ops;
 mod permit;
 mod repeat;
@@ -41,6 +42,7 @@ fn service() -> ServiceConfig {
     ServiceConfig {
         command: vec!["/bin/true".into()],
         service_type: None,
+        manager: None,
         priority: Priority::Normal,
         replicas: 1,
         env: BTreeMap::new(),
@@ -125,12 +127,23 @@ fn config(services: &[(&str, ServiceConfig)]) -> Config {
             restart_burst: 100,
             restart_refill: secs(1),
             cgroup_parent: None,
+            process_managers: services
+                .iter()
+                .filter_map(|(_, service)| Some((service.manager.clone()?, 50)))
+                .collect(),
         },
         services: services
             .iter()
             .map(|(name, s)| (name.parse().unwrap(), s.clone()))
             .collect(),
     }
+}
+
+/// Where an action goes, in words; nothing for the one without a name.
+fn at(manager: &ManagerId) -> String {
+    manager
+        .as_ref()
+        .map_or_else(String::new, |name| format!(" at {name}"))
 }
 
 /// The core with a clock, and all that came out of it.
@@ -191,8 +204,8 @@ impl Bench {
     }
 
     fn sync(&mut self, records: &[InstanceRecord]) {
-        self.input(Input::ManagerUp);
-        self.input(Input::ManagerSnapshot(records.to_vec()));
+        self.input(Input::ManagerUp(None));
+        self.input(Input::ManagerSnapshot(None, records.to_vec()));
     }
 
     fn input(&mut self, input: Input) {
@@ -211,6 +224,7 @@ impl Bench {
                     instance,
                     generation,
                     permit,
+                    ..
                 } => {
                     let next = permit.map(|permit| format!("#{}", permit.generation));
                     let next = next.unwrap_or_else(|| "none".to_owned());
@@ -218,7 +232,7 @@ impl Bench {
                         .push(format!("{instance} #{generation}: {next}"));
                 }
                 action => {
-                    if let Action::Spawn(spec) = &action {
+                    if let Action::Spawn(_, spec) = &action {
                         let row = self
                             .disk
                             .instances
@@ -267,14 +281,22 @@ impl Bench {
         while !self.sent.is_empty() {
             let action = self.sent.remove(0);
             taken.push(match action {
-                Action::Spawn(spec) => format!("spawn {} #{}", spec.instance, spec.generation),
+                Action::Spawn(manager, spec) => {
+                    format!(
+                        "spawn {} #{}{}",
+                        spec.instance,
+                        spec.generation,
+                        at(&manager)
+                    )
+                }
                 Action::Stop {
+                    manager,
                     instance,
                     generation,
                     unhealthy: false,
                     ..
                 } => {
-                    format!("stop {instance} #{generation}")
+                    format!("stop {instance} #{generation}{}", at(&manager))
                 }
                 Action::Stop {
                     instance,
@@ -286,7 +308,9 @@ impl Bench {
                     generation,
                     ..
                 } => format!("drain {instance} #{generation}"),
-                Action::Forget { instance } => format!("forget {instance}"),
+                Action::Forget { manager, instance } => {
+                    format!("forget {instance}{}", at(&manager))
+                }
                 Action::Release { instance } => {
                     self.input(Input::ReleaseReply {
                         instance,
@@ -304,7 +328,9 @@ impl Bench {
     fn spec(&mut self, instance: &str) -> SpawnSpec {
         self.grant_all();
         let found = self.sent.iter().rev().find_map(|action| match action {
-            Action::Spawn(spec) if spec.instance.to_string() == instance => Some((**spec).clone()),
+            Action::Spawn(_, spec) if spec.instance.to_string() == instance => {
+                Some((**spec).clone())
+            }
             _ => None,
         });
         found.unwrap_or_else(|| panic!("no spawn of {instance} in {:?}", self.sent))
@@ -328,7 +354,7 @@ impl Bench {
     }
 
     fn tell(&mut self, record: InstanceRecord) {
-        self.input(Input::ProcessChanged(Box::new(record)));
+        self.input(Input::ProcessChanged(None, Box::new(record)));
         self.grant_all();
     }
 
@@ -340,6 +366,7 @@ impl Bench {
         let result = Ok(Box::new(record.clone()));
         self.tell(record);
         self.input(Input::SpawnReply {
+            manager: None,
             instance,
             generation,
             result,
@@ -367,6 +394,7 @@ impl Bench {
         self.tell(record.clone());
         let result = Ok(Box::new(record));
         self.input(Input::StopReply {
+            manager: None,
             instance,
             generation,
             result,

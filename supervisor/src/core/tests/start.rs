@@ -7,10 +7,10 @@ fn nothing_is_started_before_the_manager_has_told_what_runs() {
     let mut bench = Bench::bare(Some(&config(&[("a", service())])), Restored::default());
     bench.input(Input::ControllerUp);
     assert_eq!(bench.phase("a.1"), "waiting for process-manager");
-    bench.input(Input::ManagerUp);
+    bench.input(Input::ManagerUp(None));
     bench.pass(secs(60));
     assert_eq!(bench.take(), Vec::<String>::new());
-    bench.input(Input::ManagerSnapshot(Vec::new()));
+    bench.input(Input::ManagerSnapshot(None, Vec::new()));
     assert_eq!(bench.phase("a.1"), "preparing");
     assert_eq!(bench.take(), ["spawn a.1 #1"]);
     assert_eq!(bench.phase("a.1"), "spawning");
