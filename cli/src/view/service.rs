@@ -43,6 +43,9 @@ pub struct ServiceRow {
     pub circuit: Option<Circuit>,
     /// How its process last ended.
     pub last_exit: Option<LastExit>,
+    /// Its process-manager, where that has a name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub manager: Option<String>,
     /// All that is not in the document, for tables.
     #[serde(skip)]
     pub detail: Detail,
@@ -100,7 +103,11 @@ pub fn rows(now: u64, answers: &Answers) -> Vec<ServiceRow> {
         parts.entry(&status.instance).or_default().0 = Some(status);
     }
     for record in answers.processes.iter().flatten() {
-        parts.entry(&record.instance).or_default().1 = Some(record);
+        let known = &mut parts.entry(&record.instance).or_default().1;
+        // One that has moved may be remembered where it was.
+        if known.is_none_or(|known| known.generation <= record.generation) {
+            *known = Some(record);
+        }
     }
     let usage: BTreeMap<&InstanceName, &Usage> = answers
         .usage
@@ -165,6 +172,9 @@ fn row(
         memory_bytes: usage.and_then(|usage| usage.memory_bytes),
         circuit: status.map(|status| status.circuit),
         last_exit: exit.map(last_exit),
+        manager: status
+            .and_then(|status| status.manager.as_ref())
+            .map(ToString::to_string),
         detail: Detail {
             phase: status.map(|status| status.phase.clone()),
             circuit_open: status.is_some_and(|status| status.circuit == Circuit::Open),
