@@ -187,6 +187,7 @@ impl Model {
                 .collect()
         });
         Answers {
+            owners: BTreeMap::new(),
             status: self.status(),
             processes,
             usage: self

@@ -352,6 +352,15 @@ fn started_by_hand_each_goes_to_its_own() {
         let text = fs::read_to_string(folder.join("owner")).unwrap_or_default();
         assert_eq!(text.trim(), owner, "{instance}");
     }
+    for arguments in [
+        &["status", "-o", "json"][..],
+        &["--offline", "status", "-o", "json"],
+    ] {
+        let status = Status(deployment.cli(arguments).ok().json());
+        let place = |instance: &str| places(&status).remove(instance).flatten();
+        assert_eq!(place("sweep.1").as_deref(), Some("batch"), "{status:?}");
+        assert_eq!(place("web.1"), None);
+    }
     deployment.cli(&["signal", "CONT", "sweep"]).exits_with(0);
     deployment.cli(&["stop", "--all"]).ok();
     let status = deployment.status();

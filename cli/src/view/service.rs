@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use blackhole_bus_schema::health::Health;
 use blackhole_bus_schema::limits::{Enforcement, LimitKind, LimitReport};
-use blackhole_bus_schema::names::InstanceName;
+use blackhole_bus_schema::names::{InstanceName, ManagerName};
 use blackhole_bus_schema::process::{
     ExitRecord, ExitResult, ExitStatus, Failure, InstanceRecord, ProcessState, StateName,
 };
@@ -92,6 +92,9 @@ pub struct Answers {
     pub processes: Option<Vec<InstanceRecord>>,
     /// The resource-controller's.
     pub usage: Option<Vec<Usage>>,
+    /// The named process-managers that started instances, as their folders say;
+    /// for want of the supervisor's word.
+    pub owners: BTreeMap<InstanceName, ManagerName>,
 }
 
 /// Brings the answers together, in the order of the instances' names.
@@ -118,7 +121,12 @@ pub fn rows(now: u64, answers: &Answers) -> Vec<ServiceRow> {
     parts
         .into_iter()
         .map(|(instance, (status, record))| {
-            row(now, instance, status, record, usage.get(instance).copied())
+            let mut row = row(now, instance, status, record, usage.get(instance).copied());
+            if status.is_none() {
+                let owner = answers.owners.get(instance);
+                row.manager = owner.map(ToString::to_string);
+            }
+            row
         })
         .collect()
 }
@@ -360,6 +368,7 @@ mod tests {
             status: Some(vec![new.clone()]),
             processes: Some(vec![old.clone()]),
             usage: None,
+            owners: BTreeMap::new(),
         };
         assert_eq!(rows(0, &answers)[0].state, Some(StateName::Spawn));
         // A restart by permit is ahead of the supervisor: then the record counts.
@@ -372,6 +381,7 @@ mod tests {
             status: Some(vec![new]),
             processes: Some(vec![old]),
             usage: None,
+            owners: BTreeMap::new(),
         };
         assert_eq!(rows(0, &answers)[0].pid, Some(5));
     }

@@ -304,6 +304,7 @@ pub(crate) mod tests {
             },
         );
         Answers {
+            owners: Default::default(),
             status: Some(vec![db, flaky, later, waiting]),
             processes: Some(vec![record(
                 "db.1",
