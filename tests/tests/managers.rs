@@ -1,5 +1,6 @@
 //! Several process-managers on one bus: each has its services, dies and returns
 //! by itself, and gives a service away only by an operator's word.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::BTreeMap;
 use std::fs;
