@@ -98,8 +98,8 @@ class Tools:
         return os.path.join(self.made[-1], "r")
 
 
-def processes(mark, home):
-    """Pids of everything that a peer started, known by its environment or its directory."""
+def processes(mark, places, program):
+    """Pids of everything that a peer started, known by its environment, its directories or its program."""
     found, needle = [], f"COMPARE_MARK={mark}".encode()
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == os.getpid():
@@ -108,8 +108,8 @@ def processes(mark, home):
             with open(f"/proc/{entry}/environ", "rb") as file:
                 marked = needle in file.read().split(b"\0")
             with open(f"/proc/{entry}/cmdline", "rb") as file:
-                marked |= any(place.encode() in file.read() for place in [home])
-            if marked:
+                text = file.read()
+            if marked or any(place.encode() in text for place in places) or executable(entry) == program:
                 found.append(int(entry))
         except OSError:
             continue
@@ -119,14 +119,6 @@ def processes(mark, home):
 def executable(pid):
     try:
         return os.readlink(f"/proc/{pid}/exe")
-    except OSError:
-        return ""
-
-
-def comm(pid):
-    try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8") as file:
-            return file.read().strip()
     except OSError:
         return ""
 
@@ -178,10 +170,7 @@ class Stage:
 
     def all(self):
         """Every process of the peer's."""
-        found = set(processes(self.mark, self.home))
-        for place in self.tools.made:
-            found |= set(processes(self.mark, place))
-        return sorted(found)
+        return processes(self.mark, [self.home, *self.tools.made], self.tiny.program)
 
     def managers(self):
         """Those that are no services."""
@@ -236,7 +225,7 @@ def latencies(stage, tiny, options, result):
     with stage as peer:
         peer.launch({"one": tiny.command}, auto=peer.channel is None)
         samples = {"floor": [], "start": [], "cli": [], "restart": []}
-        rounds = min(options.rounds, 30) if peer.rest else options.rounds
+        rounds = min(options.rounds, 20) if peer.rest else options.rounds
         for turn in range(rounds + 3 if peer.channel else 0):
             keep = turn >= 3  # the first ones warm up
             time.sleep(peer.rest)
@@ -356,7 +345,7 @@ def survival(stage, tiny, options, result):
     with stage as peer:
         peer.launch({name: tiny.command for name in names}, auto=True)
         before = {tiny.first()[1] for _ in names}
-        managers = [pid for pid in stage.managers() if comm(pid) != (peer.helper or "")[:15]]
+        managers = [pid for pid in stage.managers() if os.path.basename(executable(pid)) != peer.helper]
         end(managers)
         await_(lambda: not set(managers) & set(stage.managers()), "the manager does not die", pause=0.01)
         time.sleep(0.5)
@@ -466,6 +455,8 @@ def main():
                         help="where Blackhole's programs are")
     parser.add_argument("--only", help="names, with commas between them")
     parser.add_argument("--parts", help="latencies,many,memory,logs,survival")
+    parser.add_argument("--dir", default=os.path.expanduser("~"), help="for temporary files; not /tmp, "
+                        "shep as root writes no logs where everybody may write; default: the home directory")
     parser.add_argument("--rounds", type=int, default=100, help="starts of one service")
     parser.add_argument("--many", type=int, default=500, help="services started at once")
     parser.add_argument("--quick", action="store_true", help="to see that it works")
@@ -497,8 +488,7 @@ def run(options, results):
     unknown = [name for name in wanted if name not in PEERS]
     if unknown:
         sys.exit(f"unknown: {', '.join(unknown)}; known: {', '.join(PEERS)}")
-    with tempfile.TemporaryDirectory(prefix="cmp-", dir="/tmp") as temp:
-        os.chmod(temp, 0o755)
+    with tempfile.TemporaryDirectory(prefix="cmp-", dir=options.dir) as temp:
         tiny = Tiny(temp)
         for name in wanted:
             path = os.environ["PATH"]

@@ -348,9 +348,12 @@ class Circus(Peer):
 
     def launch(self, services, auto=False, capture=False):
         text = (f"[circus]\nendpoint = ipc://{self.path('e')}\npubsub_endpoint = ipc://{self.path('p')}\n"
-                "statsd = false\n")
-        for name, command in services.items():
-            text += (f"[watcher:{name}]\ncmd = {command[0]}\nargs = {' '.join(command[1:])}\n"
+                "statsd = false\ncheck_delay = 0.1\n")
+        # It starts many at once only where they are processes of one watcher.
+        self.together = len(services) > 1 and not auto
+        for name, command in [("all", services["m0"])] if self.together else services.items():
+            text += f"[watcher:{name}]\nnumprocesses = {len(services) if self.together else 1}\n"
+            text += (f"cmd = {command[0]}\nargs = {' '.join(command[1:])}\n"
                      f"autostart = {auto}\ncopy_env = True\n")
             text += (f"stdout_stream.class = FileStream\nstdout_stream.filename = {self.path(name + '.log')}\n"
                      if capture else "")
@@ -367,7 +370,7 @@ class Circus(Peer):
         return lambda: self.link.dealer.send(data)
 
     def many_starter(self, names):
-        data, self.id = self.link.command("start", name="*", waiting=True)
+        data, self.id = self.link.command("start", name="all", waiting=True)
         return lambda: self.link.dealer.send(data)
 
     def down(self, name):
@@ -380,7 +383,7 @@ class Circus(Peer):
         if self.id:
             self.link.wait(self.id)
             self.id = None
-        self.link.request("stop", name="*", waiting=True)
+        self.link.request("stop", name="all", waiting=True)
 
     def cli_start(self, name):
         self.id = None

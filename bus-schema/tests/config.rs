@@ -10,7 +10,7 @@ use blackhole_bus_schema::config::{
 };
 use blackhole_bus_schema::health::ProbeCheck;
 use blackhole_bus_schema::limits::Limits;
-use blackhole_bus_schema::names::{Component, ServiceName};
+use blackhole_bus_schema::names::{Component, ManagerName, ServiceName};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -470,4 +470,30 @@ services:
 ",
     );
     assert_eq!(config.instances().count(), 4);
+}
+
+#[test]
+fn each_process_manager_has_its_services_and_its_limit() {
+    let text = "
+runtime: {orchestrator: {max_processes: 3, process_managers: {gpu: {max_processes: 2}, batch:}}}
+services:
+  web: {command: [web], replicas: 3}
+  train: {command: [train], replicas: 2, manager: gpu}
+  sweep: {command: [sweep], manager: batch}
+";
+    let config = Config::parse(text, "test").unwrap();
+    let name = |text: &str| Some(text.parse::<ManagerName>().unwrap());
+    let managers: Vec<_> = config.orchestrator.managers().collect();
+    assert_eq!(managers, [None, name("batch"), name("gpu")]);
+    let of = |service: &str| config.services[&service.parse().unwrap()].manager.clone();
+    assert_eq!(
+        [of("web"), of("train"), of("sweep")],
+        [None, name("gpu"), name("batch")]
+    );
+    let most = |manager: &str| {
+        let manager = name(manager);
+        config.orchestrator.max_processes_of(manager.as_ref())
+    };
+    assert_eq!([most("gpu"), most("batch"), most("unknown")], [2, 3, 3]);
+    assert_eq!(config.orchestrator.max_processes_of(None), 3);
 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use blackhole_bus_schema::bus::{Interest, Link, LinkEvent, Paged, RequestError};
 use blackhole_bus_schema::dirs::Dirs;
+use blackhole_bus_schema::managers;
 use blackhole_bus_schema::message::Command;
-use blackhole_bus_schema::names::{ClientName, Component};
+use blackhole_bus_schema::names::{ClientName, Component, ManagerName};
 use blackhole_bus_schema::process::ListProcesses;
 use blackhole_bus_schema::resource::ListUsage;
 use blackhole_bus_schema::supervision::ListStatus;
@@ -15,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::error::Error;
+use crate::keeper_file::KeeperFile;
 use crate::view::component::{Found, Presence};
 use crate::view::service::Answers;
 
@@ -23,34 +25,27 @@ use crate::view::service::Answers;
 pub const WAIT: Duration = Duration::from_secs(1);
 
 /// The daemons of a deployment: the usual four, and the named process-managers
-/// that have a socket.
+/// that have a socket or are kept.
 pub fn components(dirs: &Dirs) -> Vec<Component> {
-    let mut all = vec![
-        Component::Supervisor,
-        Component::ProcessManager(None),
-        Component::ResourceController,
-        Component::Bridge,
-    ];
-    let mut named: Vec<Component> = std::fs::read_dir(dirs.run.join("bus"))
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| {
-            entry
-                .file_name()
-                .to_str()?
-                .strip_suffix(".cmd")?
-                .parse()
-                .ok()
-        })
-        .filter(|component| matches!(component, Component::ProcessManager(Some(_))))
-        .collect();
-    named.sort();
-    let unnamed = !named.is_empty() && !dirs.bus_cmd(&Component::ProcessManager(None)).exists();
-    all.splice(2..2, named);
-    if unnamed {
-        all.remove(1);
+    components_with(dirs, &[])
+}
+
+/// [`components`], and these process-managers whether there is a trace of them or not.
+pub fn components_with(dirs: &Dirs, managers: &[ManagerName]) -> Vec<Component> {
+    let kept = KeeperFile::read(dirs);
+    let mut named = managers::bound(dirs);
+    named.extend(managers.iter().cloned());
+    named.extend(kept.iter().flat_map(|kept| kept.managers.iter().cloned()));
+    let unnamed = Component::ProcessManager(None);
+    let alone = kept.is_none() && managers.is_empty() && !named.is_empty();
+    let mut all = vec![Component::Supervisor];
+    // Where only named ones were started, by hand, nobody misses the one without a name.
+    if !alone || dirs.bus_cmd(&unnamed).exists() {
+        all.push(unnamed);
     }
+    let named = named.into_iter().map(Some);
+    all.extend(named.map(Component::ProcessManager));
+    all.extend([Component::ResourceController, Component::Bridge]);
     all
 }
 

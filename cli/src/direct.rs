@@ -7,7 +7,7 @@ use std::time::Duration;
 use blackhole_bus_schema::bus::Link;
 use blackhole_bus_schema::config::{Config, ServiceConfig};
 use blackhole_bus_schema::limits::LimitGrant;
-use blackhole_bus_schema::names::{Component, Generation, InstanceName, ServiceName};
+use blackhole_bus_schema::names::{Component, Generation, InstanceName, ManagerName, ServiceName};
 use blackhole_bus_schema::process::{InstanceRecord, ListProcesses, Spawn, Stop};
 use blackhole_bus_schema::reply::{Code, Status};
 use blackhole_bus_schema::resource::Prepare;
@@ -31,13 +31,12 @@ const STOP: Duration = Duration::from_secs(120);
 /// # Errors
 /// When no process-manager answers, the configuration is wrong, or a spawn is refused.
 pub async fn start(context: &Context, target: &Target) -> Result<(), Error> {
-    let manager = manager(context, "start services").await?;
+    let (managers, mut known) = Managers::open(context, "start services").await?;
     let (_, config) = context.config()?;
     let wanted = wanted(&config, target)?;
     out::note(
         "no supervisor: nothing is restarted when it fails, and dependencies are not waited for",
     );
-    let mut known = records(&manager).await?;
     let resource = Peer::open(&context.dirs, Component::ResourceController).await?;
     let resource_there = resource.found(client::WAIT).await.info().is_some();
     if !resource_there {
@@ -65,15 +64,13 @@ pub async fn start(context: &Context, target: &Target) -> Result<(), Error> {
             let generation = last.map_or(Generation(1), |record| record.generation.next());
             let grant = grant(&resource, resource_there, &instance, settings).await?;
             let spec = settings.spawn_spec(instance.clone(), generation, grant, 0);
-            let record = manager
+            let operation = format!("start {instance}");
+            let record = managers
+                .link(&operation, &settings.manager)?
                 .request(&Spawn { spec }, context.timeout(SPAWN))
                 .await
                 .map_err(|error| {
-                    client::request_error(
-                        &format!("start {instance}"),
-                        error,
-                        context.timeout(SPAWN),
-                    )
+                    client::request_error(&operation, error, context.timeout(SPAWN))
                 })?;
             out::note(format!("{instance}: {}", record.state.name()));
             known.insert(instance, record);
@@ -88,8 +85,7 @@ pub async fn start(context: &Context, target: &Target) -> Result<(), Error> {
 /// # Errors
 /// When no process-manager answers or a stop fails.
 pub async fn stop(context: &Context, target: &Target) -> Result<(), Error> {
-    let manager = manager(context, "stop services").await?;
-    let mut known = records(&manager).await?;
+    let (managers, mut known) = Managers::open(context, "stop services").await?;
     let levels = match context.config() {
         Ok((_, config)) => order(&config),
         Err(_) => Vec::new(),
@@ -121,8 +117,9 @@ pub async fn stop(context: &Context, target: &Target) -> Result<(), Error> {
             if !record.state.is_live() {
                 continue;
             }
-            let (manager, instance, generation) =
-                (manager.clone(), record.instance.clone(), record.generation);
+            let (instance, generation) = (record.instance.clone(), record.generation);
+            let home = managers.homes.get(&instance).cloned().unwrap_or_default();
+            let manager = managers.link(&format!("stop {instance}"), &home)?.clone();
             let budget = context.timeout(STOP);
             tasks.spawn(async move {
                 let command = Stop {
@@ -185,30 +182,74 @@ fn finish(
     })
 }
 
-async fn manager(context: &Context, operation: &str) -> Result<Link, Error> {
-    let peer = Peer::open(&context.dirs, Component::ProcessManager(None)).await?;
-    let there = peer
-        .found(context.timeout(client::WAIT))
-        .await
-        .info()
-        .is_some();
-    match peer.link {
-        Some(link) if there => Ok(link),
-        _ => Err(Error::Unreachable {
-            operation: operation.to_owned(),
-            component: "the supervisor or the process-manager".to_owned(),
-        }),
+/// The process-managers that answer, and what each has.
+struct Managers {
+    links: BTreeMap<Option<ManagerName>, Link>,
+    /// Where each instance was started last.
+    homes: BTreeMap<InstanceName, Option<ManagerName>>,
+}
+
+impl Managers {
+    /// Asks all that there may be; with them the latest record of each instance.
+    async fn open(
+        context: &Context,
+        operation: &str,
+    ) -> Result<(Self, BTreeMap<InstanceName, InstanceRecord>), Error> {
+        let mut links = BTreeMap::new();
+        let mut homes = BTreeMap::new();
+        let mut known: BTreeMap<InstanceName, InstanceRecord> = BTreeMap::new();
+        for component in client::components(&context.dirs) {
+            let Component::ProcessManager(name) = component.clone() else {
+                continue;
+            };
+            let peer = Peer::open(&context.dirs, component.clone()).await?;
+            let found = peer.found(context.timeout(client::WAIT)).await;
+            let (Some(link), Some(_)) = (peer.link, found.info()) else {
+                if name.is_some() {
+                    out::note(format!(
+                        "the {component} does not answer: what it has is left alone"
+                    ));
+                }
+                continue;
+            };
+            for record in records(&link).await? {
+                let instance = record.instance.clone();
+                let older = |known: &InstanceRecord| known.generation <= record.generation;
+                if known.get(&instance).is_none_or(older) {
+                    homes.insert(instance.clone(), name.clone());
+                    known.insert(instance, record);
+                }
+            }
+            links.insert(name, link);
+        }
+        if links.is_empty() {
+            return Err(unreachable(
+                operation,
+                "the supervisor or the process-manager",
+            ));
+        }
+        Ok((Self { links, homes }, known))
+    }
+
+    /// The link to one of them.
+    fn link(&self, operation: &str, name: &Option<ManagerName>) -> Result<&Link, Error> {
+        let component = Component::ProcessManager(name.clone());
+        let link = self.links.get(name);
+        link.ok_or_else(|| unreachable(operation, &format!("the {component}")))
     }
 }
 
-async fn records(manager: &Link) -> Result<BTreeMap<InstanceName, InstanceRecord>, Error> {
-    let all = client::all::<ListProcesses>(manager, SPAWN)
+fn unreachable(operation: &str, component: &str) -> Error {
+    Error::Unreachable {
+        operation: operation.to_owned(),
+        component: component.to_owned(),
+    }
+}
+
+async fn records(manager: &Link) -> Result<Vec<InstanceRecord>, Error> {
+    client::all::<ListProcesses>(manager, SPAWN)
         .await
-        .map_err(|error| client::request_error("list the instances", error, SPAWN))?;
-    Ok(all
-        .into_iter()
-        .map(|record| (record.instance.clone(), record))
-        .collect())
+        .map_err(|error| client::request_error("list the instances", error, SPAWN))
 }
 
 fn wanted(config: &Config, target: &Target) -> Result<BTreeSet<ServiceName>, Error> {

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use blackhole_bus_schema::dirs::{Dirs, Lock};
+use blackhole_bus_schema::names::ManagerName;
 use serde::{Deserialize, Serialize};
 
 use crate::client;
@@ -24,11 +25,24 @@ pub struct KeeperFile {
     pub version: String,
     /// Services are being stopped, or were when the keeper was killed.
     pub stopping: bool,
+    /// The named process-managers that are kept, so that one that is away is missed.
+    #[serde(default)]
+    pub managers: Vec<ManagerName>,
 }
 
 impl KeeperFile {
     fn path(dirs: &Dirs) -> PathBuf {
         dirs.state.join("keeper.json")
+    }
+
+    /// Whether daemons that were started for this one are right for another one too.
+    pub fn is_like(&self, other: &Self) -> bool {
+        let managers = other.managers.clone();
+        let alike = Self {
+            managers,
+            ..self.clone()
+        };
+        alike == *other
     }
 
     /// Reads it; `None` when there is none or it is damaged.
@@ -95,6 +109,7 @@ mod tests {
             fingerprint: "1-2".into(),
             version: "0.1.0".into(),
             stopping: false,
+            managers: Vec::new(),
         };
         file.write(&dirs).unwrap();
         assert_eq!(KeeperFile::read(&dirs), Some(file));
@@ -113,6 +128,7 @@ mod tests {
             fingerprint: String::new(),
             version: String::new(),
             stopping: false,
+            managers: Vec::new(),
         };
         file.write(&dirs).unwrap();
         let lock = Lock::try_take(&dirs.lock(LOCK)).unwrap();

@@ -6,8 +6,10 @@ use blackhole_bus_schema::bus::{Interest, Link, LinkEvent, Received, item};
 use blackhole_bus_schema::component::ComponentInfo;
 use blackhole_bus_schema::dirs::Dirs;
 use blackhole_bus_schema::message::Message;
-use blackhole_bus_schema::names::{Component, InstanceName};
-use blackhole_bus_schema::process::{InstanceRecord, ListProcesses, ProcessChanged};
+use blackhole_bus_schema::names::{Component, InstanceName, ManagerName};
+use blackhole_bus_schema::process::{
+    InstanceRecord, ListProcesses, ProcessChanged, ProcessForgotten,
+};
 use blackhole_bus_schema::raw::Raw;
 use blackhole_bus_schema::resource::{ListUsage, Usage, UsageTick};
 use blackhole_bus_schema::supervision::{InstanceStatus, ListStatus, SupervisionChanged};
@@ -135,6 +137,12 @@ impl Model {
                 let known = self.processes.entry(component.clone()).or_default();
                 known.insert(record.instance.clone(), record);
             }
+            ProcessForgotten::KIND => {
+                let instance = received.parse::<ProcessForgotten>().ok()?.instance;
+                if let Some(known) = self.processes.get_mut(component) {
+                    known.remove(&instance);
+                }
+            }
             UsageTick::KIND => {
                 let known = self.usage.get_or_insert_default();
                 for usage in received.parse::<UsageTick>().ok()?.usage {
@@ -180,6 +188,7 @@ impl Model {
                 .collect()
         });
         Answers {
+            owners: BTreeMap::new(),
             status: self.status(),
             processes,
             usage: self
@@ -205,9 +214,17 @@ impl Watch {
     /// # Errors
     /// When a socket cannot be opened.
     pub async fn open(dirs: &Dirs) -> Result<Self, Error> {
+        Self::of(dirs, &[]).await
+    }
+
+    /// [`Watch::open`], also to named process-managers that have not been started yet.
+    ///
+    /// # Errors
+    /// When a socket cannot be opened.
+    pub async fn of(dirs: &Dirs, managers: &[ManagerName]) -> Result<Self, Error> {
         let (sender, events) = mpsc::channel(QUEUE);
         let mut links = Vec::new();
-        for component in client::components(dirs) {
+        for component in client::components_with(dirs, managers) {
             let interest = match component {
                 Component::Supervisor => Interest::none().stream::<ListStatus>(topic::SUPERVISION),
                 Component::ProcessManager(_) => {
@@ -248,6 +265,11 @@ impl Watch {
     /// The link to a component.
     pub fn link(&self, component: &Component) -> Option<&Link> {
         self.links.iter().find(|link| link.component() == component)
+    }
+
+    /// Whom it has links to.
+    pub fn components(&self) -> impl Iterator<Item = &Component> {
+        self.links.iter().map(Link::component)
     }
 
     /// Whether all components answer.

@@ -57,9 +57,13 @@ fn configuration(path: &[String], value: Value) -> String {
     root.to_string()
 }
 
-/// Fills in what a probe, a dependency and a map of services cannot do without.
+/// Fills in what a probe, a dependency, a manager and a map of services cannot do without.
 fn complete(root: &mut Value) {
     let mut missing = BTreeSet::new();
+    let services = root["services"].as_object();
+    if services.is_some_and(|all| all.values().any(|one| one.get("manager").is_some())) {
+        root["runtime"]["orchestrator"]["process_managers"] = json!({"gpu": {}});
+    }
     if let Some(services) = root["services"].as_object_mut() {
         for service in services.values_mut() {
             let Some(service) = service.as_object_mut() else {

@@ -201,6 +201,11 @@ async fn a_full_run_directory_costs_sockets_and_no_service() {
     bench.run(&sleeper("new.1", 2)).await;
     bench.stop("new.1", 2).await.unwrap();
     bench.kill_manager();
+    // It would not be found any more when its lock's file is out of sight.
+    if let Some(server) = host::lock_holder(&bench.fork_server_lock()).unwrap() {
+        kill(server);
+        gone(server).await;
+    }
     unmount(&run);
 }
 

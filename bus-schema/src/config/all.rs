@@ -301,6 +301,23 @@ services:
     }
 
     #[test]
+    fn a_manager_whose_declaration_is_wrong_is_no_second_mistake() {
+        let text = "\
+runtime: {orchestrator: {process_managers: {gpu: {max_process: 1}, GPU: {}}}}
+services:
+  a: {command: [x], manager: gpu}
+  b: {command: [x], manager: GPU}
+";
+        assert_eq!(
+            found(text),
+            [
+                "1 runtime.orchestrator.process_managers.gpu.max_process",
+                "1 runtime.orchestrator.process_managers.GPU"
+            ]
+        );
+    }
+
+    #[test]
     fn variables_that_set_nothing_are_all_found() {
         let variables = ["BLACKHOLE_RUNTIME_A", "BLACKHOLE_RUNTIME_B"]
             .map(|name| (name.to_owned(), "1".to_owned()));

@@ -21,8 +21,9 @@ pub(super) const POLICY_KEYS: [&str; 7] = [
     "reset_after",
     "cool_down",
 ];
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 10] = [
     "max_processes",
+    "process_managers",
     "restart_policy",
     "resource_limits",
     "profiles",

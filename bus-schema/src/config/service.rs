@@ -16,9 +16,10 @@ use super::tree::{Entry, Value};
 use crate::names::ServiceName;
 use crate::process::{LogFormat, LogSpec, StopSpec, default_success_codes, signal_number};
 
-const KEYS: [&str; 30] = [
+const KEYS: [&str; 31] = [
     "command",
     "type",
+    "manager",
     "priority",
     "replicas",
     "env",

@@ -22,6 +22,8 @@ use crate::view::place::Misplaced;
 use crate::view::problem;
 use crate::{human, keeper_file, offline};
 
+use super::orphans::orphans;
+
 /// Below this much room a state directory is worth a warning, bytes.
 const LITTLE_ROOM: u64 = 512 * 1024 * 1024;
 /// Below this much room logs and records will soon be lost, bytes.
@@ -105,6 +107,17 @@ pub(super) async fn run(context: &Context) -> Result<(), Error> {
     checks.extend(daemons(&found, offline::live(dirs).await.len()));
     checks.extend(keeper(keeper_file::find(dirs), &found));
     checks.push(stale(dirs));
+    checks.extend(orphans(dirs).into_iter().map(|(name, instances)| {
+        let names: Vec<String> = instances.iter().map(ToString::to_string).collect();
+        let text = format!(
+            "{} run on, and nobody can stop or watch them",
+            human::list(&names, 6)
+        );
+        let who = Component::ProcessManager(Some(name.clone()));
+        let advice =
+            format!("`blackhole up` starts it, or: blackhole-process-manager --name {name}");
+        fail(&format!("services of the {who}"), text, advice)
+    }));
     let document = Document { checks };
     out::document(context.format, &document, || {
         table(context, &document.checks)

@@ -10,6 +10,7 @@ mod health;
 pub(crate) mod logs;
 mod metrics;
 mod monitor;
+mod orphans;
 mod reload;
 mod services;
 mod signal;

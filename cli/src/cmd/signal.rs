@@ -102,7 +102,7 @@ type Known = Vec<(Option<Link>, InstanceRecord)>;
 
 /// All instances that a process-manager knows, with the way to it.
 async fn processes(context: &Context) -> Result<Known, Error> {
-    let mut known = Vec::new();
+    let mut known: Known = Vec::new();
     let mut answered = false;
     for component in client::components(&context.dirs) {
         if !matches!(component, Component::ProcessManager(_)) {
@@ -122,11 +122,16 @@ async fn processes(context: &Context) -> Result<Known, Error> {
             .await
             .map_err(|error| client::request_error("list the instances", error, BUDGET))?;
         answered = true;
-        known.extend(
-            records
-                .into_iter()
-                .map(|record| (Some(link.clone()), record)),
-        );
+        for record in records {
+            // One that has moved may be remembered where it was.
+            let same =
+                |(_, one): &&mut (Option<Link>, InstanceRecord)| one.instance == record.instance;
+            match known.iter_mut().find(same) {
+                Some((_, before)) if before.generation > record.generation => {}
+                Some(before) => *before = (Some(link.clone()), record),
+                None => known.push((Some(link.clone()), record)),
+            }
+        }
     }
     if !answered {
         return Err(Error::Unreachable {

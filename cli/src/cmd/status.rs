@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use blackhole_bus_schema::dirs::Lock;
+use blackhole_bus_schema::managers;
 use blackhole_bus_schema::names::ServiceName;
 
 use crate::args;
@@ -31,7 +32,7 @@ pub(super) async fn run(context: &Context, args: &args::Status) -> Result<(), Er
 /// When nobody answers at all, or a name means nothing.
 pub(super) async fn picture(context: &Context, names: &[String]) -> Result<StatusView, Error> {
     let filter = Filter::parse(names)?;
-    let (answers, found) = if context.offline {
+    let (mut answers, found) = if context.offline {
         let processes = offline::records(&context.dirs).await?;
         (
             Answers {
@@ -48,6 +49,9 @@ pub(super) async fn picture(context: &Context, names: &[String]) -> Result<Statu
         }
         (answers, found)
     };
+    if answers.status.is_none() {
+        answers.owners = managers::owned(&context.dirs).into_iter().collect();
+    }
     let view =
         StatusView::new(human::now_ns(), &answers, found).kept_by(keeper_file::find(&context.dirs));
     let view = select(view, &filter)?;

@@ -40,7 +40,7 @@ pub(super) async fn run(context: &Context, plan: &Plan) -> Result<(), Error> {
         dirs.state.as_os_str(),
     ];
     let mut report = Report::new(context.style_err, Instant::now());
-    let mut watch = Watch::open(dirs).await?;
+    let mut watch = Watch::of(dirs, &plan.launch.managers).await?;
     let keeper = Process::spawn(&own, &arguments, &log)?;
     let allowed = context.timeout(READY);
     let deadline = Instant::now() + allowed;

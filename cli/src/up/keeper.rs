@@ -1,20 +1,22 @@
 //! The keeper: holds the daemons' processes, starts those that end again, and
 //! follows what they tell. [`super::machine`] decides, this acts.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use blackhole_bus_schema::dirs::{Dirs, Lock};
-use blackhole_bus_schema::names::Component;
+use blackhole_bus_schema::names::{Component, ManagerName};
 use rustix::process::{Pid, Signal};
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use crate::client;
 use crate::error::Error;
+use crate::keeper_file::KeeperFile;
 use crate::out::Tone;
 use crate::watch::{Change, Watch};
 
+use super::alive_managers;
 use super::binaries::Binaries;
 use super::daemon_log;
 use super::machine::{Action, Input, Machine};
@@ -33,11 +35,17 @@ pub(super) struct Launch {
     pub binaries: Binaries,
     /// The configuration, absolute.
     pub config: PathBuf,
+    /// The named process-managers that are kept: those of the configuration, and
+    /// those at which something lives.
+    pub managers: Vec<ManagerName>,
 }
 
 /// One daemon.
 struct Daemon {
     component: Component,
+    /// It is started, and started again; a named process-manager that is in no
+    /// configuration is somebody else's to start.
+    kept: bool,
     machine: Machine,
     process: Option<Process>,
     /// Where its log ended when its process was started.
@@ -92,7 +100,14 @@ impl Keeper {
         takeover: Takeover,
         report: Report,
     ) -> Result<Self, Error> {
-        let watch = Watch::open(dirs).await?;
+        let managers = match &launch {
+            Some(launch) => launch.managers.clone(),
+            None => KeeperFile::read(dirs)
+                .map(|kept| kept.managers)
+                .unwrap_or_default(),
+        };
+        let managers: Vec<_> = managers.into_iter().chain(alive_managers(dirs)).collect();
+        let watch = Watch::of(dirs, &managers).await?;
         let (ends_sender, ends) = mpsc::channel(ENDS);
         let children = match std::process::id() {
             1 => Some(
@@ -111,29 +126,29 @@ impl Keeper {
             ends_sender,
             children,
         };
-        // The order of a start; named process-managers are somebody else's to start.
+        // The order of a start.
         let mut components = Component::ALL.to_vec();
-        components.extend(
-            client::components(dirs)
-                .into_iter()
-                .filter(|one| !Component::ALL.contains(one)),
-        );
+        let all = keeper.watch.components();
+        components.extend(all.filter(|one| !Component::ALL.contains(one)).cloned());
         for component in components {
-            keeper.take(component, takeover);
+            let kept = match &component {
+                Component::ProcessManager(Some(name)) => managers.contains(name),
+                _ => true,
+            };
+            keeper.take(component, kept, takeover);
         }
         Ok(keeper)
     }
 
-    fn take(&mut self, component: Component, takeover: Takeover) {
+    fn take(&mut self, component: Component, kept: bool, takeover: Takeover) {
         let now = Instant::now();
-        let named = matches!(component, Component::ProcessManager(Some(_)));
         let mut machine = Machine::new(now);
         let process = holder(&self.dirs, &component);
         let input = match (&process, takeover) {
             (None, Takeover::Bury) => Some(Input::End),
-            (None, _) if named => Some(Input::End),
+            (None, _) if !kept => Some(Input::End),
             (None, _) => None,
-            (Some(_), Takeover::Replace) if !named => Some(Input::Replaced),
+            (Some(_), Takeover::Replace) if kept => Some(Input::Replaced),
             (Some(_), _) => Some(Input::Adopted),
         };
         if let Some(process) = &process {
@@ -152,6 +167,7 @@ impl Keeper {
         let action = input.and_then(|input| machine.handle(now, input));
         self.daemons.push(Daemon {
             component,
+            kept,
             machine,
             process,
             log_mark: 0,
@@ -361,7 +377,7 @@ impl Keeper {
         let path = self.dirs.daemon_log(&name);
         let started = daemon_log::open(&path).and_then(|log| {
             self.daemons[index].log_mark = daemon_log::length(&path);
-            let arguments = [
+            let mut arguments = vec![
                 "-c".as_ref(),
                 launch.config.as_os_str(),
                 "--run-dir".as_ref(),
@@ -369,6 +385,9 @@ impl Keeper {
                 "--state-dir".as_ref(),
                 self.dirs.state.as_os_str(),
             ];
+            if let Component::ProcessManager(Some(name)) = &component {
+                arguments.extend([OsStr::new("--name"), OsStr::new(name.as_str())]);
+            }
             Process::spawn(&launch.binaries.of(&component), &arguments, &log)
         });
         match started {
@@ -403,11 +422,14 @@ impl Keeper {
             .is_some_and(|index| self.daemons[index].process.is_some())
     }
 
-    /// Whether the process of one of these daemons lives.
-    pub(super) fn lives_any(&self, of: impl Fn(&Component) -> bool) -> bool {
-        self.daemons
-            .iter()
-            .any(|daemon| of(&daemon.component) && daemon.process.is_some())
+    /// A process-manager that should be there and is not: what it has can only be
+    /// stopped without it.
+    pub(super) fn missing_manager(&self) -> Option<&Component> {
+        let missing = |daemon: &&Daemon| {
+            let manager = matches!(daemon.component, Component::ProcessManager(_));
+            manager && daemon.kept && daemon.process.is_none()
+        };
+        self.daemons.iter().find(missing).map(|one| &one.component)
     }
 
     /// A daemon that has failed again and again without ever answering.

@@ -33,7 +33,9 @@ use std::time::Duration;
 
 use blackhole_bus_schema::config::Config;
 use blackhole_bus_schema::dirs::{Dirs, Lock};
-use blackhole_bus_schema::names::{Component, InstanceName, ServiceName};
+use blackhole_bus_schema::managers;
+use blackhole_bus_schema::names::{Component, InstanceName, ManagerName, ServiceName};
+use blackhole_process_manager::shim::client::instance_lock_held;
 use tokio::time::Instant;
 
 pub use down::down;
@@ -79,6 +81,7 @@ impl Plan {
             launch: Launch {
                 binaries: Binaries::find()?,
                 config: path,
+                managers: kept_managers(&context.dirs, &config),
             },
         })
     }
@@ -106,6 +109,27 @@ impl Plan {
     fn assess(&self, model: &Model) -> Option<Assessment> {
         Some(assess_all(&model.status()?, &self.expected, &self.oneshots))
     }
+}
+
+/// The named process-managers to run: those of the configuration, and those that
+/// still have something alive, which nobody else may start.
+fn kept_managers(dirs: &Dirs, config: &Config) -> Vec<ManagerName> {
+    let declared = config.orchestrator.process_managers.keys().cloned();
+    let all: BTreeSet<_> = declared.chain(alive_managers(dirs)).collect();
+    all.into_iter().collect()
+}
+
+/// The named process-managers that started something which lives.
+fn alive_managers(dirs: &Dirs) -> BTreeSet<ManagerName> {
+    let alive = |instance: &InstanceName| {
+        let held = instance_lock_held(&dirs.instance(instance));
+        held.is_ok_and(|held| held.is_some())
+    };
+    let owned = managers::owned(dirs).into_iter();
+    owned
+        .filter(|(instance, _)| alive(instance))
+        .map(|(_, name)| name)
+        .collect()
 }
 
 /// Starts everything and stays, or leaves a keeper behind.
@@ -181,10 +205,11 @@ fn takeover(dirs: &Dirs, plan: &Plan) -> Result<Takeover, Error> {
         fingerprint: fingerprint(&plan.launch.config),
         version: blackhole_bus_schema::VERSION.to_owned(),
         stopping: false,
+        managers: plan.launch.managers.clone(),
     };
     let takeover = match KeeperFile::read(dirs) {
         // A half-done stop: only a fresh supervisor starts the services again.
-        Some(last) if last != mine => Takeover::Replace,
+        Some(last) if !last.is_like(&mine) => Takeover::Replace,
         _ => Takeover::Adopt,
     };
     mine.write(dirs)?;

@@ -45,6 +45,7 @@ impl Process {
             .stderr(errors)
             // These are for the keeper, whoever runs it.
             .env_remove("NOTIFY_SOCKET")
+            .env_remove("BLACKHOLE_PROCESS_MANAGER_NAME")
             .env_remove("WATCHDOG_USEC")
             .env_remove("WATCHDOG_PID")
             .env_remove("LISTEN_FDS")

@@ -105,8 +105,8 @@ async fn by_supervisor(keeper: &mut Keeper, signals: &mut Signals) -> Way {
         return Way::Failed("the supervisor cannot be asked".to_owned());
     };
     // None is started any more: the supervisor would wait for one for ever.
-    if !keeper.lives_any(|component| matches!(component, Component::ProcessManager(_))) {
-        return Way::Failed("there is no process-manager".to_owned());
+    if let Some(missing) = keeper.missing_manager() {
+        return Way::Failed(format!("there is no {missing}"));
     }
     let request = stop_all(link);
     tokio::pin!(request);

@@ -17,6 +17,14 @@ pub fn show(document: &Document) -> Value {
     let orchestrator = &config.orchestrator;
     let mut own = Map::new();
     own.insert("max_processes".into(), orchestrator.max_processes.into());
+    let managers: Map<String, Value> = orchestrator
+        .process_managers
+        .iter()
+        .map(|(name, most)| (name.to_string(), json!({ "max_processes": most })))
+        .collect();
+    if !managers.is_empty() {
+        own.insert("process_managers".into(), managers.into());
+    }
     own.insert(
         "restart_policy".into(),
         policy(&orchestrator.restart_policy).into(),
@@ -64,6 +72,11 @@ fn service(one: &ServiceConfig) -> Map<String, Value> {
     let mut map = Map::new();
     map.insert("command".into(), one.command.clone().into());
     put(&mut map, "type", one.service_type.as_deref());
+    put(
+        &mut map,
+        "manager",
+        one.manager.as_ref().map(|name| name.as_str()),
+    );
     map.insert("priority".into(), json!(one.priority));
     map.insert("replicas".into(), one.replicas.into());
     map.insert("oneshot".into(), one.oneshot.into());
@@ -267,6 +280,7 @@ mod tests {
 runtime:
   orchestrator:
     max_processes: 50
+    process_managers: {gpu: {max_processes: 4}, batch: {}}
     listen: {supervisor: "127.0.0.1:7410", rpc: "[::1]:7400"}
     restart_policy: {max_attempts: 3, backoff_multiplier: 1.5, max_backoff: 90s, cool_down: 5m}
     resource_limits: {default_cpu_percent: 10, default_memory_mb: 512, default_io_weight: 50}
@@ -292,6 +306,7 @@ services:
     depends_on: {db: ready}
   web:
     command: [/usr/bin/web]
+    manager: gpu
     replicas: 3
     autostart: false
     restart: {policy: on-failure, jitter: 0%}

@@ -235,7 +235,10 @@ pub fn of_components(components: &[Found]) -> Vec<Problem> {
 pub fn consequence(component: &Component) -> &'static str {
     match component {
         Component::Supervisor => "nothing is restarted",
-        Component::ProcessManager(_) => {
+        Component::ProcessManager(Some(_)) => {
+            "its services run on, but none of them can be started, stopped or watched; their states are those last known"
+        }
+        Component::ProcessManager(None) => {
             "services run on, but none can be started, stopped or watched; states are those last known"
         }
         Component::ResourceController => "limits of new starts are not enforced, usage is unknown",

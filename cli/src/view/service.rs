@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use blackhole_bus_schema::health::Health;
 use blackhole_bus_schema::limits::{Enforcement, LimitKind, LimitReport};
-use blackhole_bus_schema::names::InstanceName;
+use blackhole_bus_schema::names::{InstanceName, ManagerName};
 use blackhole_bus_schema::process::{
     ExitRecord, ExitResult, ExitStatus, Failure, InstanceRecord, ProcessState, StateName,
 };
@@ -43,6 +43,9 @@ pub struct ServiceRow {
     pub circuit: Option<Circuit>,
     /// How its process last ended.
     pub last_exit: Option<LastExit>,
+    /// Its process-manager, where that has a name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub manager: Option<String>,
     /// All that is not in the document, for tables.
     #[serde(skip)]
     pub detail: Detail,
@@ -89,6 +92,9 @@ pub struct Answers {
     pub processes: Option<Vec<InstanceRecord>>,
     /// The resource-controller's.
     pub usage: Option<Vec<Usage>>,
+    /// The named process-managers that started instances, as their folders say;
+    /// for want of the supervisor's word.
+    pub owners: BTreeMap<InstanceName, ManagerName>,
 }
 
 /// Brings the answers together, in the order of the instances' names.
@@ -100,7 +106,11 @@ pub fn rows(now: u64, answers: &Answers) -> Vec<ServiceRow> {
         parts.entry(&status.instance).or_default().0 = Some(status);
     }
     for record in answers.processes.iter().flatten() {
-        parts.entry(&record.instance).or_default().1 = Some(record);
+        let known = &mut parts.entry(&record.instance).or_default().1;
+        // One that has moved may be remembered where it was.
+        if known.is_none_or(|known| known.generation <= record.generation) {
+            *known = Some(record);
+        }
     }
     let usage: BTreeMap<&InstanceName, &Usage> = answers
         .usage
@@ -111,7 +121,12 @@ pub fn rows(now: u64, answers: &Answers) -> Vec<ServiceRow> {
     parts
         .into_iter()
         .map(|(instance, (status, record))| {
-            row(now, instance, status, record, usage.get(instance).copied())
+            let mut row = row(now, instance, status, record, usage.get(instance).copied());
+            if status.is_none() {
+                let owner = answers.owners.get(instance);
+                row.manager = owner.map(ToString::to_string);
+            }
+            row
         })
         .collect()
 }
@@ -165,6 +180,9 @@ fn row(
         memory_bytes: usage.and_then(|usage| usage.memory_bytes),
         circuit: status.map(|status| status.circuit),
         last_exit: exit.map(last_exit),
+        manager: status
+            .and_then(|status| status.manager.as_ref())
+            .map(ToString::to_string),
         detail: Detail {
             phase: status.map(|status| status.phase.clone()),
             circuit_open: status.is_some_and(|status| status.circuit == Circuit::Open),
@@ -350,6 +368,7 @@ mod tests {
             status: Some(vec![new.clone()]),
             processes: Some(vec![old.clone()]),
             usage: None,
+            owners: BTreeMap::new(),
         };
         assert_eq!(rows(0, &answers)[0].state, Some(StateName::Spawn));
         // A restart by permit is ahead of the supervisor: then the record counts.
@@ -362,6 +381,7 @@ mod tests {
             status: Some(vec![new]),
             processes: Some(vec![old]),
             usage: None,
+            owners: BTreeMap::new(),
         };
         assert_eq!(rows(0, &answers)[0].pid, Some(5));
     }

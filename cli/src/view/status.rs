@@ -115,7 +115,7 @@ impl StatusView {
 
 /// The instances as a table.
 pub fn services(style: Style, rows: &[ServiceRow]) -> String {
-    let headings = [
+    let mut headings = vec![
         "INSTANCE",
         "STATE",
         "PHASE",
@@ -128,9 +128,14 @@ pub fn services(style: Style, rows: &[ServiceRow]) -> String {
         "LIMITS",
         "LAST EXIT",
     ];
+    // Only where there is more than one.
+    let managers = rows.iter().any(|row| row.manager.is_some());
+    if managers {
+        headings.push("MANAGER");
+    }
     let mut table = Table::new(style, &headings, &[3, 4, 6, 7, 8]);
     for row in rows {
-        table.row(vec![
+        let mut cells = vec![
             toned(row.instance.to_string(), Tone::Strong),
             state(row.state),
             phase(row),
@@ -153,7 +158,11 @@ pub fn services(style: Style, rows: &[ServiceRow]) -> String {
                 None => maybe(None),
             },
             maybe(row.detail.exit.as_ref().map(exit_words)),
-        ]);
+        ];
+        if managers {
+            cells.push(maybe(row.manager.clone()));
+        }
+        table.row(cells);
     }
     table.render()
 }
@@ -295,6 +304,7 @@ pub(crate) mod tests {
             },
         );
         Answers {
+            owners: Default::default(),
             status: Some(vec![db, flaky, later, waiting]),
             processes: Some(vec![record(
                 "db.1",

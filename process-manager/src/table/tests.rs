@@ -303,6 +303,17 @@ fn max_processes_is_refused_by_name() {
 }
 
 #[test]
+fn a_manager_with_a_name_tells_its_own_limit() {
+    let gpu = "gpu".parse().unwrap();
+    let mut table = Table::new(1).of(Some(&gpu));
+    table.spawn(Ticket(1), CAUSE, spec("web.1", 1));
+    let (code, text) = refused(&table.spawn(Ticket(2), CAUSE, spec("web.2", 1)));
+    assert_eq!(code, Code::ResourceExhausted);
+    let key = "runtime.orchestrator.process_managers.gpu.max_processes";
+    assert!(text.contains(key) && !text.contains("BLACKHOLE_"), "{text}");
+}
+
+#[test]
 fn nonsense_is_refused_before_anything_happens() {
     let mut table = Table::new(2);
     let mut empty = spec("web.1", 1);

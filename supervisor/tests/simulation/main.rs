@@ -236,3 +236,44 @@ fn a_permit_does_not_add_to_the_restarts() {
     let starts: Vec<_> = world.host.starts.values().collect();
     assert_eq!(starts, [&(1 + MAX_ATTEMPTS)]);
 }
+
+/// A shim used its permit at the one manager, and the supervisor, started anew with
+/// another configuration, decided the same restart for the other.
+#[test]
+fn a_permit_that_meets_a_move() {
+    let crashing = |probed| member(Nature::Crashing, 2, probed, &[]);
+    check(&simulate(&Plan {
+        seed: 7_821_816_149_273_470_308,
+        members: vec![crashing(false), crashing(false)],
+        faults: vec![
+            (21_347, Fault::BridgeDies(338)),
+            (0, Fault::Hang(15_150)),
+            (15_147, Fault::ManagerDies(0, 4157)),
+            (23_555, Fault::Reassign(0)),
+        ],
+        loss: 7,
+        delay: 604,
+    }));
+}
+
+/// It lived at the first manager, which died with the path to it; given to the
+/// second one it waits for the first, and both come to know whose it is.
+#[test]
+fn what_lives_where_nobody_can_be_asked_is_started_nowhere_else() {
+    let world = simulate(&Plan {
+        seed: 3,
+        members: vec![good(1, true, &[])],
+        faults: vec![
+            (20_000, Fault::ManagerDies(0, 20_000)),
+            (21_000, Fault::Reassign(0)),
+            (50_000, Fault::Command(3, 0)),
+        ],
+        loss: 0,
+        delay: 1,
+    });
+    check(&world);
+    let starts: Vec<_> = world.host.starts.values().collect();
+    assert_eq!(starts, [&2], "once, and once more by the command");
+    let owners: Vec<_> = world.host.owner.values().collect();
+    assert_eq!(owners, [&1], "which moved it");
+}

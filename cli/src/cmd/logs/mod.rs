@@ -57,7 +57,11 @@ pub(super) async fn run(context: &Context, args: &args::Logs) -> Result<(), Erro
     let mut owners = BTreeMap::new();
     for (link, records) in &managers {
         for record in records {
-            owners.insert(record.instance.clone(), (link.clone(), record));
+            // One that has moved may be remembered where it was.
+            let known: Option<&(Link, &InstanceRecord)> = owners.get(&record.instance);
+            if known.is_none_or(|(_, known)| known.generation <= record.generation) {
+                owners.insert(record.instance.clone(), (link.clone(), record));
+            }
         }
     }
     let meant = filter.select(owners.keys())?;
@@ -93,11 +97,12 @@ pub(super) async fn run(context: &Context, args: &args::Logs) -> Result<(), Erro
 /// The process-managers that answer, with what they know.
 async fn managers(context: &Context) -> Result<Vec<(Link, Vec<InstanceRecord>)>, Error> {
     let mut managers = Vec::new();
+    let mut away = Vec::new();
     for component in client::components(&context.dirs) {
         if !matches!(component, Component::ProcessManager(_)) {
             continue;
         }
-        let peer = Peer::open(&context.dirs, component).await?;
+        let peer = Peer::open(&context.dirs, component.clone()).await?;
         let there = peer
             .found(context.timeout(client::WAIT))
             .await
@@ -108,6 +113,8 @@ async fn managers(context: &Context) -> Result<Vec<(Link, Vec<InstanceRecord>)>,
                 .await
                 .map_err(|error| client::request_error("list the instances", error, PAGE))?;
             managers.push((link, records));
+        } else {
+            away.push(component);
         }
     }
     if managers.is_empty() {
@@ -115,6 +122,11 @@ async fn managers(context: &Context) -> Result<Vec<(Link, Vec<InstanceRecord>)>,
             operation: "read logs".to_owned(),
             component: "the process-manager".to_owned(),
         });
+    }
+    for component in away {
+        out::note(format!(
+            "the {component} does not answer: the logs of its services are left out (`--offline` reads them)"
+        ));
     }
     Ok(managers)
 }

@@ -43,7 +43,7 @@ enum Ahead {
     /// In its cgroups, waiting for the word.
     Waiting(StandBy, [OwnedFd; 2]),
     /// No process: only what it takes to make one.
-    Planned(Successor),
+    Planned(Box<Successor>),
 }
 
 impl Permitted {
@@ -166,12 +166,12 @@ impl Service {
             .filter(|limit| limit.limit == LimitKind::Pids)
             .all(|limit| limit.requested >= ROOM);
         if !room {
-            return Some(Ahead::Planned(planned));
+            return Some(Ahead::Planned(Box::new(planned)));
         }
         Some(match StandBy::make(&planned.plan) {
             // The plan goes, and with it the shim's copies of what the service writes to.
             Ok(standby) => Ahead::Waiting(standby, planned.output),
-            Err(_) => Ahead::Planned(planned),
+            Err(_) => Ahead::Planned(Box::new(planned)),
         })
     }
 
@@ -223,7 +223,7 @@ impl Service {
         self.successor_due = None;
         let (waiting, planned) = match successor {
             Some(Ahead::Waiting(standby, output)) => (Some((standby, output)), None),
-            Some(Ahead::Planned(planned)) => (None, Some(planned)),
+            Some(Ahead::Planned(planned)) => (None, Some(*planned)),
             None => (None, None),
         };
         let ran = waiting.and_then(|(standby, output)| {
