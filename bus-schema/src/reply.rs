@@ -137,6 +137,7 @@ impl<'de> Deserialize<'de> for Reply {
         struct Fields {
             to: Uuid,
             status: Which,
+            #[serde(default, deserialize_with = "present")]
             result: Option<Raw>,
             #[serde(default, deserialize_with = "maybe_code")]
             code: Option<Code>,
@@ -151,9 +152,8 @@ impl<'de> Deserialize<'de> for Reply {
         } = Fields::deserialize(deserializer)?;
         let verdict = match status {
             Which::Accepted => Verdict::Accepted {},
-            // An `Option` takes nil for none: the result of a command that has no more to say.
             Which::Done => Verdict::Done {
-                result: result.unwrap_or_default(),
+                result: result.ok_or_else(|| serde::de::Error::missing_field("result"))?,
             },
             Which::Failed => {
                 let missing = serde::de::Error::missing_field;
@@ -166,6 +166,11 @@ impl<'de> Deserialize<'de> for Reply {
         };
         Ok(Self { to, verdict })
     }
+}
+
+/// An `Option` alone takes nil for none: the result of a command that has no more to say.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Raw>, D::Error> {
+    Raw::deserialize(deserializer).map(Some)
 }
 
 fn maybe_code<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Code>, D::Error> {

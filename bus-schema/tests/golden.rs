@@ -659,7 +659,7 @@ fn component_registry_and_reply_messages() {
         &Reply {
             to: ID,
             verdict: Verdict::Done {
-                result: rmpv::Value::from(7),
+                result: blackhole_bus_schema::raw::Raw::of(&7).unwrap(),
             },
         },
     );

@@ -62,6 +62,14 @@ const LEFT_BY_A_LOST_SHIM: usize = 1;
 /// Idle shims beyond which something is wrong: the pool, and those being made.
 const MAX_IDLE: usize = 16;
 
+/// The shim whose successor by permit this is: before exec it looks like the shim itself.
+fn successor_of(pid: u32) -> Option<u32> {
+    let program = |pid: u32| std::fs::read_link(format!("/proc/{pid}/exe")).ok();
+    let parent = processes::parent(pid)?;
+    let shim = program(pid).filter(|path| path.ends_with("blackhole-shim"))?;
+    (program(parent)? == shim).then_some(parent)
+}
+
 /// A pid and its start.
 type Life = (u32, Option<u64>);
 
@@ -318,7 +326,8 @@ impl Chaos {
         Ok(lives)
     }
 
-    /// No process but daemons, services, their shims, the fork server and its pool.
+    /// No process but daemons, services, their shims, a successor by permit for each of
+    /// them, the fork server and its pool.
     fn nobody_else(&self, lives: &Lives) -> Result<(), String> {
         let all = self.deployment.processes();
         let members = observe::members(&processes::mark(self.deployment.path()));
@@ -335,8 +344,15 @@ impl Chaos {
             ));
         }
         let mut idle = 0;
+        let mut successors = BTreeSet::new();
         for process in &all {
             let pid = process.pid;
+            if let Some(of) = successor_of(pid).filter(|of| holding.contains(of)) {
+                if !successors.insert(of) {
+                    return Err(format!("shim {of} has two successors: {all:#?}"));
+                }
+                continue;
+            }
             let known = self.daemons.values().any(|daemon| daemon.pid() == pid)
                 || members.iter().any(|member| member.pid == pid)
                 || holding.contains(&pid)
@@ -381,7 +397,12 @@ impl Chaos {
             }
             let procs = std::fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
             for pid in procs.lines().filter_map(|line| line.parse::<u32>().ok()) {
-                let own = |one: &&Member| one.pid == pid && one.instance == name;
+                // Or a successor by permit, beside the service of its shim.
+                let shim = successor_of(pid);
+                let own = |one: &&Member| {
+                    one.instance == name
+                        && (one.pid == pid || shim.is_some() && processes::parent(one.pid) == shim)
+                };
                 if members.iter().find(own).is_none() {
                     return Err(format!("{pid} is not of {}", directory.display()));
                 }

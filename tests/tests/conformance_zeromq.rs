@@ -15,13 +15,13 @@ use blackhole_bus_schema::component::ComponentInfo;
 use blackhole_bus_schema::envelope::{Envelope, Outgoing, Source, VERSION, fresh_id};
 use blackhole_bus_schema::message::{Command, Message};
 use blackhole_bus_schema::names::{ClientName, Component};
+use blackhole_bus_schema::raw::Raw;
 use blackhole_bus_schema::reply::{Code, Reply, Status, Verdict};
 use blackhole_bus_schema::rpc::{Client, Methods};
 use blackhole_bus_schema::supervision::{
     Desired, ResetServices, StartServices, StopServices, SupervisionChanged, Target,
 };
 use blackhole_bus_schema::topic::{self, Topic};
-use blackhole_bus_schema::raw::Raw;
 use blackhole_bus_schema::value::to_value;
 use blackhole_bus_schema::{component, rpc};
 use blackhole_tests::wait::HANG;
