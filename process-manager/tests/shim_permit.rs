@@ -270,3 +270,59 @@ async fn it_is_used_while_nobody_listens_and_found_afterwards() {
     ));
     attached.handle.kill(false).await.unwrap();
 }
+
+/// The successor that waits as a process: a child of the shim that leads a session.
+async fn that_waits(running: &Running) -> u32 {
+    let shim = running.started.shim_pid;
+    let children = format!("/proc/{shim}/task/{shim}/children");
+    until("a successor that waits", || {
+        let children = fs::read_to_string(&children).ok()?;
+        children.split_whitespace().find_map(|child| {
+            let pid: u32 = child.parse().ok()?;
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            // After the name in parentheses: state, parent, group, session.
+            let session = stat.rsplit_once(") ")?.1.split(' ').nth(3)?;
+            (pid != running.started.pid && session == child).then_some(pid)
+        })
+    })
+    .await
+}
+
+/// Something befalls the successor while it waits: the service comes back all the same, and
+/// nothing but the service and its shim is there afterwards.
+async fn comes_back_although(signal: Signal) -> (u32, u32) {
+    let rig = Rig::new().await;
+    let said = rig.path("said");
+    let spec = service(&rig, &said);
+    let mut running = spawn(&rig, &spec, Some(permit(2, None))).await;
+    line_of(&said.with_extension("1")).await;
+    let waiting = that_waits(&running).await;
+    let pid = rustix::process::Pid::from_raw(i32::try_from(waiting).unwrap()).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
+    end(running.started.pid, Signal::KILL);
+    let (_, generation, started) = restarted(&mut running).await;
+    assert_eq!(generation, Generation(2));
+    assert_eq!(line_of(&said.with_extension("2")).await, "2");
+    let shim = running.started.shim_pid;
+    let children = fs::read_to_string(format!("/proc/{shim}/task/{shim}/children")).unwrap();
+    assert_eq!(children.trim(), started.pid.to_string(), "no other child");
+    running.stop(Duration::from_secs(60)).await;
+    assert_eq!(running.exited().await.result, ExitResult::Stopped);
+    (waiting, started.pid)
+}
+
+#[tokio::test]
+async fn a_successor_that_waits_is_the_one_that_runs() {
+    // One that is not there for signals that come while it waits.
+    let (waiting, runs) = comes_back_although(Signal::TERM).await;
+    assert_eq!(waiting, runs);
+}
+
+#[tokio::test]
+async fn a_successor_that_was_killed_or_stopped_is_replaced() {
+    for signal in [Signal::KILL, Signal::STOP] {
+        let (waiting, runs) = comes_back_although(signal).await;
+        assert_ne!(waiting, runs);
+        assert!(!lives(waiting));
+    }
+}

@@ -75,18 +75,33 @@ pub(super) unsafe fn clone3(
 
 /// As [`clone3()`] with a copy of the memory, but the maker goes on at once.
 ///
-/// Until it executes a program the child is one that wait(2) sees with `__WALL` only
-/// and whose end sends no signal; execve(2) makes an ordinary child of it.
+/// The child is one that wait(2) sees with `__WALL` only and whose end sends no signal.
 ///
 /// # Safety
 /// As for [`clone3()`].
-pub(super) unsafe fn clone3_waiting(
-    cgroup: Option<RawFd>,
+pub(super) unsafe fn clone3_aside(
     entry: Entry,
     argument: *const c_void,
 ) -> Result<libc::pid_t, i32> {
     // SAFETY: this function's own contract.
-    unsafe { clone3_with(0, 0, None, cgroup, entry, argument) }
+    unsafe { clone3_with(0, 0, None, None, entry, argument) }
+}
+
+/// As [`clone3()`], for one made by [`clone3_aside`]: it goes on at once, and its child is a
+/// child of its own parent (`CLONE_PARENT`), as hidden from wait(2) as itself until execve(2)
+/// makes an ordinary one of it.
+///
+/// # Safety
+/// As for [`clone3()`].
+pub(super) unsafe fn clone3_sibling(
+    stack: Option<&Stack>,
+    cgroup: Option<RawFd>,
+    entry: Entry,
+    argument: *const c_void,
+) -> Result<libc::pid_t, i32> {
+    let flags = libc::CLONE_PARENT as u64;
+    // SAFETY: this function's own contract.
+    unsafe { clone3_with(flags, 0, stack, cgroup, entry, argument) }
 }
 
 /// # Safety

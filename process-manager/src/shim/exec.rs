@@ -187,7 +187,7 @@ pub(crate) fn launch(plan: &Plan) -> io::Result<Launched> {
 pub(super) struct Wait<'a> {
     /// A byte that comes here is the word to go on, an end that there is none.
     pub(super) go: RawFd,
-    /// A [`Shared`] is written here before exec and after a failure.
+    /// A [`Shared`] is written here when it waits, with its pid for an index, and after a failure.
     pub(super) report: RawFd,
     /// Descriptors that stay open, in ascending order; all others from 3 on are closed,
     /// so that nobody who waits for the shim to close them waits for this one, too.
@@ -204,7 +204,7 @@ pub(super) struct Work<'a> {
     envp: &'a [*const libc::c_char],
     /// Where the child writes its pid: [`PID_ROOM`] bytes each, all 0.
     pids: &'a [*mut u8],
-    shim: libc::pid_t,
+    pub(super) shim: libc::pid_t,
     /// The v2 cgroup is joined by writing, not by birth.
     pub(super) join_late: AtomicBool,
     /// It becomes the service at a word, not at once.
@@ -402,6 +402,13 @@ unsafe fn child(work: &Work<'_>) -> ! {
             fail(Step::Orphaned, 0);
         }
         if let Some(wait) = &work.wait {
+            close_all_but(wait.keep);
+            shared
+                .index
+                .store(libc::getpid().unsigned_abs(), Ordering::SeqCst);
+            shared.limits_ns.store(monotonic_ns(), Ordering::SeqCst);
+            tell(work);
+            shared.index.store(0, Ordering::SeqCst);
             await_word(wait);
         }
         shared.limits_ns.store(monotonic_ns(), Ordering::SeqCst);
@@ -455,7 +462,6 @@ unsafe fn child(work: &Work<'_>) -> ! {
             write_pid(libc::getpid().unsigned_abs(), *digits);
         }
         shared.step.store(Step::Exec as u32, Ordering::SeqCst);
-        tell(work);
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
@@ -477,36 +483,56 @@ unsafe fn tell(work: &Work<'_>) {
     }
 }
 
-/// Lets go of what is the shim's and sleeps until there is word; ends this
-/// process where none will come.
+/// Closes descriptors from 3 on that are not among those, which ascend.
 ///
 /// # Safety
-/// Only in a child that has a copy of the memory.
-unsafe fn await_word(wait: &Wait<'_>) {
-    // SAFETY: system calls with numbers and with a local.
-    unsafe {
-        let close = |first: RawFd, last: libc::c_uint| {
-            let none: libc::c_uint = 0;
-            let first = first.unsigned_abs();
-            if first <= last {
-                libc::syscall(libc::SYS_close_range, first, last, none);
-            }
-        };
-        let mut from = FIRST_PASSED;
-        for fd in wait.keep {
-            close(from, fd.unsigned_abs().wrapping_sub(1));
-            from = *fd + 1;
+/// Only in a child that has a table of descriptors of its own, and before its exec.
+pub(super) unsafe fn close_all_but(keep: &[RawFd]) {
+    let close = |first: RawFd, last: libc::c_uint| {
+        let none: libc::c_uint = 0;
+        let first = first.unsigned_abs();
+        if first <= last {
+            // SAFETY: a system call with numbers; nobody uses what is closed.
+            unsafe { libc::syscall(libc::SYS_close_range, first, last, none) };
         }
-        close(from, libc::c_uint::MAX);
-        let mut word = 0_u8;
-        loop {
+    };
+    let mut from = FIRST_PASSED;
+    for fd in keep {
+        close(from, fd.unsigned_abs().wrapping_sub(1));
+        from = *fd + 1;
+    }
+    close(from, libc::c_uint::MAX);
+}
+
+/// Sleeps until there is word; ends this process where none will come.
+///
+/// # Safety
+/// Only in a child made for a [`Wait`].
+unsafe fn await_word(wait: &Wait<'_>) {
+    let mut word = 0_u8;
+    loop {
+        // SAFETY: read(2) into a local; errno(3) of this thread.
+        unsafe {
             match libc::read(wait.go, ptr::from_mut(&mut word).cast(), 1) {
-                1 => return,
+                1 => break,
                 -1 if *libc::__errno_location() == libc::EINTR => {}
                 _ => libc::_exit(0),
             }
         }
     }
+    // Signals that came meanwhile were meant for nobody: the service has not begun.
+    let (all, now) = (u64::MAX, [0_i64; 2]);
+    // SAFETY: rt_sigtimedwait(2) with a set, no place for information, and a time of zero.
+    while unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigtimedwait,
+            ptr::from_ref(&all),
+            ptr::null::<libc::siginfo_t>(),
+            now.as_ptr(),
+            8_usize,
+        )
+    } > 0
+    {}
 }
 
 /// Writes a number in decimal to `at`, where there are [`PID_ROOM`] bytes of 0.

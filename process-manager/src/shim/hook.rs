@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, WaitOptions};
 
 use super::connection::Connection;
-use super::logs::Output;
+use super::logs::{Output, Pipes};
 use super::prepare::{self, failure};
 use super::protocol::SpawnRequest;
 use super::service::exit_status;
@@ -158,7 +158,7 @@ pub(crate) fn before_start(
         &request.instance_dir,
         &request.instance,
         request.logs.clone(),
-        read,
+        Pipes { read, write: None },
     );
     let running = Running::start(request, hook, "before_start", Vec::new(), 0, write);
     let mut running = running.map_err(named)?;

@@ -197,6 +197,11 @@ impl Notify {
     /// Takes the datagrams that are waiting; messages from outside the tree
     /// below this process are dropped.
     pub(crate) fn take(&mut self) -> Change {
+        self.take_some().0
+    }
+
+    /// The same, and whether there may be more.
+    fn take_some(&mut self) -> (Change, bool) {
         let mut change = Change::None;
         for _ in 0..AT_ONCE {
             let mut bytes = [0_u8; MAX_DATAGRAM];
@@ -207,7 +212,7 @@ impl Notify {
             let mut parts = [IoSliceMut::new(&mut bytes)];
             let Ok(message) = rustix::net::recvmsg(&self.socket, &mut parts, &mut control, flags)
             else {
-                break;
+                return (change, false);
             };
             // What is not stored is closed with this round: all that
             // sd_notify_barrier(3) waits for.
@@ -236,7 +241,7 @@ impl Notify {
             }
             change = change.max(self.apply(said));
         }
-        change
+        (change, true)
     }
 
     /// What was asked for since this was called last.
@@ -307,10 +312,10 @@ impl Notify {
         change
     }
 
-    /// Another process begins: what the one before it said is forgotten, also
-    /// what nobody has read yet.
+    /// Another process is about to begin, and of the one before nothing is left: what that said
+    /// is forgotten, also what nobody has read yet.
     pub(crate) fn reset(&mut self) {
-        while self.take() != Change::None {}
+        while self.take_some().1 {}
         (self.ready, self.stopping, self.reloading) = (false, false, false);
         (self.status, self.watchdog) = (None, None);
         (self.reloading_us, self.main_pid) = (None, None);

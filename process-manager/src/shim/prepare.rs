@@ -24,10 +24,12 @@ use super::exec::{Identity, Plan};
 use super::hint::Who;
 use super::identity::{identity, program};
 use super::lock::Lock;
+use super::logs::Pipes;
 use super::notify::Notify;
 use super::passed::{Copies, Passed};
 use super::protocol::{Loss, SpawnRequest};
 use super::record::{self, Writer};
+use super::tree;
 
 /// Of a service that asks for no other.
 const DEFAULT_UMASK: u32 = 0o022;
@@ -157,6 +159,16 @@ pub(crate) struct Successor {
     pub(crate) plan: Plan,
     pub(crate) output: [OwnedFd; 2],
     pub(crate) who: Who,
+}
+
+impl Successor {
+    /// Its process has been made.
+    pub(crate) fn pipes(self) -> Pipes {
+        Pipes {
+            read: self.output,
+            write: Some(self.plan.output),
+        }
+    }
 }
 
 /// Looks up users and programs and makes pipes and strings for a successor whose
@@ -521,16 +533,6 @@ fn cgroups(grant: Option<&LimitGrant>, group: &str) -> Result<Cgroups, SpawnFail
     Ok((join, born_in, born_in_procs))
 }
 
-/// The v2 group of one spawn, below the instance's own, where the limits are.
-///
-/// Each spawn has a new one: Linux from 6.14 on (and stable kernels with
-/// "cgroup: fix race between fork and cgroup.kill") kills whatever is cloned
-/// into a group whose `cgroup.kill` was ever used, since it compares the
-/// group's count of kills with that of the parent's group.
-pub(crate) fn run_group(group: &str, generation: Generation) -> PathBuf {
-    Path::new(group).join(run_group_name(generation))
-}
-
 fn run_group_name(generation: Generation) -> String {
     format!("g{generation}")
 }
@@ -570,6 +572,22 @@ pub(crate) fn remove_all_run_groups(grant: &LimitGrant) {
 pub(crate) fn remove_run_groups(grant: &LimitGrant, generation: Generation) {
     for dir in own_groups(grant, &run_group_name(generation)) {
         let _ = fs::remove_dir(dir);
+    }
+}
+
+/// Whether a spawn of that generation has a v2 group of its own.
+pub(crate) fn has_run_group(grant: &LimitGrant, generation: Generation) -> bool {
+    own_groups(grant, &run_group_name(generation)).any(|dir| dir.exists())
+}
+
+/// Removes the groups of one spawn of which nothing should live: what was put there by others
+/// is killed.
+pub(crate) fn clear_run_groups(grant: &LimitGrant, generation: Generation) {
+    for dir in own_groups(grant, &run_group_name(generation)) {
+        let busy = fs::remove_dir(&dir).is_err_and(|error| errno(&error) == libc::EBUSY);
+        if busy {
+            tree::kill_group(&dir);
+        }
     }
 }
 

@@ -24,7 +24,7 @@ use rustix::process::{Pid, WaitOptions, WaitStatus};
 
 use super::connection::Connection;
 use super::hook;
-use super::logs::Output;
+use super::logs::{Output, Pipes};
 use super::notify::{Change, Notify};
 use super::passed::Passed;
 use super::prepare::{Held, note_record};
@@ -119,16 +119,20 @@ impl Service {
             // What the record holds.
             request.spec = Vec::new();
         }
+        let pipes = Pipes {
+            read: prepared.output,
+            write: Some(prepared.plan.output),
+        };
         let output = match output {
             Some(mut output) => {
-                output.follow(prepared.output);
+                output.follow(pipes);
                 output
             }
             None => Output::new(
                 &request.instance_dir,
                 &request.instance,
                 request.logs.clone(),
-                prepared.output,
+                pipes,
             ),
         };
         let mut service = Self {

@@ -1,41 +1,63 @@
-//! A successor that is there already: a child in its cgroups, with its limits and its
-//! user, asleep before exec. A restart is then one byte through a pipe.
+//! A service that is there already but for its program: a child in its cgroups, with
+//! its limits and its user, asleep before exec. A start is then one byte through a pipe.
 //!
-//! It has a copy of the shim's memory (the shim goes on meanwhile), nothing open but
-//! what the service will have, and dies with the shim. It is no ordinary child until
-//! it has executed its program: the shim's wait(2) does not see it, so that "no child
-//! is left" goes on to mean that nothing of the service is.
+//! Two processes are made for it. The *maker* is a copy of the shim; it makes the child, with
+//! which it shares its memory, and sleeps until it is killed. The child is the shim's own
+//! (`CLONE_PARENT`, see clone(2)). So the shim goes on meanwhile, and what execve(2) gives up
+//! is a share of the maker's memory: giving up a copy of one's own took longer than all the rest.
+//! (Sleeping by `CLONE_VFORK` would count as load for as long as it lasts.)
+//!
+//! The child has nothing open but what the service will have, and both die with the shim.
+//! wait(2) does not see either of them before the child has executed its program, so that
+//! "no child is left" goes on to mean that nothing of the service is.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
-use std::io::{self, Read};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Pid;
 
-use super::exec::{Launched, Plan, Strings, Wait, Work, child_entry};
-use super::report::{Shared, Step};
-use super::{birth, sys};
+use super::birth::{self, Stack};
+use super::exec::{Launched, Plan, Strings, Wait, Work, child_entry, close_all_but};
+use super::report::{Report, Shared, Step};
+use super::sys;
+
+/// How long a child may take until it waits, or until it has executed its program: one that
+/// its user's other processes have stopped would hold up the shim.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A child that waits for the word to execute its program. Killed when dropped.
 #[derive(Debug)]
 pub(crate) struct StandBy {
-    pid: Pid,
+    maker: Pid,
+    child: Option<Pid>,
     /// `None` once the word has been given.
     go: Option<OwnedFd>,
     report: OwnedFd,
-    /// It is the service, or has been reaped.
-    gone: bool,
+    /// What was read of it.
+    told: Vec<u8>,
+}
+
+/// What the maker needs.
+struct Make<'a> {
+    work: Work<'a>,
+    stack: Option<Stack>,
+    born_in: Option<RawFd>,
+    /// Descriptors that it leaves open for the child, in ascending order.
+    keep: &'a [RawFd],
 }
 
 impl StandBy {
-    /// Makes one, and returns before it is ready to be told.
+    /// Makes one, and returns when it waits.
     ///
     /// # Errors
-    /// When there is no such child. Hosts without clone3(2) or its cgroups are among that:
-    /// there a successor is made when it is needed.
+    /// When there is no such child, for whatever reason: making one when it is needed shows which.
+    /// Hosts without clone3(2) or its cgroups are among that.
     pub(crate) fn make(plan: &Plan) -> io::Result<Self> {
         let (go, word) = pipe_with(PipeFlags::CLOEXEC)?;
         let (report, told) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -43,33 +65,51 @@ impl StandBy {
         let shared = Shared::default();
         let mut keep: Vec<_> = plan.passed.iter().map(AsRawFd::as_raw_fd).collect();
         keep.extend([go.as_raw_fd(), told.as_raw_fd()]);
+        let born_in = plan.born_in.as_ref().map(AsRawFd::as_raw_fd);
+        let mut makers = keep.clone();
+        makers.extend(plan.output.iter().map(AsRawFd::as_raw_fd));
+        makers.extend(born_in);
         keep.sort_unstable();
+        makers.sort_unstable();
         let wait = Wait {
             go: go.as_raw_fd(),
             report: told.as_raw_fd(),
             keep: &keep,
         };
-        let work = Work::of(plan, &shared, &strings, Some(wait));
-        let born_in = plan.born_in.as_ref().map(AsRawFd::as_raw_fd);
-        // SAFETY: the shim has one thread. The child has a copy of all that `work`
-        // points to and never comes back from `child_entry`, which is made for it.
-        let pid = unsafe {
-            let argument = ptr::from_ref(&work).cast::<c_void>();
-            birth::clone3_waiting(born_in, child_entry, argument)
+        let make = Make {
+            work: Work::of(plan, &shared, &strings, Some(wait)),
+            stack: Stack::new().ok(),
+            born_in,
+            keep: &makers,
         };
-        let pid = pid.map_err(io::Error::from_raw_os_error)?;
-        let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::NotFound)?;
-        Ok(Self {
-            pid,
+        // SAFETY: the shim has one thread. The maker has a copy of all that `make`
+        // points to and never comes back from `maker_entry`, which is made for it.
+        let maker = unsafe {
+            let argument = ptr::from_ref(&make).cast::<c_void>();
+            birth::clone3_aside(maker_entry, argument)
+        };
+        let maker = maker.map_err(io::Error::from_raw_os_error)?;
+        drop((go, told));
+        let mut standby = Self {
+            maker: Pid::from_raw(maker).ok_or(io::ErrorKind::NotFound)?,
+            child: None,
             go: Some(word),
             report,
-            gone: false,
-        })
+            told: Vec::with_capacity(3 * size_of::<Shared>()),
+        };
+        let waits = standby.hear(|reports| reports == 1)?;
+        let pid = i32::try_from(waits.index).ok().and_then(Pid::from_raw);
+        match (waits.step, waits.errno, pid) {
+            (Step::Born, 0, Some(pid)) => standby.child = Some(pid),
+            // It has ended.
+            _ => return Err(io::Error::from_raw_os_error(waits.errno)),
+        }
+        Ok(standby)
     }
 
     /// Its pid, before and after.
-    pub(crate) fn pid(&self) -> Pid {
-        self.pid
+    pub(crate) fn pid(&self) -> Option<Pid> {
+        self.child
     }
 
     /// Has it execute its program, and returns when it has. From then on it is an ordinary child.
@@ -82,28 +122,77 @@ impl StandBy {
         };
         rustix::io::write(&word, &[1])?;
         drop(word);
-        let mut report = std::fs::File::from(rustix::io::dup(&self.report)?);
-        let mut told = Vec::with_capacity(2 * size_of::<Shared>());
-        // Its end closes on exec.
-        report.read_to_end(&mut told)?;
-        let shared = last(&told).ok_or(io::ErrorKind::UnexpectedEof)?.report();
-        if shared.step != Step::Exec || shared.errno != 0 {
-            return Err(io::Error::from_raw_os_error(shared.errno));
+        // Its end of the pipe closes on exec; of a success nothing is told.
+        let mut report = self.hear(|_| false)?;
+        let pid = self.child.ok_or(io::ErrorKind::NotFound)?;
+        if report.errno != 0 || !sys::is_ordinary(pid) {
+            return Err(io::Error::from_raw_os_error(report.errno));
         }
-        self.gone = true;
-        Ok(Launched {
-            pid: self.pid,
-            report: shared,
-        })
+        self.child = None;
+        report.step = Step::Exec;
+        Ok(Launched { pid, report })
+    }
+
+    /// Reads reports until there are `enough` or none can come any more; the last one.
+    fn hear(&mut self, enough: impl Fn(usize) -> bool) -> io::Result<Report> {
+        let until = Instant::now().checked_add(PATIENCE);
+        while !enough(self.told.len() / size_of::<Shared>()) {
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            let left = left.map(|left| Timespec {
+                tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: left.subsec_nanos().into(),
+            });
+            let mut fds = [PollFd::new(&self.report, PollFlags::IN)];
+            match poll(&mut fds, left.as_ref()) {
+                Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+                Ok(_) => {}
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            let mut bytes = [0; size_of::<Shared>()];
+            match rustix::io::read(&self.report, &mut bytes) {
+                Ok(0) => break,
+                Ok(count) => self.told.extend_from_slice(&bytes[..count]),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let last = last(&self.told).ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok(last.report())
     }
 }
 
 impl Drop for StandBy {
     fn drop(&mut self) {
-        if !self.gone {
-            let _ = sys::signal_child(self.pid, libc::SIGKILL, false);
-            sys::reap_waiting(self.pid);
+        if let Some(child) = self.child {
+            sys::end_hidden(child);
         }
+        sys::end_hidden(self.maker);
+    }
+}
+
+/// Where the maker begins.
+extern "C" fn maker_entry(argument: *const c_void) -> ! {
+    // SAFETY: the argument is this process's own copy of the `Make` of `StandBy::make`. The
+    // calls are async-signal-safe, with numbers and with what lives as long as this
+    // process, which has one thread and from the clone on touches no memory: its child,
+    // which has a stack of its own, may be using errno(3) and the rest.
+    unsafe {
+        let make = &*argument.cast::<Make<'_>>();
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        if libc::getppid() == make.work.shim {
+            close_all_but(make.keep);
+            let argument = ptr::from_ref(&make.work).cast::<c_void>();
+            let born_in = make.born_in;
+            if birth::clone3_sibling(make.stack.as_ref(), born_in, child_entry, argument).is_ok() {
+                close_all_but(&[]);
+                loop {
+                    // Signals are blocked.
+                    libc::pause();
+                }
+            }
+        }
+        libc::_exit(0)
     }
 }
 

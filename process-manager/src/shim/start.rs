@@ -107,6 +107,8 @@ fn runs(
         let error = std::io::Error::from_raw_os_error(report.oom_errno);
         warnings.push(format!("OOM score {score} not set: {error}"));
     }
+    // One that waited had its limits long ago.
+    let limits_ns = report.limits_ns.max(ready);
     let step = |step, from: u64, to: u64| StepTime {
         step,
         took_ns: to.saturating_sub(from),
@@ -119,8 +121,8 @@ fn runs(
         shim_pid: std::process::id(),
         steps: vec![
             step(SpawnStep::PrepareEnvironment, begun, ready),
-            step(SpawnStep::ApplyLimits, ready, report.limits_ns),
-            step(SpawnStep::Exec, report.limits_ns, done),
+            step(SpawnStep::ApplyLimits, ready, limits_ns),
+            step(SpawnStep::Exec, limits_ns, done),
         ],
         warnings,
     };

@@ -10,6 +10,7 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Pid;
 
 /// Whether this process has exactly one thread.
@@ -45,14 +46,45 @@ pub(crate) fn signal_child(pid: Pid, signal: i32, group: bool) -> io::Result<()>
     }
 }
 
-/// Waits for the end of a child that has been killed and may not have executed a
-/// program yet, see `__WALL` in waitpid(2).
-pub(crate) fn reap_waiting(pid: Pid) {
+/// How long a child that was killed may take to end: one in a frozen cgroup does not.
+const DEATH: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
+
+/// Kills a child that is not an ordinary one (see `__WALL` in waitpid(2)) and waits for its end.
+pub(crate) fn end_hidden(pid: Pid) {
+    let _ = signal_child(pid, libc::SIGKILL, false);
+    // It is this process's child and not reaped: the pid is no other's.
+    let fd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());
+    if let Ok(fd) = fd {
+        let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+        while poll(&mut fds, Some(&DEATH)) == Err(rustix::io::Errno::INTR) {}
+    }
     let mut status = 0;
     // SAFETY: waitpid(2) fills `status`.
-    while unsafe { libc::waitpid(pid.as_raw_nonzero().get(), &mut status, libc::__WALL) } < 0
-        && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
-    {}
+    unsafe {
+        libc::waitpid(
+            pid.as_raw_nonzero().get(),
+            &mut status,
+            libc::__WALL | libc::WNOHANG,
+        )
+    };
+}
+
+/// Whether a child that was not an ordinary one has become that by executing a program:
+/// then wait(2) does not find it among the others any more.
+pub(crate) fn is_ordinary(pid: Pid) -> bool {
+    let mut status = 0;
+    // SAFETY: waitpid(2) fills `status`.
+    let found = unsafe {
+        libc::waitpid(
+            pid.as_raw_nonzero().get(),
+            &mut status,
+            libc::__WCLONE | libc::WNOHANG,
+        )
+    };
+    found < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::ECHILD)
 }
 
 /// Sends a signal to the process that a pidfd names, see pidfd_send_signal(2).

@@ -195,11 +195,22 @@ pub(crate) fn kill_cgroups(grant: &LimitGrant) -> bool {
     let _ = fs::write(dir.join("freezer.state"), "FROZEN");
     let pids = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
     for pid in pids.lines().filter_map(|line| line.parse().ok()) {
-        kill_one(pid, |_| in_v1_cgroup(pid, dir));
+        kill_one(pid, |_| in_cgroup(pid, dir));
     }
     // On v1 a frozen process dies when it is thawed.
     thaw(grant);
     true
+}
+
+/// Kills all that is in one v2 cgroup: `cgroup.kill`, else one by one.
+pub(crate) fn kill_group(dir: &Path) {
+    if fs::write(dir.join("cgroup.kill"), "1").is_ok() {
+        return;
+    }
+    let pids = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    for pid in pids.lines().filter_map(|line| line.parse().ok()) {
+        kill_one(pid, |_| in_cgroup(pid, dir));
+    }
 }
 
 /// Whether nothing is in the cgroup `dir`, or nothing but that one; true for one that is not there.
@@ -222,8 +233,8 @@ fn thaw(grant: &LimitGrant) {
     }
 }
 
-/// Whether a process is still in the v1 cgroup `dir`: its list has it.
-fn in_v1_cgroup(pid: i32, dir: &Path) -> bool {
+/// Whether a process is still in the cgroup `dir`: its list has it.
+fn in_cgroup(pid: i32, dir: &Path) -> bool {
     fs::read_to_string(dir.join("cgroup.procs"))
         .is_ok_and(|pids| pids.lines().any(|line| line.parse() == Ok(pid)))
 }

@@ -67,10 +67,34 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Touched memory that is not worth a wake-up to be given back, bytes of each buffer.
 const LITTLE: usize = 4096;
 
+/// The pipes of a service's standard output and error.
+#[derive(Debug)]
+pub(crate) struct Pipes {
+    /// Ends to read from without waiting.
+    pub(crate) read: [OwnedFd; 2],
+    /// Ends to write to, held open here so that the service's end does not wake
+    /// the shim for each pipe that it closes, while it is still ending.
+    pub(crate) write: Option<[OwnedFd; 2]>,
+}
+
+impl Pipes {
+    /// For each stream both ends.
+    fn streams(self) -> [(OwnedFd, Option<OwnedFd>); 2] {
+        let [out, err] = self.read;
+        let (to_out, to_err) = match self.write {
+            Some([out, err]) => (Some(out), Some(err)),
+            None => (None, None),
+        };
+        [(out, to_out), (err, to_err)]
+    }
+}
+
 /// One of the two streams of a service.
 #[derive(Debug)]
 struct Stream {
     pipe: Option<OwnedFd>,
+    /// Its other end, while it is held open here.
+    held: Option<OwnedFd>,
     /// Its last line while it is not ended; shorter than [`MAX_TEXT`].
     pending: Vec<u8>,
     heads: Heads,
@@ -93,18 +117,14 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// The log in `dir`, fed by the read ends of standard output and error.
-    pub(crate) fn new(
-        dir: &Path,
-        instance: &InstanceName,
-        spec: LogSpec,
-        pipes: [OwnedFd; 2],
-    ) -> Self {
+    /// The log in `dir`, fed by the pipes of standard output and error.
+    pub(crate) fn new(dir: &Path, instance: &InstanceName, spec: LogSpec, pipes: Pipes) -> Self {
         let instance = instance.to_string();
         let format = spec.format;
-        let [out, err] = pipes;
-        let stream = |name, pipe| Stream {
+        let [out, err] = pipes.streams();
+        let stream = |name, (pipe, held)| Stream {
             pipe: Some(pipe),
+            held,
             pending: Vec::new(),
             heads: Heads::new(format, &instance, name),
             capacity: None,
@@ -210,9 +230,9 @@ impl Output {
 
     /// A successor writes to these pipes; what the ones before held is finished.
     /// The same log goes on.
-    pub(crate) fn follow(&mut self, pipes: [OwnedFd; 2]) {
-        for (stream, pipe) in self.streams.iter_mut().zip(pipes) {
-            stream.pipe = Some(pipe);
+    pub(crate) fn follow(&mut self, pipes: Pipes) {
+        for (stream, (pipe, held)) in self.streams.iter_mut().zip(pipes.streams()) {
+            (stream.pipe, stream.held) = (Some(pipe), held);
             stream.capacity = None;
         }
     }
@@ -297,6 +317,9 @@ impl Output {
 
 /// A new end to write to a stream's pipe with.
 fn writer(stream: &mut Stream) -> io::Result<OwnedFd> {
+    if let Some(held) = &stream.held {
+        return held.try_clone();
+    }
     if let Some(pipe) = &stream.pipe {
         // A pipe is opened like a FIFO by way of its link, see proc_pid_fd(5).
         let path = format!("/proc/self/fd/{}", pipe.as_raw_fd());

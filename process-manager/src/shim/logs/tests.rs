@@ -23,7 +23,15 @@ fn bench_with(dir: &Path, spec: LogSpec) -> Bench {
     };
     let ((out, out_write), (err, err_write)) = (pipe(), pipe());
     Bench {
-        output: Output::new(dir, &"web.1".parse().unwrap(), spec, [out, err]),
+        output: Output::new(
+            dir,
+            &"web.1".parse().unwrap(),
+            spec,
+            Pipes {
+                read: [out, err],
+                write: None,
+            },
+        ),
         writers: [out_write, err_write],
     }
 }

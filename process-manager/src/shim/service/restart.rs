@@ -3,11 +3,11 @@
 //! stands only what must: that nothing of the one before is left. Its last
 //! output, its record and the word to the watchers come afterwards.
 
-use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use blackhole_bus_schema::dirs::unix_now_ns;
-use blackhole_bus_schema::limits::{JoinMethod, LimitKind};
+use blackhole_bus_schema::limits::LimitKind;
 use blackhole_bus_schema::names::Generation;
 use blackhole_bus_schema::process::{ExitRecord, ExitStatus, ReloadAction, SpawnFailure};
 
@@ -15,6 +15,7 @@ use rustix::process::Pid;
 
 use super::Service;
 use crate::shim::exec::monotonic_ns;
+use crate::shim::logs::Pipes;
 use crate::shim::notify::Notify;
 use crate::shim::prepare::{self, Successor, note_record};
 use crate::shim::protocol::{ShimMessage, ShimPermit, Started};
@@ -40,8 +41,8 @@ pub(super) struct Permitted {
 /// A successor that was made ready.
 #[derive(Debug)]
 enum Ahead {
-    /// In its cgroups, waiting for the word.
-    Waiting(StandBy, [OwnedFd; 2]),
+    /// In its cgroups, waiting for the word; the ends of its pipes.
+    Waiting(StandBy, Pipes),
     /// No process: only what it takes to make one.
     Planned(Box<Successor>),
 }
@@ -50,7 +51,7 @@ impl Permitted {
     /// The process that waits, where there is one.
     fn waiting(&self) -> Option<Pid> {
         match &self.successor {
-            Some(Ahead::Waiting(standby, _)) => Some(standby.pid()),
+            Some(Ahead::Waiting(standby, _)) => standby.pid(),
             _ => None,
         }
     }
@@ -169,8 +170,7 @@ impl Service {
             return Some(Ahead::Planned(Box::new(planned)));
         }
         Some(match StandBy::make(&planned.plan) {
-            // The plan goes, and with it the shim's copies of what the service writes to.
-            Ok(standby) => Ahead::Waiting(standby, planned.output),
+            Ok(standby) => Ahead::Waiting(standby, planned.pipes()),
             Err(_) => Ahead::Planned(Box::new(planned)),
         })
     }
@@ -221,6 +221,10 @@ impl Service {
             return Again::No;
         };
         self.successor_due = None;
+        if let Some(notify) = &mut self.notify {
+            // Before the successor can say anything.
+            notify.reset();
+        }
         let (waiting, planned) = match successor {
             Some(Ahead::Waiting(standby, output)) => (Some((standby, output)), None),
             Some(Ahead::Planned(planned)) => (None, Some(*planned)),
@@ -242,12 +246,12 @@ impl Service {
         self.request.generation = permit.permit.generation;
         self.request.env.extend(permit.env);
         self.restarts += 1;
-        let (pid, started, [out, err]) = match outcome {
+        let (pid, started, pipes) = match outcome {
             Ok(outcome) => outcome,
             Err(failure) => return Again::Failed(exit, failure),
         };
         if let Some(grant) = &self.request.grant {
-            prepare::remove_run_groups(grant, before);
+            prepare::clear_run_groups(grant, before);
         }
         let written = self.held.record.restarted(
             &exit,
@@ -257,10 +261,7 @@ impl Service {
             Ok(&started),
         );
         note_record(&mut self.loss, written);
-        self.output.follow([out, err]);
-        if let Some(notify) = &mut self.notify {
-            notify.reset();
-        }
+        self.output.follow(pipes);
         (self.notify_due, self.notify_told) = (None, None);
         (self.pid, self.end, self.began) = (pid, None, Instant::now());
         (self.main, self.first_end, self.hooks_run) = (None, None, 0);
@@ -286,32 +287,29 @@ impl Service {
         permit: &ShimPermit,
         planned: Option<Successor>,
         begun: u64,
-    ) -> Result<(Pid, Started, [OwnedFd; 2]), SpawnFailure> {
-        let Successor { plan, output, who } = match planned {
+    ) -> Result<(Pid, Started, Pipes), SpawnFailure> {
+        let planned = match planned {
             Some(planned) => planned,
             None => self.successor(permit)?,
         };
-        let ran = start::run(&self.request, &plan, &who, begun, Vec::new());
-        ran.map(|(pid, started)| (pid, started, output))
+        let (request, plan) = (&self.request, &planned.plan);
+        let ran = start::run(request, plan, &planned.who, begun, Vec::new());
+        ran.map(|(pid, started)| (pid, started, planned.pipes()))
     }
 
     /// Nothing below the shim is left of the one before, but others may have been
-    /// put into its cgroups: a probe in the service's own context.
+    /// put into its cgroups: a probe in the service's own context. Those in a group that the
+    /// successor does not share are looked for when that runs.
     fn kill_strangers(&mut self) {
         let Some(grant) = &self.request.grant else {
             return;
         };
-        let v2 = grant
-            .cgroups
-            .iter()
-            .find(|cgroup| cgroup.join == JoinMethod::V2);
-        let dir = match (v2, &grant.freezer_cgroup) {
-            (Some(cgroup), _) => prepare::run_group(&cgroup.path, self.request.generation),
-            (None, Some(freezer)) => freezer.into(),
-            (None, None) => return,
+        let apart = prepare::has_run_group(grant, self.request.generation);
+        let Some(freezer) = grant.freezer_cgroup.as_ref().filter(|_| !apart) else {
+            return;
         };
-        let successor = self.permit.as_ref().and_then(|permit| permit.waiting());
-        if !tree::is_empty(&dir, successor) {
+        let successor = self.permit.as_ref().and_then(Permitted::waiting);
+        if !tree::is_empty(Path::new(freezer), successor) {
             self.kill_all();
         }
     }
