@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use blackhole_tests::deployment::DAEMONS;
 use blackhole_tests::{Deployment, Status, processes, wait_for};
+use rustix::process::Signal;
 
 const SYSTEM: &str = r#"
 services:
@@ -92,4 +93,33 @@ fn without_it_and_without_daemons_break_glass_reaches_all_shims() {
         after.instance("said.1").pid(),
         status.instance("said.1").pid()
     );
+}
+
+/// What cannot be asked is shown as the record has it, and never as ended while
+/// its shim holds the lock.
+#[test]
+fn offline_status_shows_what_lives_also_where_its_shim_cannot_be_asked() {
+    let deployment = Deployment::new(SYSTEM);
+    let daemons = deployment.daemons();
+    let status = deployment.wait_until("the services to be ready", |status| {
+        status.is_in("base.1", "ready") && status.is_in("said.1", "ready")
+    });
+    for daemon in daemons {
+        daemon.kill();
+    }
+    // Their sockets are gone and cannot be made again, and one of the shims hangs.
+    remove_run(&deployment);
+    let run = deployment.dirs().run;
+    std::fs::write(&run, "in the way").expect("a file");
+    let said = status.instance("said.1").pid().expect("a pid");
+    let shim = processes::parent(said).expect("a shim");
+    let send = |signal| assert!(processes::kill(shim, signal, |_| true));
+    send(Signal::STOP);
+    let offline = deployment.cli(&["--offline", "status", "-o", "json"]).ok();
+    send(Signal::CONT);
+    let shown = Status(offline.json());
+    assert_eq!(lives(&shown), lives(&status), "{shown:?}");
+    std::fs::remove_file(&run).expect("it is a file");
+    deployment.cli(&["--offline", "stop", "base", "said"]).ok();
+    assert!(!processes::is_alive(said));
 }
