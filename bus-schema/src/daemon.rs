@@ -1,9 +1,11 @@
 //! What every daemon's `main` does before and after its own work: flags,
 //! directories, lock, tracing, limits of open files, bus, notification, signals.
 
+mod sockets;
+
 use std::future::Future;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -15,6 +17,8 @@ use crate::bus::{BusError, Incoming, Server};
 use crate::config::{Config, ConfigError, Document, Listen};
 use crate::dirs::{Dirs, DirsError, Lock, next_incarnation};
 use crate::names::Component;
+
+use sockets::Sockets;
 
 /// The flags of every daemon.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -51,6 +55,15 @@ pub enum DaemonError<E: std::error::Error + 'static> {
     /// The sockets.
     #[error("cannot join the bus")]
     Bus(#[from] BusError),
+    /// Its sockets were removed, with the run directory perhaps: nobody could
+    /// reach it any more. Whoever runs it starts it again, with new ones.
+    #[error("{socket} was removed: {component} must be started again")]
+    Removed {
+        /// Which daemon.
+        component: Component,
+        /// The socket.
+        socket: PathBuf,
+    },
     /// The daemon's own work failed.
     #[error("{component} failed")]
     Body {
@@ -168,7 +181,7 @@ where
             source,
         })?;
     let result = runtime.block_on(async {
-        let shutdown = watch_signals().map_err(|source| DaemonError::Setup {
+        let (shutdown, ending) = watch_signals().map_err(|source| DaemonError::Setup {
             what: "signal handlers",
             source,
         })?;
@@ -188,6 +201,15 @@ where
             sd_notify::NotifyState::Status(&status),
         ]);
         let watchdog = tokio::spawn(watchdog());
+        let sockets = Sockets::watch([dirs.bus_evt(&component), dirs.bus_cmd(&component)]);
+        let removed = Arc::new(OnceLock::new());
+        let note = removed.clone();
+        let watching = tokio::spawn(async move {
+            let socket = sockets.removed().await;
+            tracing::error!(socket = %socket.display(), "removed: nobody could reach this daemon");
+            let _ = note.set(socket);
+            ending.send_replace(true);
+        });
         let daemon = Daemon {
             dirs: dirs.clone(),
             config,
@@ -200,14 +222,17 @@ where
         };
         let result = body(daemon).await;
         watchdog.abort();
+        watching.abort();
         notify(&[sd_notify::NotifyState::Stopping]);
         let reason = if result.is_ok() { "stopped" } else { "failed" };
         server.bye(reason).await;
         tracing::info!(%component, reason, "ended");
-        result.map_err(|source| DaemonError::Body {
-            component: component.clone(),
-            source,
-        })
+        let component = component.clone();
+        match (result, removed.get().cloned()) {
+            (Ok(()), None) => Ok(()),
+            (Ok(()), Some(socket)) => Err(DaemonError::Removed { component, socket }),
+            (Err(source), _) => Err(DaemonError::Body { component, source }),
+        }
     });
     runtime.shutdown_timeout(Duration::from_millis(200));
     for socket in [
@@ -239,11 +264,12 @@ async fn watchdog() {
     }
 }
 
-fn watch_signals() -> std::io::Result<Shutdown> {
+fn watch_signals() -> std::io::Result<(Shutdown, Arc<watch::Sender<bool>>)> {
     let mut term = signal(SignalKind::terminate())?;
     let mut int = signal(SignalKind::interrupt())?;
     let (sender, requested) = watch::channel(false);
     let sender = Arc::new(sender);
+    let ending = sender.clone();
     tokio::spawn(async move {
         loop {
             tokio::select! {
@@ -253,7 +279,7 @@ fn watch_signals() -> std::io::Result<Shutdown> {
             sender.send_replace(true);
         }
     });
-    Ok(Shutdown { requested })
+    Ok((Shutdown { requested }, ending))
 }
 
 /// Raises the soft limit of open files to the hard one and returns what it was:

@@ -390,6 +390,72 @@ async fn a_fork_server_without_descriptors_does_not_spin_and_recovers() {
     bench.stop("new.1", 1).await.unwrap();
 }
 
+/// Whoever may set limits of foreign processes may set a shim's below what it
+/// waits for, where poll(2) fails at once.
+#[tokio::test]
+async fn a_shim_without_descriptors_does_not_spin_and_goes_on() {
+    let bench = Bench::start().await;
+    let set = |pid: u32, current: u64, maximum: Option<u64>| {
+        let pid = Pid::from_raw(i32::try_from(pid).unwrap());
+        let current = Some(current);
+        rustix::process::prlimit(pid, Resource::Nofile, Rlimit { current, maximum }).unwrap()
+    };
+    let log = |instance: &str| bench.dirs.instance(&name(instance)).join("log");
+    let lines = |instance: &str| std::fs::read(log(instance)).unwrap_or_default().len();
+    // The soft limit it puts back; below a hard one it looks at them in parts, and
+    // with none at all it tries each.
+    for (instance, soft, hard) in [
+        ("soft.1", 1, None),
+        ("parts.1", 2, Some(2)),
+        ("none.1", 0, Some(0)),
+    ] {
+        bench.run(&talker(&bench, instance)).await;
+        let shim = bench.shim(instance);
+        let before = set(shim, soft, hard.or_else(|| files_hard(shim)));
+        let (ticks, begun) = (cpu_ticks(shim), std::time::Instant::now());
+        for _ in 0..5 {
+            let known = lines(instance);
+            talks(&bench, instance).await;
+            until("the line in the log", || {
+                (lines(instance) > known).then_some(())
+            })
+            .await;
+        }
+        if hard.is_none() {
+            assert_eq!(files_soft(shim), before.maximum, "{instance}");
+        } else {
+            assert_eq!(files_soft(shim), hard, "{instance}");
+            // Five pauses at the least, in which nothing is done: 1/100 s is a tick.
+            let (ticks, took) = (cpu_ticks(shim) - ticks, begun.elapsed());
+            assert!(
+                u128::from(ticks) * 10 < took.as_millis() / 2,
+                "{instance}: {ticks} ticks within {took:?}"
+            );
+        }
+        let ended = bench.stop(instance, 1).await.unwrap();
+        let exit = ended.state.exit().unwrap();
+        assert_eq!(exit.result, ExitResult::Stopped, "{instance}");
+    }
+}
+
+fn files_soft(pid: u32) -> Option<u64> {
+    files(pid)[0]
+}
+
+fn files_hard(pid: u32) -> Option<u64> {
+    files(pid)[1]
+}
+
+/// Soft and hard limit of open files, see /proc/pid/limits in proc(5).
+fn files(pid: u32) -> [Option<u64>; 2] {
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let mut words = line.unwrap()["Max open files".len()..].split_whitespace();
+    [(); 2].map(|()| words.next().unwrap().parse().ok())
+}
+
 #[tokio::test]
 async fn without_its_run_directory_a_successor_finds_all_and_has_them_listen_again() {
     let mut bench = Bench::start().await;

@@ -230,3 +230,43 @@ async fn a_fork_server_killed_in_the_midst_of_spawns_costs_none_of_them() {
     }
     assert!(processes_naming(&bench.dirs.run.join("i")).is_empty());
 }
+
+/// Fields of /proc/pid/stat from the third on, see proc_pid_stat(5).
+fn stat(pid: u32) -> Vec<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let rest = stat.rsplit(") ").next().unwrap();
+    rest.split(' ').map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn the_fork_server_stands_alone_and_a_shim_is_a_copy_of_it() {
+    let bench = Bench::start().await;
+    let lock = bench.fork_server_lock();
+    let server = until("a fork server", || host::lock_holder(&lock).unwrap()).await;
+    bench.run(&sleeper("web.1", 1)).await;
+    let service = bench.list().await[0].state.pid().unwrap();
+    let shim = bench.shim("web.1");
+    let manager = bench.manager.as_ref().unwrap().id().to_string();
+    // Not every host lets root do it.
+    let protects = std::process::Command::new("sh")
+        .args(["-c", "echo -900 >/proc/self/oom_score_adj"])
+        .stderr(std::process::Stdio::null())
+        .status();
+    let protects = protects.unwrap().success();
+    let file = |pid: u32, name: &str| std::fs::read(format!("/proc/{pid}/{name}")).unwrap();
+    for pid in [server, shim] {
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        assert_eq!(tasks.count(), 1, "one thread");
+        let stat = stat(pid);
+        assert_ne!(stat[1], manager, "not the manager's child");
+        assert_eq!(stat[3], pid.to_string(), "a session of its own");
+        if protects {
+            assert_eq!(file(pid, "oom_score_adj"), b"-900\n");
+        }
+    }
+    // Forked, not executed anew: the arguments are the server's.
+    assert_eq!(file(shim, "cmdline"), file(server, "cmdline"));
+    assert_eq!(stat(service)[1], shim.to_string(), "the shim is its parent");
+    assert_ne!(file(service, "oom_score_adj"), b"-900\n");
+    bench.stop("web.1", 1).await.unwrap();
+}

@@ -4,7 +4,7 @@
 //! be kept; so logs stay bounded with no daemon at all. What needs time or must
 //! happen while nothing is written is done here, for living and for stopped
 //! instances alike, by one thread of low priority (nice(2) 19), one file at a
-//! time: inotify(7) tells what was rotated, the clock when a file gets too old.
+//! time: inotify(7) tells what was rotated, the time since boot when a file gets too old.
 //!
 //! A file is compressed to a name of its own, brought to the disk, renamed, and
 //! only then is the plain one removed: whatever ends this in between leaves either
@@ -21,7 +21,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use blackhole_bus_schema::dirs::Dirs;
 use blackhole_bus_schema::names::InstanceName;
@@ -30,6 +30,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::fs::{FlockOperation, flock};
 
+use super::age::{Ages, Now};
 use super::files::identity;
 use super::gzip;
 use super::names::{self, COMPRESSED, Rotated, UNFINISHED, retain, rotated_path};
@@ -68,6 +69,7 @@ impl Keeper {
             folder,
             owner,
             due: HashMap::new(),
+            ages: HashMap::new(),
             stop: stop.clone(),
         };
         std::thread::Builder::new()
@@ -88,8 +90,9 @@ struct Task {
     folder: PathBuf,
     owner: String,
     watch: Watch,
-    /// When an instance is to be looked at again.
-    due: HashMap<InstanceName, SystemTime>,
+    /// When an instance is to be looked at again, as time since boot.
+    due: HashMap<InstanceName, Duration>,
+    ages: HashMap<InstanceName, Ages>,
     stop: Arc<Stop>,
 }
 
@@ -103,15 +106,18 @@ impl Task {
                 if self.is_stopped() {
                     return;
                 }
-                let next = look(&self.folder.join(name.to_string()), &self.owner, &|| {
-                    !self.is_stopped()
-                });
+                let mut ages = self.ages.remove(&name).unwrap_or_default();
+                let folder = self.folder.join(name.to_string());
+                let next = look(&folder, &self.owner, &mut ages, &|| !self.is_stopped());
+                if !ages.is_empty() {
+                    self.ages.insert(name.clone(), ages);
+                }
                 match next {
                     Ok(Some(next)) => self.due.insert(name, next),
                     Ok(None) => self.due.remove(&name),
                     Err(error) => {
                         tracing::warn!(instance = %name, %error, "the log's rotated files cannot be kept as asked for");
-                        self.due.insert(name, SystemTime::now() + RETRY)
+                        self.due.insert(name, Now::read().up + RETRY)
                     }
                 };
                 // Rotations meanwhile: the newest news first.
@@ -121,7 +127,7 @@ impl Task {
                 return;
             }
             dirty = self.watch.read(&self.folder);
-            let now = SystemTime::now();
+            let now = Now::read().up;
             let due = self.due.iter().filter(|(_, due)| **due <= now);
             dirty.extend(due.map(|(name, _)| name.clone()));
         }
@@ -135,10 +141,10 @@ impl Task {
     fn wait(&self) -> bool {
         let next = self.due.values().min();
         let timeout = next.map(|next| {
-            let left = next.duration_since(SystemTime::now()).unwrap_or_default();
+            let left = next.saturating_sub(Now::read().up);
             Timespec {
                 // At least a second: files that get too old one after the other go together.
-                // At most an hour: the clock may be set.
+                // At most an hour: a suspended host's time is not waited for here.
                 tv_sec: i64::try_from(left.as_secs()).unwrap_or(3600).clamp(1, 3600),
                 tv_nsec: left.subsec_nanos().into(),
             }
@@ -154,7 +160,12 @@ impl Task {
 }
 
 /// Does what is to be done in one instance's folder; returns when to come again.
-fn look(folder: &Path, owner: &str, wanted: &dyn Fn() -> bool) -> io::Result<Option<SystemTime>> {
+fn look(
+    folder: &Path,
+    owner: &str,
+    ages: &mut Ages,
+    wanted: &dyn Fn() -> bool,
+) -> io::Result<Option<Duration>> {
     if adopt::owner(folder) != owner {
         return Ok(None);
     }
@@ -165,16 +176,17 @@ fn look(folder: &Path, owner: &str, wanted: &dyn Fn() -> bool) -> io::Result<Opt
     let Ok(spec) = record.spec() else {
         return Ok(None);
     };
-    keep(folder, &spec.logs, wanted)
+    keep(folder, &spec.logs, ages, wanted)
 }
 
 fn keep(
     folder: &Path,
     spec: &LogSpec,
+    ages: &mut Ages,
     wanted: &dyn Fn() -> bool,
-) -> io::Result<Option<SystemTime>> {
+) -> io::Result<Option<Duration>> {
     loop {
-        let (stay, next) = retain(folder, spec, SystemTime::now())?;
+        let (stay, next) = retain(folder, spec, Some((ages, Now::read())))?;
         remove_unfinished(folder, &stay)?;
         for file in stay.iter().filter(|file| file.plain && file.compressed) {
             // The compressed one was renamed when it was whole.

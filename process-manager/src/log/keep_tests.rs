@@ -63,8 +63,8 @@ fn log() -> tempfile::TempDir {
     temp
 }
 
-fn kept(folder: &Path) -> Option<SystemTime> {
-    keep(folder, &LogSpec::default(), &|| true).unwrap()
+fn kept(folder: &Path) -> Option<Duration> {
+    keep(folder, &LogSpec::default(), &mut Ages::default(), &|| true).unwrap()
 }
 
 #[test]
@@ -211,7 +211,7 @@ fn nothing_is_compressed_that_is_not_to_be() {
         compress: false,
         ..LogSpec::default()
     };
-    keep(temp.path(), &spec, &|| true).unwrap();
+    keep(temp.path(), &spec, &mut Ages::default(), &|| true).unwrap();
     assert_eq!(names(temp.path()), ["log", "log.00000007", "log.00000008"]);
 }
 
@@ -220,6 +220,12 @@ fn a_disk_that_takes_nothing_costs_no_line() {
     let temp = log();
     // In the way of the file that would be made.
     std::fs::create_dir(temp.path().join("log.00000008.gz.part")).unwrap();
-    keep(temp.path(), &LogSpec::default(), &|| true).unwrap_err();
+    keep(
+        temp.path(),
+        &LogSpec::default(),
+        &mut Ages::default(),
+        &|| true,
+    )
+    .unwrap_err();
     assert_eq!(all(temp.path(), None, Some(0)), lines(0..LINES + 20));
 }

@@ -5,6 +5,7 @@
 //! the disk and is called from the blocking pool, never from the runtime's
 //! thread.
 
+pub(crate) mod age;
 mod files;
 mod follow;
 mod gzip;

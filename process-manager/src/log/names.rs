@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use blackhole_bus_schema::process::LogSpec;
 
 use super::CURRENT;
+use super::age::{Ages, Now};
 
 /// Suffix of a compressed file.
 pub(crate) const COMPRESSED: &str = ".gz";
@@ -117,49 +118,64 @@ pub(crate) fn rotated(directory: &Path) -> io::Result<Vec<Rotated>> {
 }
 
 /// Removes what is kept no longer, the oldest first, and returns what stays,
-/// with the time at which the next file gets too old.
+/// with the time since boot at which the next file gets too old. By age only where
+/// `ages` are known: that is not the shim's.
 pub(crate) fn retain(
     directory: &Path,
     spec: &LogSpec,
-    now: SystemTime,
-) -> io::Result<(Vec<Rotated>, Option<SystemTime>)> {
+    ages: Option<(&mut Ages, Now)>,
+) -> io::Result<(Vec<Rotated>, Option<Duration>)> {
     let files = rotated(directory)?;
-    let limited = spec.max_age_ms.is_some() || spec.max_total_bytes.is_some();
+    let max_age = spec.max_age_ms.map(Duration::from_millis);
+    let mut aging = ages.zip(max_age);
     // The current file may grow to its largest.
     let total = spec
         .max_total_bytes
         .map(|total| total.saturating_sub(spec.max_bytes));
-    let max_age = spec.max_age_ms.map(Duration::from_millis);
-    let (mut kept, mut bytes, mut next) = (0, 0_u64, None);
-    for file in files.iter().rev() {
-        if kept >= usize::try_from(spec.max_files).unwrap_or(usize::MAX) {
-            break;
-        }
-        if limited {
-            let (size, last) = file.measure(directory);
-            bytes = bytes.saturating_add(size);
-            let expires = last
-                .zip(max_age)
-                .and_then(|(last, age)| last.checked_add(age));
-            if total.is_some_and(|total| bytes > total)
-                || expires.is_some_and(|expires| expires <= now)
-            {
+    let most = usize::try_from(spec.max_files).unwrap_or(usize::MAX);
+    let mut first = files.len().saturating_sub(most);
+    if aging.is_some() || total.is_some() {
+        let measured: Vec<_> = files.iter().map(|file| file.measure(directory)).collect();
+        let mut bytes = 0_u64;
+        for (index, (size, _)) in measured.iter().enumerate().skip(first).rev() {
+            bytes = bytes.saturating_add(*size);
+            if total.is_some_and(|total| bytes > total) {
+                first = index + 1;
                 break;
             }
-            next = match (next, expires) {
-                (Some(one), Some(other)) => Some(std::cmp::min::<SystemTime>(one, other)),
-                (one, other) => one.or(other),
-            };
         }
-        kept += 1;
+        if let Some(((ages, now), max_age)) = &mut aging {
+            // Whatever the clock was when they were written: none goes before an older one.
+            let mut latest = Duration::ZERO;
+            let mut next = None;
+            for (index, (_, last)) in measured.iter().enumerate().skip(first) {
+                // One that has just gone has none. Each is asked for: its age counts from now on.
+                let Some(last) = *last else { continue };
+                let number = files[index].number;
+                latest = latest.max(ages.expires(number, last, *max_age, *now));
+                match (latest > now.up, next) {
+                    (true, None) => next = Some(latest),
+                    (true, Some(_)) => {}
+                    (false, _) => first = index + 1,
+                }
+            }
+            let stay = &files[first..];
+            ages.keep(|number| stay.iter().any(|file| file.number == number));
+            return remove_up_to(directory, &files, first).map(|stay| (stay, next));
+        }
     }
-    let (gone, stay) = files.split_at(files.len() - kept);
-    let removed = gone.iter().try_for_each(|file| file.remove(directory));
-    removed.map(|()| (stay.to_vec(), next))
+    remove_up_to(directory, &files, first).map(|stay| (stay, None))
+}
+
+fn remove_up_to(directory: &Path, files: &[Rotated], first: usize) -> io::Result<Vec<Rotated>> {
+    let (gone, stay) = files.split_at(first);
+    gone.iter().try_for_each(|file| file.remove(directory))?;
+    Ok(stay.to_vec())
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::age::PATIENCE;
     use super::*;
 
     fn spec(max_files: u32) -> LogSpec {
@@ -223,7 +239,7 @@ mod tests {
         ] {
             write(temp.path(), name, 10, NEW);
         }
-        let (stay, next) = retain(temp.path(), &spec(2), SystemTime::now()).unwrap();
+        let (stay, next) = retain(temp.path(), &spec(2), None).unwrap();
         assert_eq!(
             stay.iter().map(|file| file.number).collect::<Vec<_>>(),
             [5, 6]
@@ -233,7 +249,7 @@ mod tests {
             names(temp.path()),
             ["log", "log.00000005.gz", "log.00000006", "log.1"]
         );
-        retain(temp.path(), &spec(0), SystemTime::now()).unwrap();
+        retain(temp.path(), &spec(0), None).unwrap();
         assert_eq!(names(temp.path()), ["log", "log.1"]);
     }
 
@@ -247,37 +263,131 @@ mod tests {
             max_total_bytes: Some(100 + 3 * 90),
             ..spec(100)
         };
-        let (stay, _) = retain(temp.path(), &spec, SystemTime::now()).unwrap();
+        let (stay, _) = retain(temp.path(), &spec, None).unwrap();
         assert_eq!(
             stay.iter().map(|file| file.number).collect::<Vec<_>>(),
             [7, 8, 9]
         );
     }
 
-    #[test]
-    fn old_files_go_and_the_next_one_is_announced() {
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// Three files, written until 5, 2½ and 1 hours ago, and what keeps 4 hours.
+    fn aged() -> (tempfile::TempDir, LogSpec, Now) {
         let temp = tempfile::tempdir().unwrap();
-        let hour = Duration::from_secs(3600);
-        write(temp.path(), "log.00000001", 1, 5 * hour);
-        write(temp.path(), "log.00000002.gz", 1, 3 * hour);
-        write(temp.path(), "log.00000003", 1, hour);
+        write(temp.path(), "log.00000001", 1, 5 * HOUR);
+        write(temp.path(), "log.00000002.gz", 1, 5 * HOUR / 2);
+        write(temp.path(), "log.00000003", 1, HOUR);
         let spec = LogSpec {
             max_age_ms: Some(4 * 3_600_000),
             ..spec(100)
         };
-        let now = SystemTime::now();
-        let (stay, next) = retain(temp.path(), &spec, now).unwrap();
+        (temp, spec, Now::read())
+    }
+
+    fn numbers(stay: &[Rotated]) -> Vec<u64> {
+        stay.iter().map(|file| file.number).collect()
+    }
+
+    /// Later by both clocks, but for a jump of the one that can be set.
+    fn later(now: Now, by: Duration, jump_hours: i64) -> Now {
+        let jump = HOUR * u32::try_from(jump_hours.abs()).unwrap();
+        Now {
+            wall: match jump_hours < 0 {
+                true => now.wall + by - jump,
+                false => now.wall + by + jump,
+            },
+            up: now.up + by,
+        }
+    }
+
+    #[test]
+    fn old_files_go_and_the_next_one_is_announced() {
+        let (temp, spec, now) = aged();
+        let mut ages = Ages::default();
+        let mut at = |now| retain(temp.path(), &spec, Some((&mut ages, now))).unwrap();
+        // What was too old at first sight has an hour.
+        let (stay, next) = at(now);
+        assert_eq!((numbers(&stay), next), (vec![1, 2, 3], Some(now.up + HOUR)));
+        let (stay, next) = at(later(now, HOUR, 0));
+        assert_eq!(numbers(&stay), [2, 3]);
+        let due = next.unwrap() - now.up;
+        assert!(due > HOUR && due <= 3 * HOUR / 2, "{due:?}");
+        assert_eq!(numbers(&at(later(now, HOUR + HOUR, 0)).0), [3]);
+        let (stay, next) = at(later(now, 4 * HOUR, 0));
+        assert_eq!((numbers(&stay), next), (vec![], None));
+        assert!(ages.is_empty());
+        assert_eq!(names(temp.path()), Vec::<String>::new());
+        let missing = temp.path().join("missing");
+        let none = retain(&missing, &spec, Some((&mut ages, now))).unwrap();
+        assert_eq!(none, (vec![], None));
+    }
+
+    #[test]
+    fn a_shim_leaves_ages_alone() {
+        let (temp, spec, _) = aged();
         assert_eq!(
-            stay.iter().map(|file| file.number).collect::<Vec<_>>(),
-            [2, 3]
+            numbers(&retain(temp.path(), &spec, None).unwrap().0),
+            [1, 2, 3]
         );
-        let due = next.unwrap();
-        assert!(due > now && due <= now + hour, "{due:?}");
-        retain(temp.path(), &spec, due).unwrap();
-        assert_eq!(names(temp.path()), ["log.00000003"]);
+    }
+
+    #[test]
+    fn a_clock_that_jumps_takes_nothing_away_and_keeps_nothing() {
+        const YEARS: i64 = 20 * 8766;
+        for jump in [YEARS, -YEARS] {
+            let (temp, spec, now) = aged();
+            let mut ages = Ages::default();
+            let mut at = |now| retain(temp.path(), &spec, Some((&mut ages, now))).unwrap();
+            at(now);
+            let minute = Duration::from_secs(60);
+            assert_eq!(
+                numbers(&at(later(now, minute, jump)).0),
+                [1, 2, 3],
+                "{jump}"
+            );
+            // All go when it is their time, as if nothing had been.
+            for (after, left) in [(HOUR, vec![2, 3]), (2 * HOUR, vec![3]), (4 * HOUR, vec![])] {
+                assert_eq!(numbers(&at(later(now, after, jump)).0), left, "{jump}");
+            }
+        }
+    }
+
+    /// As after a start of the manager, when it knows nothing of before.
+    #[test]
+    fn a_clock_that_had_jumped_can_be_put_right_before_all_is_gone() {
+        const YEARS: i64 = 20 * 8766;
+        let (temp, spec, now) = aged();
+        let forward = later(now, Duration::ZERO, YEARS);
+        let mut ages = Ages::default();
+        let (stay, next) = retain(temp.path(), &spec, Some((&mut ages, forward))).unwrap();
         assert_eq!(
-            retain(&temp.path().join("missing"), &spec, due).unwrap(),
-            (vec![], None)
+            (numbers(&stay), next),
+            (vec![1, 2, 3], Some(now.up + PATIENCE))
         );
+        // Nobody has: they are too old as far as anybody can tell.
+        let after = later(forward, PATIENCE, 0);
+        let (stay, _) = retain(temp.path(), &spec, Some((&mut ages, after))).unwrap();
+        assert_eq!(numbers(&stay), Vec::<u64>::new());
+
+        let (temp, spec, now) = aged();
+        let back = later(now, Duration::ZERO, -YEARS);
+        let mut ages = Ages::default();
+        let mut at = |now| retain(temp.path(), &spec, Some((&mut ages, now))).unwrap();
+        // From the future: as if written just now, and no longer.
+        assert_eq!(at(back).1, Some(now.up + 4 * HOUR));
+        assert_eq!(numbers(&at(later(back, 4 * HOUR, 0)).0), Vec::<u64>::new());
+    }
+
+    /// The clock was wrong for one of them only: it stays as long as those before it.
+    #[test]
+    fn none_goes_before_an_older_one() {
+        let (temp, spec, now) = aged();
+        write(temp.path(), "log.00000004", 1, 24 * 365 * HOUR);
+        let mut ages = Ages::default();
+        let mut at = |now| retain(temp.path(), &spec, Some((&mut ages, now))).unwrap();
+        at(now);
+        assert_eq!(numbers(&at(later(now, 2 * HOUR, 0)).0), [3, 4]);
+        assert_eq!(numbers(&at(later(now, 4 * HOUR, 0)).0), Vec::<u64>::new());
     }
 }

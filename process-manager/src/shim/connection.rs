@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::Serialize;
 
 use super::protocol::{self, FrameError, MAX_MESSAGE_FRAME, MAX_REQUEST_FRAME, Request};
@@ -61,7 +61,8 @@ impl Connection {
     pub(crate) fn is_gone(&self) -> bool {
         let mut fds = [PollFd::new(&self.stream, PollFlags::empty())];
         // HUP and ERR are told unasked, see poll(2).
-        poll(&mut fds, Some(&Timespec::default())).is_ok_and(|_| !fds[0].revents().is_empty())
+        super::wait::wait(&mut fds, Some(&Timespec::default()))
+            .is_ok_and(|_| !fds[0].revents().is_empty())
     }
 
     /// Whether something waits to be written to it.

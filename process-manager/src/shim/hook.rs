@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use blackhole_bus_schema::names::Generation;
 use blackhole_bus_schema::process::{ExitStatus, Hook, SpawnFailure, SpawnStep};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, WaitOptions};
 
 use super::connection::Connection;
@@ -246,7 +246,7 @@ fn wait(
         fds.push(PollFd::from_borrowed_fd(pipe?, PollFlags::IN));
         Some(fds.len() - 1)
     });
-    if poll(&mut fds, timeout.as_ref()).is_err() {
+    if super::wait::wait(&mut fds, timeout.as_ref()).is_err() {
         return ([false; 2], false);
     }
     let is_ready =

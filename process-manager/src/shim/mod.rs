@@ -54,6 +54,7 @@ mod start;
 pub(crate) mod sys;
 mod tree;
 mod verdict;
+mod wait;
 
 use std::path::{Path, PathBuf};
 

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use blackhole_bus_schema::process::{SocketSpec, SpawnFailure, SpawnStep};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
@@ -319,7 +319,7 @@ impl Keeper {
                 PollFd::new(&self.watch, PollFlags::IN),
                 PollFd::new(signals, PollFlags::IN),
             ];
-            if poll(&mut fds, Some(&timeout)).is_err() {
+            if super::wait::wait(&mut fds, Some(&timeout)).is_err() {
                 continue;
             }
             let [asked, gone, signalled] = fds.map(|fd| !fd.revents().is_empty());
@@ -430,5 +430,6 @@ fn take(path: &Path) -> Vec<(Item, OwnedFd)> {
 /// `FDPOLL` in sd_notify(3).
 fn is_hung_up(fd: &OwnedFd) -> bool {
     let mut fds = [PollFd::new(fd, PollFlags::empty())];
-    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|_| !fds[0].revents().is_empty())
+    super::wait::wait(&mut fds, Some(&Timespec::default()))
+        .is_ok_and(|_| !fds[0].revents().is_empty())
 }

@@ -15,7 +15,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::inotify;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, WaitOptions};
@@ -317,7 +317,7 @@ impl Server {
                 PollFd::new(&self.signals, PollFlags::IN),
                 PollFd::new(&self.watch, PollFlags::IN),
             ];
-            match poll(&mut fds, timeout.as_ref()) {
+            match super::wait::wait(&mut fds, timeout.as_ref()) {
                 Ok(_) => {}
                 Err(rustix::io::Errno::INTR) => continue,
                 // There are fewer descriptors to be had than it waits for.

@@ -19,7 +19,7 @@ use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use blackhole_bus_schema::process::{ExitRecord, ExitStatus};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, WaitOptions, WaitStatus};
 
 use super::connection::Connection;
@@ -31,6 +31,7 @@ use super::prepare::{Held, note_record};
 use super::protocol::{Loss, ShimMessage, SpawnRequest, Started, StopRequest};
 use super::start::Running;
 use super::verdict::{Facts, verdict};
+use super::wait::wait;
 use super::{sys, tree};
 use restart::{Again, Permitted};
 use turns::{Reloading, Turn};
@@ -261,20 +262,21 @@ impl Service {
             }
             fds.push(PollFd::from_borrowed_fd(connection.as_fd(), flags));
         }
-        // An error (EINTR, ENOMEM) is an empty answer: everything is asked again.
-        if poll(&mut fds, timeout.as_ref()).is_err() {
-            for fd in &mut fds {
-                fd.clear_revents();
-            }
-        }
-        let is_ready =
-            |index: Option<usize>| index.is_some_and(|index| !fds[index].revents().is_empty());
+        // After an error each is tried: nothing here blocks.
+        let failed = wait(&mut fds, timeout.as_ref()).is_err();
+        let is_ready = |index: Option<usize>| {
+            index.is_some_and(|index| failed || !fds[index].revents().is_empty())
+        };
+        let asked = |fd: &PollFd<'_>| match failed {
+            true => PollFlags::IN | PollFlags::OUT,
+            false => fd.revents(),
+        };
         Ready {
             signals: is_ready(Some(0)),
             outputs: [out, err].map(is_ready),
             notify: is_ready(notify),
             listener: is_ready(listener),
-            connections: fds[first..].iter().map(PollFd::revents).collect(),
+            connections: fds[first..].iter().map(asked).collect(),
         }
     }
 

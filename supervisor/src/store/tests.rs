@@ -233,6 +233,34 @@ fn the_tables_of_an_earlier_version_are_taken_over() {
     assert_eq!(Store::open(&path).unwrap().1, expected);
 }
 
+#[test]
+fn the_tables_of_the_version_before_are_taken_over() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("db");
+    let (mut store, _) = Store::open(&path).unwrap();
+    let mut expected = Restored::default();
+    for change in changes() {
+        expected.apply(change.clone());
+        store.write(vec![change], false).unwrap();
+    }
+    drop(store);
+    // Version 2 did not know whose an instance is, and nothing else.
+    let connection = Connection::open(&path).unwrap();
+    connection
+        .execute_batch(
+            "ALTER TABLE instance DROP COLUMN manager;
+             PRAGMA user_version = 2;",
+        )
+        .unwrap();
+    drop(connection);
+    for instance in &mut expected.instances {
+        instance.manager = None;
+    }
+    for _ in 0..2 {
+        assert_eq!(Store::open(&path).unwrap().1, expected);
+    }
+}
+
 /// After a failed fsync the kernel takes the pages for written: wishes are put
 /// again, as they are by then.
 #[test]

@@ -4,11 +4,12 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use blackhole_bus_schema::process::LogSpec;
 
 use crate::log::CURRENT;
+use crate::log::age::Now;
 use crate::log::names::{retain, rotated, rotated_path};
 
 /// The files of one instance's log.
@@ -18,8 +19,11 @@ pub(super) struct Files {
     spec: LogSpec,
     file: Option<File>,
     size: u64,
-    /// When the current file is rotated whatever its size; only with `max_age`.
-    stale: Option<SystemTime>,
+    /// The time since boot at which the current file is rotated whatever its size;
+    /// only with `max_age`.
+    stale: Option<Duration>,
+    /// The clocks.
+    pub(super) now: fn() -> Now,
     /// Number of the last rotated file, once it is known.
     last: Option<u64>,
     /// Lines dropped so far.
@@ -37,6 +41,7 @@ impl Files {
             file: None,
             size: 0,
             stale: None,
+            now: Now::read,
             last: None,
             lost: 0,
             error: None,
@@ -67,7 +72,7 @@ impl Files {
         if self.file.is_none() {
             self.open().map_err(|error| (0, error))?;
         }
-        if self.size > 0 && self.stale.is_some_and(|stale| stale <= SystemTime::now()) {
+        if self.size > 0 && self.stale.is_some_and(|stale| stale <= (self.now)().up) {
             self.rotate().map_err(|error| (0, error))?;
             return Ok(0);
         }
@@ -115,10 +120,14 @@ impl Files {
             self.size += 1;
         }
         let age = self.spec.max_age_ms.map(Duration::from_millis);
-        self.stale = age.and_then(|age| {
-            // Where the file system does not keep it, the time at which this shim met the file.
-            let born = metadata.created().unwrap_or_else(|_| SystemTime::now());
-            born.checked_add(age)
+        self.stale = age.map(|age| {
+            let now = (self.now)();
+            // Where the file system does not keep it, the time at which this shim met the
+            // file. The wall clock is asked once; it may be set.
+            let old = metadata
+                .created()
+                .map_or(Duration::ZERO, |at| now.since(at));
+            now.up.saturating_add(age.saturating_sub(old))
         });
         self.file = Some(file);
         Ok(())
@@ -144,7 +153,7 @@ impl Files {
         self.file = None;
         self.size = 0;
         // What could not be removed now is with the next rotation.
-        let _ = retain(&self.dir, &self.spec, SystemTime::now());
+        let _ = retain(&self.dir, &self.spec, None);
         Ok(())
     }
 

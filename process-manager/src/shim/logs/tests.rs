@@ -8,6 +8,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::*;
 use crate::log::Parsed;
+use crate::log::age::Now;
 
 /// A log and the ends of its pipes that a service would have.
 struct Bench {
@@ -235,9 +236,59 @@ fn a_file_that_is_too_old_is_rotated_with_the_next_line() {
     assert_eq!(text(&read(temp.path(), "log"), "out"), b"three\n");
     assert_eq!(
         names(temp.path()),
-        ["log"],
-        "its age has removed the old one"
+        ["log", "log.00000001"],
+        "what is too old is the manager's to remove"
     );
+}
+
+thread_local! {
+    /// What the clocks of [`moved`] are ahead, in seconds: the one that can be set, and the other.
+    static AHEAD: std::cell::Cell<(i64, u64)> = const { std::cell::Cell::new((0, 0)) };
+}
+
+fn moved() -> Now {
+    let (wall, up) = AHEAD.get();
+    let now = Now::read();
+    let jump = Duration::from_secs(wall.unsigned_abs());
+    Now {
+        wall: if wall < 0 {
+            now.wall - jump
+        } else {
+            now.wall + jump
+        },
+        up: now.up + Duration::from_secs(up),
+    }
+}
+
+#[test]
+fn a_clock_that_jumps_neither_rotates_nor_keeps_it_from_that() {
+    const YEARS: i64 = 20 * 365 * 86_400;
+    for jump in [YEARS, -YEARS] {
+        AHEAD.set((0, 0));
+        let temp = tempfile::tempdir().unwrap();
+        let spec = LogSpec {
+            max_age_ms: Some(3_600_000),
+            ..LogSpec::default()
+        };
+        let mut bench = bench_with(temp.path(), spec.clone());
+        bench.output.files.now = moved;
+        bench.out(b"one\n");
+        AHEAD.set((jump, 0));
+        bench.out(b"two\n");
+        assert_eq!(names(temp.path()), ["log"], "{jump}");
+        AHEAD.set((jump, 3_601));
+        bench.out(b"three\n");
+        assert_eq!(names(temp.path()), ["log", "log.00000001"], "{jump}");
+        // Another shim opens a file of another time: it lives no longer than others.
+        drop(bench);
+        let mut bench = bench_with(temp.path(), spec);
+        bench.output.files.now = moved;
+        bench.out(b"four\n");
+        AHEAD.set((jump, 2 * 3_601));
+        bench.out(b"five\n");
+        assert_eq!(text(&read(temp.path(), "log"), "out"), b"five\n", "{jump}");
+        assert!(names(temp.path()).len() >= 3, "{jump}");
+    }
 }
 
 #[test]

@@ -4,12 +4,13 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::Service;
 use crate::shim::notify::Wish;
 use crate::shim::protocol::StopRequest;
+use crate::shim::wait::wait;
 use crate::shim::{sys, tree};
 
 /// A process below the shim that the service has named as its main one.
@@ -32,7 +33,7 @@ impl Main {
     pub(super) fn lives(&self) -> bool {
         let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
         // Readable when it has ended, see pidfd_open(2).
-        poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready == 0)
+        wait(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready == 0)
     }
 
     /// Sends it a signal.

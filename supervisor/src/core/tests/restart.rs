@@ -228,6 +228,37 @@ fn a_wait_survives_the_supervisor() {
     assert_eq!(bench.status("a.1").restarts, 3);
 }
 
+/// What has to wait over a restart of the supervisor waits by the wall clock, which may
+/// have been set meanwhile, by years and in either direction.
+#[test]
+fn a_clock_that_was_set_prolongs_no_wait_and_costs_nothing_else() {
+    const YEARS: u64 = 20 * 365 * 86_400 * 1_000_000_000;
+    for back in [true, false] {
+        let services = [("a", service())];
+        let mut bench = Bench::new(&services);
+        bench.now.unix_ns += YEARS;
+        for _ in 0..3 {
+            bench.runs("a.1");
+            bench.ends("a.1", ExitResult::ExitCode);
+            bench.pass(secs(1));
+        }
+        assert_eq!(bench.phase("a.1"), "backing off");
+        bench.take();
+        let generation = bench.generation("a.1");
+        let record = ended("a.1", generation, ExitResult::ExitCode, bench.now.unix_ns);
+        match back {
+            true => bench.now.unix_ns -= YEARS,
+            false => bench.now.unix_ns += YEARS,
+        }
+        bench.reborn(Some(&services));
+        bench.input(Input::ControllerUp);
+        bench.sync(&[record]);
+        bench.pass(service().restart_policy.max_backoff * 2);
+        assert_eq!(bench.take(), ["spawn a.1 #4"], "back: {back}");
+        assert_eq!(bench.status("a.1").restarts, 3);
+    }
+}
+
 #[test]
 fn a_restarted_host_is_nobodys_failure() {
     let services = [("a", service())];
