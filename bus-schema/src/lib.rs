@@ -32,6 +32,7 @@ pub mod priority;
 pub mod process;
 pub mod raw;
 pub mod registry;
+pub mod regular;
 pub mod reply;
 pub mod resource;
 pub mod rpc;

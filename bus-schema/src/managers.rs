@@ -7,6 +7,7 @@ use std::path::Path;
 use crate::config::Config;
 use crate::dirs::Dirs;
 use crate::names::{Component, InstanceName, ManagerName};
+use crate::regular;
 
 /// The manager whose instances bear no name.
 pub const UNNAMED: &str = "process-manager";
@@ -14,10 +15,15 @@ pub const UNNAMED: &str = "process-manager";
 /// File in an instance's folder that names its manager; absent: the one without a name.
 pub const OWNER: &str = "owner";
 
-/// The process-manager that started the instance in `folder` last. Blocks.
+/// Longest text in such a file, in bytes: more than any name has.
+const MOST_OWNER: u64 = 4096;
+
+/// The process-manager that started the instance in `folder` last; the one
+/// without a name where that cannot be read. Blocks for one small read.
 pub fn owner(folder: &Path) -> String {
-    std::fs::read_to_string(folder.join(OWNER))
-        .map_or_else(|_| UNNAMED.to_owned(), |text| text.trim().to_owned())
+    let bytes = regular::read(&folder.join(OWNER), MOST_OWNER).ok();
+    let text = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
+    text.map_or_else(|| UNNAMED.to_owned(), |text| text.trim().to_owned())
 }
 
 /// The instances that named process-managers started last, in no order. Blocks

@@ -5,6 +5,7 @@ use std::io;
 use blackhole_bus_schema::dirs::Dirs;
 use blackhole_bus_schema::managers::OWNER;
 use blackhole_bus_schema::names::InstanceName;
+use blackhole_bus_schema::regular;
 
 pub use blackhole_bus_schema::managers::{UNNAMED, owner};
 
@@ -68,7 +69,7 @@ pub fn claim(dirs: &Dirs, name: &InstanceName, owner: &str) -> Result<(), ClaimE
         std::fs::create_dir_all(&folder)?;
         // Whole or not at all: a manager that looks meanwhile reads one or the other.
         let new = folder.join("owner.new");
-        std::fs::write(&new, format!("{owner}\n"))?;
+        regular::write(&new, format!("{owner}\n").as_bytes())?;
         return Ok(std::fs::rename(new, file)?);
     }
     match std::fs::remove_file(file) {

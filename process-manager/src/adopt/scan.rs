@@ -10,6 +10,7 @@ use blackhole_bus_schema::names::{Generation, InstanceName};
 use blackhole_bus_schema::process::{
     ExitResult, Failure, ProcessState, SpawnFailure, SpawnSpec, SpawnStep,
 };
+use blackhole_bus_schema::regular;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -38,6 +39,13 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Name of the file that holds the generation whose end was published.
 const TOLD: &str = "told";
+
+/// More bytes than a generation has digits.
+const MOST_TOLD: u64 = 64;
+
+/// How long the look at one instance may take. A file system that hangs keeps it
+/// from nobody else.
+const LOOK: Duration = Duration::from_secs(60);
 
 /// An instance that was found.
 #[derive(Debug)]
@@ -87,7 +95,14 @@ pub async fn scan(dirs: &Dirs, owner: &str) -> Scan {
         let (dirs, boot, places) = (dirs.clone(), boot.clone(), places.clone());
         tasks.spawn(async move {
             let _place = places.acquire_owned().await;
-            look(&dirs, &boot, name).await
+            let looked = tokio::time::timeout(LOOK, look(&dirs, &boot, name.clone())).await;
+            looked.unwrap_or_else(|_| {
+                let folder = dirs.instance(&name);
+                Err(format!(
+                    "{name}: {} does not answer: left alone until its next start",
+                    folder.display()
+                ))
+            })
         });
     }
     while let Some(looked) = tasks.join_next().await {
@@ -331,7 +346,7 @@ fn spec_of(name: &InstanceName, record: Option<&Record>) -> Option<Box<SpawnSpec
 /// Which generation's end was published, and when (Unix time in nanoseconds).
 fn told(folder: &Path) -> Option<(Generation, u64)> {
     let path = folder.join(TOLD);
-    let text = std::fs::read_to_string(&path).ok()?;
+    let text = String::from_utf8(regular::read(&path, MOST_TOLD).ok()?).ok()?;
     let generation = text.trim().parse().ok().map(Generation)?;
     let modified = std::fs::metadata(&path)
         .and_then(|metadata| metadata.modified())
@@ -344,7 +359,7 @@ fn told(folder: &Path) -> Option<(Generation, u64)> {
 /// again. Blocks. Lost, it is told twice: subscribers go by state and generation.
 pub fn note_told(dirs: &Dirs, name: &InstanceName, generation: Generation) {
     let path = dirs.instance(name).join(TOLD);
-    if let Err(error) = std::fs::write(&path, format!("{generation}\n")) {
+    if let Err(error) = regular::write(&path, format!("{generation}\n").as_bytes()) {
         tracing::debug!(path = %path.display(), %error, "an end will be told again");
     }
 }

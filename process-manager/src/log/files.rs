@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use blackhole_bus_schema::process::LogCursor;
+use blackhole_bus_schema::regular;
 
 use super::gzip::Compressed;
 use super::names::rotated;
@@ -50,15 +51,14 @@ impl Open {
                 source,
             }
         };
-        let file = match File::open(&path) {
+        let file = match regular::reader(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            // Nobody's log.
+            Err(error) if error.kind() == ErrorKind::InvalidInput => return Ok(None),
             Err(error) => return Err(failed("open")(error)),
         };
         let metadata = file.metadata().map_err(failed("stat"))?;
-        if !metadata.is_file() {
-            return Ok(None);
-        }
         let (identity, size, content) = if compressed {
             let Some(compressed) = Compressed::open(file).map_err(failed("read"))? else {
                 return Ok(None);

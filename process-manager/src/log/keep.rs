@@ -13,11 +13,11 @@
 //! given up.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +26,7 @@ use std::time::Duration;
 use blackhole_bus_schema::dirs::Dirs;
 use blackhole_bus_schema::names::InstanceName;
 use blackhole_bus_schema::process::LogSpec;
+use blackhole_bus_schema::regular;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::fs::{FlockOperation, flock};
@@ -193,7 +194,12 @@ fn keep(
             remove(&file.plain_path(folder))?;
         }
         // The newest first: in a flood the oldest go before they are done.
-        let next_file = stay.iter().rev().find(|file| !file.compressed);
+        let mut plain = stay.iter().rev().filter(|file| !file.compressed);
+        let next_file = plain.find(|file| {
+            // What is no file is nobody's log: it goes when its number does.
+            let metadata = std::fs::symlink_metadata(file.plain_path(folder));
+            metadata.is_ok_and(|metadata| metadata.is_file())
+        });
         match next_file.filter(|_| spec.compress && wanted()) {
             Some(file) => {
                 if !compress(folder, file, wanted)? {
@@ -225,7 +231,7 @@ fn compress(folder: &Path, file: &Rotated, wanted: &dyn Fn() -> bool) -> io::Res
     let plain = file.plain_path(folder);
     let unfinished = rotated_path(folder, file.number, UNFINISHED);
     let finished = rotated_path(folder, file.number, COMPRESSED);
-    let source = match File::open(&plain) {
+    let source = match regular::reader(&plain) {
         Ok(source) => source,
         // The shim has removed it.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
@@ -242,12 +248,7 @@ fn compress(folder: &Path, file: &Rotated, wanted: &dyn Fn() -> bool) -> io::Res
         remove(&plain)?;
         return Ok(true);
     }
-    let mut target = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&unfinished)?;
+    let mut target = regular::create(&unfinished)?;
     let is_there = || source.metadata().is_ok_and(|metadata| metadata.nlink() > 0);
     let done = gzip::compress(&source, &mut target, identity(&metadata), || {
         wanted() && is_there()

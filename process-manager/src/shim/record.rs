@@ -11,14 +11,14 @@
 //! data), and the end still fits when the disk is full, since the space for it
 //! is taken with the first frame.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use blackhole_bus_schema::limits::LimitGrant;
 use blackhole_bus_schema::names::{Generation, InstanceName};
 use blackhole_bus_schema::process::{ExitRecord, SpawnFailure, SpawnSpec};
+use blackhole_bus_schema::regular;
 use serde::{Deserialize, Serialize};
 
 use super::protocol::{self, FrameError, MAX_SPAWN_FRAME, SpawnRequest, Started};
@@ -181,24 +181,26 @@ pub fn read_record(dir: &Path) -> Result<Option<Record>, RecordError> {
     // A shim killed between its two steps leaves only the new file.
     for name in [NAME, NEW] {
         let path = dir.join(name);
-        let failed = |operation| {
-            let path = path.clone();
-            move |source| RecordError::Io {
-                operation,
-                path,
-                source,
-            }
-        };
-        match std::fs::metadata(&path) {
-            Ok(meta) if meta.len() > MAX_BYTES => {
-                let problem = format!("{} bytes long", meta.len());
+        let bytes = match regular::read(&path, MAX_BYTES) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::FileTooLarge | io::ErrorKind::InvalidInput
+                ) =>
+            {
+                let problem = error.to_string();
                 return Err(RecordError::Damaged { path, problem });
             }
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(failed("examine")(error)),
-        }
-        let bytes = std::fs::read(&path).map_err(failed("read"))?;
+            Err(source) => {
+                return Err(RecordError::Io {
+                    operation: "read",
+                    path,
+                    source,
+                });
+            }
+        };
         return match parse(bytes) {
             Ok(Some(record)) => Ok(Some(record)),
             // Cut short within the first frame: nothing was started by it.
@@ -415,12 +417,7 @@ impl Writer {
 
     fn create(&mut self) -> io::Result<()> {
         let new = self.path.with_file_name(NEW);
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&new)?;
+        let mut file = regular::create(&new)?;
         file.write_all(&self.pending)?;
         // Removed first: see the top of this file. A reader looks at both names.
         match std::fs::remove_file(&self.path) {
@@ -577,7 +574,10 @@ mod tests {
         // And a disk that fills up in between.
         let mut writer = Writer::begin(&request(dir, vec![5]), "boot", 11);
         writer.started(&started()).unwrap();
-        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let full = std::fs::OpenOptions::new()
+            .write(true)
+            .open("/dev/full")
+            .unwrap();
         let good = writer.file.replace(full);
         assert!(writer.exited(&exit()).is_err());
         writer.file = good;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use blackhole_bus_schema::process::LogSpec;
+use blackhole_bus_schema::regular;
 
 use crate::log::CURRENT;
 use crate::log::age::Now;
@@ -111,7 +112,7 @@ impl Files {
         let path = self.dir.join(CURRENT);
         let mut options = OpenOptions::new();
         options.append(true).create(true).mode(0o600);
-        let mut file = options.open(&path)?;
+        let mut file = regular::open(&path, &mut options)?;
         let metadata = file.metadata()?;
         self.size = metadata.len();
         if self.size > 0 && ends_within_a_line(&path, self.size) {
@@ -179,6 +180,6 @@ fn write_all(file: &mut File, bytes: &[u8]) -> (usize, io::Result<()>) {
 
 fn ends_within_a_line(path: &Path, size: u64) -> bool {
     let mut last = [b'\n'];
-    let read = File::open(path).and_then(|file| file.read_at(&mut last, size - 1));
+    let read = regular::reader(path).and_then(|file| file.read_at(&mut last, size - 1));
     matches!(read, Ok(1)) && last != [b'\n']
 }
