@@ -17,9 +17,9 @@ use blackhole_bus_schema::process::{
     ExitResult, ExitStatus, Hook, ReloadAction, ReloadSpec, SpawnSpec, SpawnStep,
 };
 use blackhole_process_manager::shim::client::{
-    ClientError, ShimEvent, instance_lock_held, read_record,
+    ClientError, ShimEvent, StopRequest, instance_lock_held, read_record,
 };
-use shim_support::{Rig, line_of, lives, tagged, until};
+use shim_support::{Rig, end, line_of, lives, tagged, until};
 
 fn hook(script: &str, timeout: Duration) -> Option<Hook> {
     Some(Hook {
@@ -318,6 +318,54 @@ async fn the_main_process_is_the_one_that_the_service_names() {
         (exit.status, exit.result),
         (ExitStatus::Exited { code: 9 }, ExitResult::Stopped)
     );
+}
+
+/// The first process has gone, and the main one is the child of a helper that stays
+/// and learns of its end by itself.
+fn with_a_helper(rig: &Rig, main: &str) -> String {
+    let said = rig.path("named");
+    let said = said.display();
+    let named = say("MAINPID=$!\\nREADY=1");
+    let helper = format!("({main}) & {named}; touch {said}; wait; exec sleep 1000");
+    format!("({helper}) & while [ ! -e {said} ]; do sleep 0.01; done; exit 0")
+}
+
+#[tokio::test]
+async fn the_end_of_a_main_process_that_has_another_parent_is_seen() {
+    let rig = Rig::new().await;
+    let go = rig.path("go");
+    let main = format!(
+        "while [ ! -e {} ]; do sleep 0.01; done; exit 3",
+        go.display()
+    );
+    let mut running = rig.spawn(&rig.script(&with_a_helper(&rig, &main))).await;
+    let first = running.started.pid;
+    until("the first process is gone", || {
+        (!lives(first)).then_some(())
+    })
+    .await;
+    while !running.handle.status().await.unwrap().notify.ready {}
+    fs::write(&go, "").unwrap();
+    let exit = running.exited().await;
+    // How it ended its parent alone knows; that it was no success is sure.
+    assert_eq!(
+        (exit.status, exit.result),
+        (ExitStatus::Unknown, ExitResult::Signal)
+    );
+    assert!(exit.killed_leftovers > 0, "the helper");
+}
+
+#[tokio::test]
+async fn a_stop_that_finds_nobody_comes_to_its_end() {
+    let rig = Rig::new().await;
+    let mut running = rig
+        .spawn(&rig.script(&with_a_helper(&rig, "exec sleep 1000")))
+        .await;
+    while !running.handle.status().await.unwrap().notify.ready {}
+    let main = running.handle.status().await.unwrap().notify.main_pid;
+    end(main.unwrap(), rustix::process::Signal::KILL);
+    let _ = running.handle.stop(StopRequest::default()).await;
+    running.exited().await;
 }
 
 #[tokio::test]

@@ -250,7 +250,10 @@ impl Service {
             .as_ref()
             .filter(|_| self.accept_after.is_none())
             .map(AsFd::as_fd);
-        let [out, err, notify, listener] = [out, err, notify, listener].map(|fd| {
+        // After that it stays readable.
+        let main = self.main.as_ref().filter(|_| self.end.is_none());
+        let main = main.map(AsFd::as_fd);
+        let [out, err, notify, listener, main] = [out, err, notify, listener, main].map(|fd| {
             fds.push(PollFd::from_borrowed_fd(fd?, PollFlags::IN));
             Some(fds.len() - 1)
         });
@@ -272,7 +275,8 @@ impl Service {
             false => fd.revents(),
         };
         Ready {
-            signals: is_ready(Some(0)),
+            // Its end is told by no signal where it is not this process's child.
+            signals: is_ready(Some(0)) || is_ready(main),
             outputs: [out, err].map(is_ready),
             notify: is_ready(notify),
             listener: is_ready(listener),
@@ -315,7 +319,11 @@ impl Service {
                     self.first_ended(exit_status(status));
                 }
                 Ok(Some((pid, status))) if self.is_main(pid) && self.end.is_none() => {
-                    self.end = Some(exit_status(status));
+                    // It may have named another one, as its last word.
+                    self.on_notify();
+                    if self.is_main(pid) {
+                        self.end = Some(exit_status(status));
+                    }
                 }
                 Ok(Some((pid, status))) => {
                     let hook = self.hooks.iter().position(|(_, hook)| hook.pid() == pid);
@@ -327,15 +335,36 @@ impl Service {
                         self.killed_leftovers += 1;
                     }
                 }
+                Ok(None) if self.main_ended_unseen() => {}
                 Ok(None) => return false,
                 Err(rustix::io::Errno::INTR) => {}
                 Err(_) => {
                     // Nobody saw the end of a main process that had another parent.
-                    self.end = self.end.or(self.first_end);
+                    let unseen = self.main.is_some().then_some(ExitStatus::Unknown);
+                    self.end = self.end.or(unseen).or(self.first_end);
                     return true;
                 }
             }
         }
+    }
+
+    /// Whether the main process has ended and whoever is its parent has learnt how:
+    /// then that is settled here. True also when there is more to reap.
+    fn main_ended_unseen(&mut self) -> bool {
+        let ended = |this: &Self| this.main.as_ref().is_some_and(|main| !main.lives());
+        if self.end.is_some() || !ended(self) {
+            return false;
+        }
+        // It may have named another one, as its last word.
+        self.on_notify();
+        if self.main.as_ref().is_some_and(Main::is_to_be_reaped) {
+            // It has ended since the last look.
+            return true;
+        }
+        if ended(self) {
+            self.end = Some(ExitStatus::Unknown);
+        }
+        false
     }
 
     fn is_main(&self, pid: Pid) -> bool {

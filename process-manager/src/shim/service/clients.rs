@@ -141,10 +141,12 @@ impl Service {
         let after_hook = self.stopping.is_none() && self.begin_hook(Turn::BeforeStop);
         let waiting = after_hook.then_some((stop.signal, request.process_group));
         if !after_hook {
-            self.signal(stop.signal, request.process_group)?;
+            // One that finds nobody is no reason not to end the rest in time.
+            let _ = self.signal(stop.signal, request.process_group);
             self.wake(request.process_group);
         }
-        let deadline = Instant::now().checked_add(Duration::from_millis(stop.grace_ms));
+        let grace = Duration::from_millis(stop.grace_ms);
+        let deadline = Instant::now().checked_add(grace);
         match &mut self.stopping {
             Some(stopping) if stopping.deadline.is_some() => {
                 stopping.deadline = stopping.deadline.min(deadline).or(stopping.deadline);
@@ -188,6 +190,8 @@ impl Service {
         if self.end.is_some() {
             return Err("it has ended".to_owned());
         }
+        // The first one's group is that of what it has left behind, if it has any.
+        let group = group && self.first_end.is_none();
         let sent = match self.main.as_ref().filter(|main| !group && main.lives()) {
             Some(main) => main.signal(signal),
             // It has been reaped, and its number may be another's by now.

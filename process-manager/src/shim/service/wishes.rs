@@ -1,11 +1,11 @@
 //! What a service asks its shim for over `NOTIFY_SOCKET`.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
 
 use super::Service;
 use crate::shim::notify::Wish;
@@ -36,9 +36,21 @@ impl Main {
         wait(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready == 0)
     }
 
+    /// Whether it is a child of this process, has ended and has not been reaped.
+    pub(super) fn is_to_be_reaped(&self) -> bool {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        matches!(waitid(WaitId::PidFd(self.fd.as_fd()), options), Ok(Some(_)))
+    }
+
     /// Sends it a signal.
     pub(super) fn signal(&self, signal: i32) -> io::Result<()> {
         sys::signal_pidfd(&self.fd, signal)
+    }
+}
+
+impl AsFd for Main {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 
@@ -86,7 +98,8 @@ impl Service {
     }
 
     fn choose_main(&mut self, pid: Pid) {
-        if pid == self.pid {
+        // Reaped, its number may be another's.
+        if pid == self.pid && self.first_end.is_none() {
             self.main = None;
         } else if let Some(main) = Main::new(pid) {
             self.main = Some(main);
