@@ -7,7 +7,7 @@ mod support;
 
 use blackhole_bus_schema::names::Generation;
 use blackhole_bus_schema::process::{
-    ExitResult, ExitStatus, Failure, InstanceRecord, ProcessState, StateName,
+    ExitResult, ExitStatus, Failure, InstanceRecord, Permit, ProcessState, StateName,
 };
 use blackhole_process_manager::shim::client::{ForkServer, ForkServerOptions, SpawnRequest};
 use rustix::process::Signal;
@@ -496,6 +496,34 @@ async fn a_shim_that_hangs_does_not_keep_a_stop_waiting() {
     send(bench.shim("web.1"), Signal::STOP);
     let ended = bench.stop("web.1", 1).await.unwrap();
     assert_eq!(ended.state.exit().unwrap().result, ExitResult::ShimLost);
+    gone(pid).await;
+}
+
+/// Its shim hangs when the manager comes back, and has restarted it by permit before
+/// it answers.
+#[tokio::test]
+async fn a_shim_that_used_its_permit_before_it_answered_is_met_again() {
+    let mut bench = Bench::start().await;
+    let mut service = sleeper("web.1", 1);
+    service.permit = Some(Permit {
+        generation: Generation(2),
+        expires_after_ms: None,
+    });
+    let before = bench.run(&service).await.state.pid().unwrap();
+    let shim = bench.shim("web.1");
+    bench.kill_manager();
+    send(shim, Signal::STOP);
+    let records = bench.start_manager().await;
+    assert_eq!(find(&records, "web.1").state.pid(), Some(before));
+    kill(before);
+    send(shim, Signal::CONT);
+    let record = bench.state("web.1", 2, Running).await;
+    let pid = record.state.pid().unwrap();
+    assert_ne!(pid, before);
+    assert_eq!(record.restarts, 1);
+    // It is held like any other.
+    let ended = bench.stop("web.1", 2).await.unwrap();
+    assert_eq!(ended.state.exit().unwrap().result, ExitResult::Stopped);
     gone(pid).await;
 }
 

@@ -84,7 +84,7 @@ impl Stopping {
     async fn reach(self, facts: mpsc::Sender<Fact>) {
         let (name, generation) = (self.name.clone(), self.generation);
         match client::attach(&self.dirs, &name).await {
-            Ok(attached) if attached.status.generation == generation => {
+            Ok(attached) if attached.status.generation >= generation => {
                 let handle = attached.handle.clone();
                 let attached = Box::new(attached);
                 let fact = Fact::Reattached {

@@ -103,14 +103,15 @@ pub(super) async fn await_shim(
     }
 }
 
-/// Tries to reach a shim until it answers.
+/// Tries to reach a shim until it answers. Meanwhile it may have used its permit:
+/// then it tells of a later generation.
 async fn reattach(dirs: &Dirs, name: &InstanceName, generation: Generation) -> Attached {
     let mut wait = REATTACH.0;
     loop {
         // No event tells that a process answers again.
         tokio::time::sleep(wait).await;
         if let Ok(attached) = client::attach(dirs, name).await
-            && attached.status.generation == generation
+            && attached.status.generation >= generation
         {
             return attached;
         }
@@ -202,7 +203,8 @@ impl Manager {
             events,
         } = attached;
         held.handle = Some(handle);
-        tokio::spawn(listen(name.clone(), generation, events, self.facts.clone()));
+        let (now, facts) = (status.generation, self.facts.clone());
+        tokio::spawn(listen(name.clone(), now, events, facts));
         let status = ShimEvent::Status(Box::new(status));
         self.shim(name, generation, status).await;
     }
