@@ -393,6 +393,22 @@ async fn a_process_that_is_not_the_services_is_not_its_main_one() {
 }
 
 #[tokio::test]
+async fn a_service_that_asks_for_time_without_end_is_killed_all_the_same() {
+    let rig = Rig::new().await;
+    let said = rig.path("said");
+    // For thirty years.
+    let script = format!(
+        "trap '{}' TERM; echo up > {}; while :; do sleep 0.01; done",
+        say("EXTEND_TIMEOUT_USEC=1000000000000000"),
+        said.display()
+    );
+    let mut running = rig.spawn(&rig.script(&script)).await;
+    line_of(&said).await;
+    running.stop(Duration::from_millis(200)).await;
+    assert_eq!(running.exited().await.result, ExitResult::StopTimeout);
+}
+
+#[tokio::test]
 async fn a_service_that_ends_slowly_can_ask_for_time() {
     let rig = Rig::new().await;
     let said = rig.path("said");

@@ -7,7 +7,7 @@
 //! | `WATCHDOG=1` | a sign of life |
 //! | `WATCHDOG=trigger` | it is stopped as an unhealthy one |
 //! | `MAINPID=` | the process that signals go to and whose end is the service's; one below the shim |
-//! | `EXTEND_TIMEOUT_USEC=` | while it is being stopped: more time |
+//! | `EXTEND_TIMEOUT_USEC=` | while it is being stopped: more time, up to ten times its grace in all |
 //! | `FDSTORE=1`, `FDNAME=`, `FDPOLL=0`, `FDSTOREREMOVE=1` | stored descriptors |
 //! | `BARRIER=1` | its descriptor is closed when all before it has been taken in |
 

@@ -48,6 +48,8 @@ const LOSS_INTERVAL: Duration = Duration::from_millis(250);
 struct Stopping {
     /// When everything is killed; `None` when it has been, or never will be.
     deadline: Option<Instant>,
+    /// How far the service may put that off.
+    latest: Option<Instant>,
     /// The signal, and whether it goes to the process group, while the hook
     /// before it runs.
     signal: Option<(i32, bool)>,

@@ -17,6 +17,10 @@ use crate::shim::sys;
 /// How long no client is taken after the process or the host ran out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
+/// How many times its grace a service that is being stopped may have in all by
+/// asking for more time, so that a stop comes to its end whatever it asks for.
+const MOST_GRACES: u32 = 10;
+
 impl Service {
     /// Makes its sockets anew where their files are gone (with the run directory,
     /// perhaps): a client that finds none asks for it by SIGHUP.
@@ -147,14 +151,17 @@ impl Service {
         }
         let grace = Duration::from_millis(stop.grace_ms);
         let deadline = Instant::now().checked_add(grace);
+        let latest = Instant::now().checked_add(grace.saturating_mul(MOST_GRACES));
         match &mut self.stopping {
             Some(stopping) if stopping.deadline.is_some() => {
+                stopping.latest = stopping.latest.min(latest).or(stopping.latest);
                 stopping.deadline = stopping.deadline.min(deadline).or(stopping.deadline);
             }
             Some(_) => {}
             None => {
                 self.stopping = Some(Stopping {
                     deadline,
+                    latest,
                     signal: waiting,
                     unhealthy: request.unhealthy,
                     timed_out: false,
@@ -172,6 +179,7 @@ impl Service {
         if self.end.is_none() {
             let stopping = self.stopping.get_or_insert(Stopping {
                 deadline: None,
+                latest: None,
                 signal: None,
                 unhealthy,
                 timed_out: false,

@@ -112,13 +112,13 @@ impl Service {
         self.tell_notify(Instant::now());
     }
 
-    /// It asks for more time to end.
+    /// It asks for more time to end, and has it within bounds.
     fn extend(&mut self, time: Duration) {
         if let Some(stopping) = &mut self.stopping
-            && let Some(deadline) = stopping.deadline
+            && let (Some(deadline), Some(latest)) = (stopping.deadline, stopping.latest)
         {
-            let wished = Instant::now().checked_add(time);
-            stopping.deadline = wished.map_or(Some(deadline), |wished| Some(wished.max(deadline)));
+            let wished = Instant::now().checked_add(time).unwrap_or(latest);
+            stopping.deadline = Some(wished.min(latest).max(deadline));
         }
     }
 }
