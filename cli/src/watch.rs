@@ -1,6 +1,6 @@
 //! A live picture of the whole: links to all daemons, and what they told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use blackhole_bus_schema::bus::{Interest, Link, LinkEvent, Received, item};
 use blackhole_bus_schema::component::ComponentInfo;
@@ -12,7 +12,7 @@ use blackhole_bus_schema::process::{
 };
 use blackhole_bus_schema::raw::Raw;
 use blackhole_bus_schema::resource::{ListUsage, Usage, UsageTick};
-use blackhole_bus_schema::supervision::{InstanceStatus, ListStatus, SupervisionChanged};
+use blackhole_bus_schema::supervision::{InstanceStatus, ListStatus, Phase, SupervisionChanged};
 use blackhole_bus_schema::topic;
 use tokio::sync::mpsc;
 
@@ -178,6 +178,19 @@ impl Model {
         self.status.as_ref()?.get(instance)
     }
 
+    /// The named process-managers whose word the supervisor waits for, ordered by name.
+    pub fn awaited_managers(&self) -> BTreeSet<ManagerName> {
+        let all = self.status.iter().flat_map(BTreeMap::values);
+        all.filter_map(|status| match &status.phase {
+            Phase::WaitingForComponent { component } => match component.parse() {
+                Ok(Component::ProcessManager(name)) => name,
+                _ => None,
+            },
+            _ => None,
+        })
+        .collect()
+    }
+
     /// The picture, for [`crate::view::status::StatusView`].
     pub fn answers(&self) -> Answers {
         let processes = (!self.processes.is_empty()).then(|| {
@@ -206,6 +219,7 @@ pub struct Watch {
     dirs: Dirs,
     links: Vec<Link>,
     events: mpsc::Receiver<(Component, LinkEvent)>,
+    sender: mpsc::Sender<(Component, LinkEvent)>,
 }
 
 impl Watch {
@@ -223,28 +237,36 @@ impl Watch {
     /// When a socket cannot be opened.
     pub async fn of(dirs: &Dirs, managers: &[ManagerName]) -> Result<Self, Error> {
         let (sender, events) = mpsc::channel(QUEUE);
-        let mut links = Vec::new();
-        for component in client::components_with(dirs, managers) {
-            let interest = match component {
-                Component::Supervisor => Interest::none().stream::<ListStatus>(topic::SUPERVISION),
-                Component::ProcessManager(_) => {
-                    Interest::none().stream::<ListProcesses>(topic::PROCESS)
-                }
-                Component::ResourceController => {
-                    Interest::none().stream::<ListUsage>(topic::RESOURCE)
-                }
-                Component::Bridge => Interest::none(),
-            };
-            let (link, receiver) = client::open(dirs, component.clone(), interest).await?;
-            tokio::spawn(forward(component, receiver, sender.clone()));
-            links.push(link);
-        }
-        Ok(Self {
+        let mut watch = Self {
             model: Model::default(),
             dirs: dirs.clone(),
-            links,
+            links: Vec::new(),
             events,
-        })
+            sender,
+        };
+        for component in client::components_with(dirs, managers) {
+            watch.add(component).await?;
+        }
+        Ok(watch)
+    }
+
+    /// Opens a link to one more component, whether it is there or not.
+    ///
+    /// # Errors
+    /// When a socket cannot be opened.
+    pub async fn add(&mut self, component: Component) -> Result<(), Error> {
+        let interest = match component {
+            Component::Supervisor => Interest::none().stream::<ListStatus>(topic::SUPERVISION),
+            Component::ProcessManager(_) => {
+                Interest::none().stream::<ListProcesses>(topic::PROCESS)
+            }
+            Component::ResourceController => Interest::none().stream::<ListUsage>(topic::RESOURCE),
+            Component::Bridge => Interest::none(),
+        };
+        let (link, receiver) = client::open(&self.dirs, component.clone(), interest).await?;
+        tokio::spawn(forward(component, receiver, self.sender.clone()));
+        self.links.push(link);
+        Ok(())
     }
 
     /// Waits for the next change and takes it into the model. Cancel safe.
@@ -256,7 +278,7 @@ impl Watch {
                         return change;
                     }
                 }
-                // The links live as long as this does.
+                // There is a sender as long as this lives.
                 None => std::future::pending().await,
             }
         }

@@ -1,6 +1,8 @@
 //! The keeper: holds the daemons' processes, starts those that end again, and
 //! follows what they tell. [`super::machine`] decides, this acts.
 
+mod awaited;
+
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
@@ -46,6 +48,8 @@ struct Daemon {
     /// It is started, and started again; a named process-manager that is in no
     /// configuration is somebody else's to start.
     kept: bool,
+    /// It is kept for what it still has to tell: nobody's start depends on it.
+    awaited: bool,
     machine: Machine,
     process: Option<Process>,
     /// Where its log ended when its process was started.
@@ -60,6 +64,22 @@ pub(super) enum Happening {
     Ended(Component),
     /// A deadline passed.
     Time,
+}
+
+impl Happening {
+    /// Whether the supervisor's view of an instance may have changed.
+    pub(super) fn is_of_supervision(&self) -> bool {
+        matches!(
+            self,
+            Self::Change(
+                Change::Snapshot
+                    | Change::Told {
+                        supervision: true,
+                        ..
+                    }
+            )
+        )
+    }
 }
 
 /// What an earlier keeper left, and how to take it.
@@ -168,6 +188,7 @@ impl Keeper {
         self.daemons.push(Daemon {
             component,
             kept,
+            awaited: false,
             machine,
             process,
             log_mark: 0,
@@ -413,7 +434,7 @@ impl Keeper {
     pub(super) fn all_up(&self) -> bool {
         self.daemons
             .iter()
-            .all(|daemon| daemon.machine.is_up() || daemon.machine.is_gone())
+            .all(|daemon| daemon.awaited || daemon.machine.is_up() || daemon.machine.is_gone())
     }
 
     /// Whether a daemon's process lives.
@@ -436,7 +457,7 @@ impl Keeper {
     pub(super) fn hopeless(&self) -> Option<&Component> {
         self.daemons
             .iter()
-            .find(|daemon| daemon.machine.is_hopeless())
+            .find(|daemon| !daemon.awaited && daemon.machine.is_hopeless())
             .map(|daemon| &daemon.component)
     }
 
@@ -445,7 +466,7 @@ impl Keeper {
     pub(super) fn all_decided(&self) -> bool {
         self.daemons.iter().all(|daemon| {
             let machine = &daemon.machine;
-            machine.is_up() || machine.is_gone() || machine.is_hopeless()
+            daemon.awaited || machine.is_up() || machine.is_gone() || machine.is_hopeless()
         })
     }
 

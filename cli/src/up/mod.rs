@@ -236,7 +236,9 @@ async fn keep(context: &Context, plan: &Plan, background: bool) -> Result<(), Er
     let end = loop {
         tokio::select! {
             // Cancel safe, all.
-            _ = keeper.step() => {}
+            happening = keeper.step() => if happening.is_of_supervision() {
+                keeper.run_awaited().await;
+            },
             name = signals.next() => break Ok(name),
             () = remind.due(), if !settled => out::note(plan.missing(&keeper.watch)),
             () = settle.due(), if !settled => {}

@@ -127,7 +127,8 @@ impl Core {
             notes.push(match manager {
                 Some(name) if !self.declared.contains(manager) => format!(
                     "waits for {who}, which has {whom} and is in no configuration: nothing is \
-                     started elsewhere; run blackhole-process-manager --name {name}, or add it"
+                     started elsewhere; `blackhole up` runs it, or run blackhole-process-manager \
+                     --name {name}, or add it"
                 ),
                 _ if several => {
                     format!("waits for {who}: nothing of it can be started or stopped")
