@@ -101,3 +101,21 @@ fn what_a_manager_had_when_the_host_went_down_is_started_elsewhere() {
     );
     deployment.down();
 }
+
+#[test]
+fn what_was_removed_together_with_its_manager_is_forgotten() {
+    let deployment = Deployment::new(TWO);
+    deployment.up();
+    deployment.down();
+    fs::write(deployment.config(), ONE).unwrap();
+    deployment.up();
+    settled(&deployment);
+    deployment.down();
+    deployment.up();
+    let status = deployment.status();
+    assert!(
+        status.component("process-manager.gpu").is_none() && status.find("sweep.1").is_none(),
+        "{status:?}"
+    );
+    deployment.down();
+}
