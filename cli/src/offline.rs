@@ -8,7 +8,7 @@ use blackhole_bus_schema::dirs::Dirs;
 use blackhole_bus_schema::names::InstanceName;
 use blackhole_bus_schema::process::{Failure, InstanceRecord, NotifyState, ProcessState};
 use blackhole_process_manager::shim::client::{
-    Attached, ClientError, ShimEvent, ShimPhase, ShimStatus, StopRequest, attach,
+    Attached, ClientError, ShimEvent, ShimEvents, ShimPhase, ShimStatus, StopRequest, attach,
     instance_lock_held, read_record,
 };
 use blackhole_process_manager::shim::record::Record;
@@ -177,11 +177,27 @@ pub async fn stop(
 }
 
 async fn stop_one(dirs: &Dirs, instance: &InstanceName, kill: bool) -> Result<(), Error> {
+    if let Some(mut attached) = ask_to_end(dirs, instance, kill).await? {
+        ended(&mut attached.events).await;
+    }
+    Ok(())
+}
+
+/// Asks a shim to end its service with its grace, or to kill it; `None` when none
+/// holds the instance any more.
+///
+/// # Errors
+/// When it does not answer.
+pub async fn ask_to_end(
+    dirs: &Dirs,
+    instance: &InstanceName,
+    kill: bool,
+) -> Result<Option<Attached>, Error> {
     let operation = || format!("stop {instance}");
-    let mut attached = match attach(dirs, instance).await {
+    let attached = match attach(dirs, instance).await {
         Ok(attached) => attached,
         // It has ended meanwhile.
-        Err(ClientError::NoShim { .. }) => return Ok(()),
+        Err(ClientError::NoShim { .. }) => return Ok(None),
         Err(error) => return Err(shim_error(operation(), error)),
     };
     let asked = if kill {
@@ -190,15 +206,18 @@ async fn stop_one(dirs: &Dirs, instance: &InstanceName, kill: bool) -> Result<()
         attached.handle.stop(StopRequest::default()).await
     };
     match asked {
-        Ok(()) | Err(ClientError::Closed) => {}
-        Err(error) => return Err(shim_error(operation(), error)),
+        Ok(()) | Err(ClientError::Closed) => Ok(Some(attached)),
+        Err(error) => Err(shim_error(operation(), error)),
     }
-    while let Some(event) = attached.events.next().await {
+}
+
+/// Waits until nothing is left of an instance. Cancel safe.
+pub async fn ended(events: &mut ShimEvents) {
+    while let Some(event) = events.next().await {
         if matches!(event, ShimEvent::Exited { .. } | ShimEvent::Gone) {
             break;
         }
     }
-    Ok(())
 }
 
 /// Sends a signal to the first process of an instance, through its shim.

@@ -3,8 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::fs;
+use std::process::Stdio;
 
-use blackhole_tests::{Deployment, Status, wait_for};
+use blackhole_bus_schema::dirs::Lock;
+use blackhole_tests::{Deployment, Status, processes, wait_for};
+use rustix::process::{Pid, Signal, kill_process};
 
 const TWO: &str = "
 runtime: {orchestrator: {process_managers: {gpu: {}}}}
@@ -118,4 +121,65 @@ fn what_was_removed_together_with_its_manager_is_forgotten() {
         "{status:?}"
     );
     deployment.down();
+}
+
+/// Nobody has started its manager again, and nothing of it lives: nobody says so.
+#[test]
+fn down_does_not_wait_for_the_word_of_a_manager_that_is_away() {
+    let deployment = Deployment::new(TWO);
+    let _daemons = deployment.daemons();
+    let program = deployment.binaries().join("blackhole-process-manager");
+    let mut gpu = deployment.command(&program);
+    gpu.arg("-c")
+        .arg(deployment.config())
+        .args(["--name", "gpu"]);
+    let mut gpu = gpu
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let status = deployment.wait_until("all to be ready", |status| {
+        ["web.1", "train.1", "sweep.1"]
+            .iter()
+            .all(|one| status.is_in(one, "ready"))
+    });
+    deployment.kill(gpu.id());
+    gpu.wait().unwrap();
+    for instance in ["train.1", "sweep.1"] {
+        let pid = status.instance(instance).pid().unwrap();
+        deployment.kill(processes::parent(pid).unwrap());
+        wait_for("its service to die with its shim", || {
+            (!processes::is_alive(pid))
+                .then_some(())
+                .ok_or_else(|| "it lives".to_owned())
+        });
+    }
+    let output = deployment.down();
+    assert!(
+        output.stderr.contains("nothing lives any more"),
+        "{output:#?}"
+    );
+}
+
+/// Without a daemon, and its shim does not answer: it ends all the same.
+#[test]
+fn down_ends_what_a_hung_shim_holds() {
+    let deployment = Deployment::new(TWO);
+    deployment.up();
+    let pid = deployment.status().instance("train.1").pid().unwrap();
+    let shim = processes::parent(pid).unwrap();
+    let shim = Pid::from_raw(i32::try_from(shim).unwrap()).unwrap();
+    for holder in ["up", "supervisor", "process-manager", "process-manager.gpu"] {
+        let pid = Lock::holder(&deployment.dirs().lock(holder)).unwrap();
+        deployment.kill(pid);
+    }
+    kill_process(shim, Signal::STOP).unwrap();
+    let output = deployment.down();
+    assert!(
+        output
+            .stderr
+            .contains("train.1 is killed together with its shim"),
+        "{output:#?}"
+    );
+    assert!(!processes::is_alive(pid));
 }

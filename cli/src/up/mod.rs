@@ -21,9 +21,11 @@ mod down;
 mod keeper;
 mod leftover;
 mod machine;
+mod patience;
 mod process;
 mod report;
 mod settle;
+mod shims;
 mod signals;
 mod teardown;
 

@@ -5,23 +5,25 @@ use std::time::Duration;
 
 use blackhole_bus_schema::bus::Link;
 use blackhole_bus_schema::dirs::Dirs;
-use blackhole_bus_schema::names::{Component, InstanceName};
+use blackhole_bus_schema::names::Component;
 use blackhole_bus_schema::resource::{ListUsage, Release};
 use blackhole_bus_schema::supervision::{StopServices, Target};
 use blackhole_process_manager::shim::client::ForkServer;
+use tokio::time::Instant;
 
 use crate::error::Error;
 use crate::keeper_file::KeeperFile;
-use crate::out::{self, Tone};
+use crate::out;
 use crate::watch::Change;
-use crate::{client, direct, human, offline};
+use crate::{client, human, offline};
 
 use super::keeper::{Happening, Keeper};
 use super::leftover;
+use super::patience::{Over, Patience};
+use super::shims;
 use super::signals::Signals;
 
-/// A stop ends when the last grace has run out; this is only a bound on a
-/// supervisor that forgot the command.
+/// A bound on one request. How long is waited is another matter, see [`Patience`].
 const STOP: Duration = Duration::from_secs(3600);
 /// How long a supervisor that lives is given to answer at all.
 const SUPERVISOR: Duration = Duration::from_secs(5);
@@ -41,8 +43,9 @@ pub(super) async fn run(
     keeper.no_restarts();
     let mut killing = false;
     if keeper.lives(&Component::Supervisor) {
-        match by_supervisor(keeper, signals).await {
+        match by_supervisor(keeper, dirs, signals).await {
             Way::Done => {}
+            Way::Over => out::note("nothing lives any more: the supervisor is not waited for"),
             Way::Failed(why) => {
                 out::note(format!(
                     "{why}: the services are stopped through their shims, without the supervisor"
@@ -55,7 +58,7 @@ pub(super) async fn run(
             keeper.end(&Component::Supervisor, killing).await;
         }
     }
-    killing = by_shims(keeper, dirs, signals, killing).await;
+    killing = shims::end_all(keeper, dirs, signals, killing).await;
     for component in keeper.end_order() {
         // With the services gone nothing of value is in the first two any more.
         // The others have groups and sockets to clear away, which is quick.
@@ -68,7 +71,7 @@ pub(super) async fn run(
             shut_down_fork_server(dirs).await;
             // A process-manager that was killed in the midst of a start may have
             // left a shim that took it only now; with the fork server none is left.
-            killing = by_shims(keeper, dirs, signals, killing).await;
+            killing = shims::end_all(keeper, dirs, signals, killing).await;
             release_groups(keeper).await;
         }
         tokio::select! {
@@ -95,12 +98,14 @@ fn mark_stopping(dirs: &Dirs) {
 
 enum Way {
     Done,
+    /// Nothing lives, and the supervisor waits for somebody who does not say so.
+    Over,
     Failed(String),
     Signal,
 }
 
 /// The usual way: the supervisor stops everything in reverse order of dependencies.
-async fn by_supervisor(keeper: &mut Keeper, signals: &mut Signals) -> Way {
+async fn by_supervisor(keeper: &mut Keeper, dirs: &Dirs, signals: &mut Signals) -> Way {
     let Some(link) = keeper.watch.link(&Component::Supervisor).cloned() else {
         return Way::Failed("the supervisor cannot be asked".to_owned());
     };
@@ -108,6 +113,7 @@ async fn by_supervisor(keeper: &mut Keeper, signals: &mut Signals) -> Way {
     if let Some(missing) = keeper.missing_manager() {
         return Way::Failed(format!("there is no {missing}"));
     }
+    let mut patience = Patience::new(Instant::now(), shims::longest(dirs).await);
     let request = stop_all(link);
     tokio::pin!(request);
     loop {
@@ -123,6 +129,14 @@ async fn by_supervisor(keeper: &mut Keeper, signals: &mut Signals) -> Way {
             result = &mut request => return match result {
                 Ok(()) => Way::Done,
                 Err(error) => Way::Failed(error.to_string()),
+            },
+            () = patience.due() => match patience.look(Instant::now(), offline::live(dirs).await) {
+                None => {}
+                Some(Over::Nothing) => return Way::Over,
+                Some(Over::Stuck(within)) => {
+                    let within = human::duration(within);
+                    return Way::Failed(format!("nothing has ended for {within}"));
+                }
             },
             name = signals.next() => {
                 out::note(format!("{name} again: killing everything at once"));
@@ -145,62 +159,6 @@ async fn stop_all(link: Link) -> Result<(), Error> {
         .await
         .map_err(|error| client::request_error(operation, error, STOP))?;
     Ok(())
-}
-
-/// What lives still is stopped through its shims: dependents first where the
-/// configuration can be read. Returns whether everything is to be killed from now on.
-async fn by_shims(
-    keeper: &mut Keeper,
-    dirs: &Dirs,
-    signals: &mut Signals,
-    mut killing: bool,
-) -> bool {
-    let levels = KeeperFile::read(dirs)
-        .and_then(|file| blackhole_bus_schema::config::Config::load(&file.config).ok())
-        .map(|config| direct::order(&config))
-        .unwrap_or_default();
-    loop {
-        let live = offline::live(dirs).await;
-        if live.is_empty() {
-            return killing;
-        }
-        let services = live
-            .iter()
-            .map(|instance| instance.service().clone())
-            .collect();
-        let first = direct::stop_levels(&levels, &services)
-            .into_iter()
-            .next()
-            .unwrap_or_default();
-        let batch: Vec<InstanceName> = live
-            .iter()
-            .filter(|instance| killing || first.contains(instance.service()))
-            .cloned()
-            .collect();
-        let verb = if killing { "killing" } else { "stopping" };
-        let names: Vec<String> = batch.iter().map(ToString::to_string).collect();
-        keeper.report.say(verb, Tone::Warn, &human::list(&names, 8));
-        let before = live.len();
-        let stopped = tokio::select! {
-            stopped = offline::stop(dirs, batch, killing, None) => stopped,
-            name = signals.next(), if !killing => {
-                out::note(format!("{name} again: killing everything at once"));
-                killing = true;
-                continue;
-            }
-        };
-        let mut failed = false;
-        for (_, result) in stopped {
-            if let Err(error) = result {
-                failed = true;
-                out::note(error.report());
-            }
-        }
-        if failed && offline::live(dirs).await.len() >= before {
-            // No progress: what is left is told at the end.
-            return killing;
-        }
-    }
 }
 
 /// Ends the fork server and its idle shims; there may be none.
