@@ -25,7 +25,7 @@ use blackhole_bus_schema::process::{
 };
 use blackhole_process_manager::shim::client::{ShimEvent, ShimPermit, StopRequest};
 use blackhole_process_manager::shim::release;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketType};
 use shim_support::{Rig, line_of, spec, until};
 
 /// A service that this very program plays, see the tests below that are ignored.
@@ -47,10 +47,18 @@ fn socket(listen: &str) -> SocketSpec {
     }
 }
 
-/// A port that nobody has.
+/// A port that nobody has, and that the kernel gives to no connection: those of the
+/// tests beside are many.
 fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = 12_000 + std::process::id().wrapping_mul(61).wrapping_add(next) % 20_000;
+        let port = u16::try_from(port).unwrap();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 fn stop(again: bool) -> StopRequest {
@@ -275,6 +283,142 @@ async fn what_is_kept_outlives_a_start_that_fails_and_can_be_let_go() {
     })
     .await;
     until("its file is gone", || (!path.exists()).then_some(())).await;
+}
+
+/// A connection that waits is answered: it is with a socket that was never closed.
+async fn answered(rig: &Rig, spec: &SpawnSpec, waiting: TcpStream) {
+    let _running = rig.spawn(spec).await;
+    let said = tokio::task::spawn_blocking(move || {
+        let mut said = [0; 6];
+        (&waiting).read_exact(&mut said).map(|()| said)
+    });
+    assert_eq!(&said.await.unwrap().unwrap(), b"hello\n");
+}
+
+/// A service that has answered once, has ended and is to run again.
+async fn between_two_lives(rig: &Rig) -> (SpawnSpec, TcpStream) {
+    let port = free_port();
+    let mut spec = role("answer");
+    let listen = socket(&format!("127.0.0.1:{port}"));
+    spec.settings.sockets.insert("http".into(), listen);
+    let mut running = rig.spawn(&spec).await;
+    running.handle.signal(9).await.unwrap();
+    running.exited().await;
+    spec.generation = spec.generation.next();
+    (spec, TcpStream::connect(("127.0.0.1", port)).unwrap())
+}
+
+#[tokio::test]
+async fn what_is_kept_outlives_a_start_that_cannot_open_another_socket() {
+    let rig = Rig::new().await;
+    let (mut spec, waiting) = between_two_lives(&rig).await;
+    let mut bad = spec.clone();
+    let missing = socket(rig.path("missing/b.sock").to_str().unwrap());
+    bad.settings.sockets.insert("b".into(), missing);
+    for _ in 0..2 {
+        assert_eq!(rig.fail(&bad).await.errno, libc::ENOENT);
+        bad.generation = bad.generation.next();
+    }
+    spec.generation = bad.generation;
+    answered(&rig, &spec, waiting).await;
+}
+
+#[tokio::test]
+async fn what_is_kept_outlives_who_came_for_it_and_died() {
+    let rig = Rig::new().await;
+    let (spec, waiting) = between_two_lives(&rig).await;
+    let mut path = rig.dirs.shim_socket(&spec.instance).into_os_string();
+    path.push(".k");
+    let address = rustix::net::SocketAddrUnix::new(Path::new(&path)).unwrap();
+    let visitor = || {
+        let (family, kind) = (rustix::net::AddressFamily::UNIX, SocketType::SEQPACKET);
+        let visitor = rustix::net::socket(family, kind, None).unwrap();
+        rustix::net::connect(&visitor, &address).unwrap();
+        visitor
+    };
+    drop(visitor());
+    // This one has had all, and says nothing.
+    let silent = visitor();
+    let mut bytes = [0; 4096];
+    let flags = rustix::net::RecvFlags::empty();
+    while rustix::net::recv(&silent, &mut bytes, flags).unwrap().0 != 1 {}
+    drop(silent);
+    answered(&rig, &spec, waiting).await;
+}
+
+#[tokio::test]
+async fn a_keeper_has_nothing_of_which_there_are_few() {
+    let rig = Rig::new().await;
+    let mut spec = rig.script("exec sleep 1000");
+    let listen = socket(&format!("127.0.0.1:{}", free_port()));
+    spec.settings.sockets.insert("s".into(), listen);
+    let mut running = rig.spawn(&spec).await;
+    let shim = running.started.shim_pid;
+    running.handle.signal(9).await.unwrap();
+    running.exited().await;
+    // A user may have 128 of them.
+    let held = fs::read_dir(format!("/proc/{shim}/fd")).unwrap().flatten();
+    let held: Vec<_> = held
+        .filter_map(|fd| fs::read_link(fd.path()).ok())
+        .collect();
+    assert!(!held.is_empty());
+    let inotify = |path: &std::path::PathBuf| path.to_string_lossy().contains("inotify");
+    assert!(!held.iter().any(inotify), "{held:?}");
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_socket_is_left_alone() {
+    let rig = Rig::new().await;
+    let path = rig.path("precious");
+    let mut spec = rig.script("exec sleep 1000");
+    let listen = socket(path.to_str().unwrap());
+    spec.settings.sockets.insert("s".into(), listen);
+    fs::write(&path, "text").unwrap();
+    let failure = rig.fail(&spec).await;
+    assert_eq!(failure.errno, libc::EEXIST);
+    assert!(failure.hint.contains("no socket"), "{failure}");
+    assert_eq!(fs::read(&path).unwrap(), b"text");
+    // Nor what has taken the place of its own.
+    fs::remove_file(&path).unwrap();
+    let mut running = rig.spawn(&spec).await;
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, "text").unwrap();
+    running.handle.stop(stop(false)).await.unwrap();
+    running.exited().await;
+    assert_eq!(fs::read(&path).unwrap(), b"text");
+}
+
+/// A socket at `path` that takes no more connections and nobody serves.
+fn full(path: &Path, kind: SocketType) -> Vec<std::os::fd::OwnedFd> {
+    let address = rustix::net::SocketAddrUnix::new(path).unwrap();
+    let flags = rustix::net::SocketFlags::NONBLOCK;
+    let family = rustix::net::AddressFamily::UNIX;
+    let socket = || rustix::net::socket_with(family, kind, flags, None).unwrap();
+    let mut all = vec![socket()];
+    rustix::net::bind(&all[0], &address).unwrap();
+    rustix::net::listen(&all[0], 0).unwrap();
+    loop {
+        let caller = socket();
+        if rustix::net::connect(&caller, &address).is_err() {
+            return all;
+        }
+        all.push(caller);
+    }
+}
+
+#[tokio::test]
+async fn nobody_is_waited_for_who_listens_and_does_not_answer() {
+    let rig = Rig::new().await;
+    let path = rig.path("web.sock");
+    let mut spec = rig.script("exec sleep 1000");
+    let kept = rig.dirs.shim_socket(&spec.instance).with_extension("k");
+    fs::create_dir_all(kept.parent().unwrap()).unwrap();
+    let _keeper = full(&kept, SocketType::SEQPACKET);
+    let _other = full(&path, SocketType::STREAM);
+    let listen = socket(path.to_str().unwrap());
+    spec.settings.sockets.insert("s".into(), listen);
+    let failed = tokio::time::timeout(std::time::Duration::from_secs(60), rig.fail(&spec));
+    assert_eq!(failed.await.unwrap().errno, libc::EADDRINUSE);
 }
 
 #[test]

@@ -22,12 +22,12 @@
 //! | `idle`, `prepare`, `identity`, `start`, `exec`, `report`, `birth`, `capabilities` | from a waiting shim to a running program |
 //! | `standby` | a child that waits before exec |
 //! | `service`, `connection`, `logs`, `notify`, `verdict` | the life of a service and its end |
-//! | `hook`, `passed` | programs beside it; sockets and descriptors that outlive it |
+//! | `hook`, `passed`, `keeper` | programs beside it; sockets and descriptors that outlive it |
 //! | `tree` | finding and killing processes |
 //! | `lock`, `hint`, `sys` | locks with a holder, advice after failures, system calls |
 //!
 //! The program never has a second thread and never uses tokio. A shim sleeps in
-//! poll(2) without any periodic wake-up, keeps bounded buffers only, and goes on
+//! poll(2) without any periodic wake-up (but see `keeper`), keeps bounded buffers only, and goes on
 //! when the manager, the fork server, the run directory or the disk space are gone.
 
 mod birth;
@@ -39,6 +39,7 @@ mod hint;
 mod hook;
 mod identity;
 mod idle;
+mod keeper;
 mod lock;
 mod logs;
 mod notify;
@@ -58,7 +59,7 @@ mod wait;
 
 use std::path::{Path, PathBuf};
 
-pub use self::passed::release;
+pub use self::keeper::release;
 pub use self::tree::sweep;
 
 /// The notification socket that belongs to an instance's socket.

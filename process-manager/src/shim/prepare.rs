@@ -235,7 +235,11 @@ pub(crate) fn prepare(
         }
     };
     let socket = notify.as_ref().map(Notify::path);
-    let mut passed = Passed::open(request, &who)?;
+    let opened = Passed::open(request, &who);
+    let mut passed = opened.map_err(|(failure, had)| {
+        *kept = Some(had);
+        failure
+    })?;
     match service_plan(request, environment, identity, &who, socket, &mut passed) {
         Ok((plan, output)) => Ok(Prepared {
             plan,

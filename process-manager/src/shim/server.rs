@@ -251,7 +251,7 @@ fn listen(socket: &Path) -> io::Result<(UnixListener, u64)> {
 }
 
 /// Readable when the socket's file is removed or replaced.
-pub(super) fn watch(socket: &Path) -> io::Result<OwnedFd> {
+fn watch(socket: &Path) -> io::Result<OwnedFd> {
     let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
     let gone = inotify::WatchFlags::DELETE_SELF
         | inotify::WatchFlags::ATTRIB

@@ -1,13 +1,15 @@
 //! What a shim says to its clients and does for them.
 
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
+use rustix::net::SocketType;
 
 use super::turns::Turn;
 use super::{Service, Stopping};
 use crate::shim::connection::{self, Connection, MAX_CONNECTIONS};
+use crate::shim::keeper;
 use crate::shim::notify::Notify;
 use crate::shim::protocol::{
     PROTOCOL, Request, RequestBody, ShimMessage, ShimPhase, ShimStatus, StopRequest,
@@ -27,7 +29,9 @@ impl Service {
     pub(super) fn listen_again(&mut self) {
         let path = &self.request.socket;
         // Whoever accepts there is this shim itself, which has the lock.
-        if UnixStream::connect(path).is_err()
+        // Its backlog may be full: then it is there.
+        let reached = keeper::connect(path, SocketType::STREAM);
+        if reached.is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock)
             && let Ok(listener) = crate::shim::prepare::listen(path)
         {
             self.listener = Some(listener);
