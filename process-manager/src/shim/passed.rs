@@ -21,7 +21,7 @@ use super::hint::Who;
 use super::keeper::{self, Keeper};
 use super::prepare::failure;
 use super::protocol::SpawnRequest;
-use super::server;
+use super::{server, sys};
 
 /// Mode of a Unix socket's file where none is configured: for the service's own
 /// user and group.
@@ -125,10 +125,21 @@ impl Passed {
         })
     }
 
-    /// The service stores a descriptor; tells whether there was room.
+    /// The service stores a descriptor; tells whether there was room. One that it
+    /// has stored under this name is not stored twice.
     pub(crate) fn store(&mut self, name: &str, fd: OwnedFd, unwatched: bool) -> bool {
-        let stored = self.items.iter().filter(|(item, _)| item.listen.is_none());
-        if stored.count() >= self.room {
+        let mut stored = self.items.iter_mut();
+        let known = stored.find(|(item, known)| {
+            item.listen.is_none() && item.name == name && sys::is_same_file(known, &fd)
+        });
+        if let Some((item, _)) = known {
+            item.unwatched = unwatched;
+            return true;
+        }
+        if self.stored() >= self.room {
+            self.drop_hung_up();
+        }
+        if self.stored() >= self.room {
             return false;
         }
         let item = Item {
@@ -139,6 +150,12 @@ impl Passed {
         };
         self.items.push((item, fd));
         true
+    }
+
+    /// How many descriptors the service has stored.
+    fn stored(&self) -> usize {
+        let stored = self.items.iter().filter(|(item, _)| item.listen.is_none());
+        stored.count()
     }
 
     /// What was stored and is hung up is stored no longer.
@@ -307,4 +324,50 @@ fn is_hung_up(fd: &OwnedFd) -> bool {
     let mut fds = [PollFd::new(fd, PollFlags::empty())];
     super::wait::wait(&mut fds, Some(&Timespec::default()))
         .is_ok_and(|_| !fds[0].revents().is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn room(room: usize) -> Passed {
+        Passed {
+            items: Vec::new(),
+            room,
+        }
+    }
+
+    #[test]
+    fn what_is_hung_up_takes_no_room() {
+        let mut passed = room(2);
+        for _ in 0..10 {
+            let (end, other) = std::os::unix::net::UnixStream::pair().unwrap();
+            drop(other);
+            assert!(passed.store("connection", end.into(), false));
+        }
+        let (end, other) = std::os::unix::net::UnixStream::pair().unwrap();
+        drop(other);
+        // It stays although its other end has gone.
+        assert!(passed.store("kept", end.into(), true));
+        let (end, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(passed.store("lives", end.into(), false));
+        let (end, _another) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(!passed.store("too many", end.into(), false));
+        assert_eq!(passed.stored(), 2);
+    }
+
+    #[test]
+    fn the_same_one_is_stored_once() {
+        let mut passed = room(2);
+        let (end, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        for _ in 0..10 {
+            let copy = end.try_clone().unwrap();
+            assert!(passed.store("connection", copy.into(), false));
+        }
+        assert_eq!(passed.stored(), 1);
+        // Another file, though of the same kind and name.
+        let (end, _another) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(passed.store("connection", end.into(), false));
+        assert_eq!(passed.stored(), 2);
+    }
 }

@@ -106,6 +106,26 @@ pub(crate) fn signal_pidfd(fd: &OwnedFd, signal: i32) -> io::Result<()> {
     }
 }
 
+/// Whether two descriptors are of one open file, see kcmp(2). Where the kernel does
+/// not tell they are not.
+pub(crate) fn is_same_file(one: &OwnedFd, other: &OwnedFd) -> bool {
+    /// `KCMP_FILE` in linux/kcmp.h.
+    const FILE: libc::c_int = 0;
+    let pid = rustix::process::getpid().as_raw_nonzero().get();
+    // SAFETY: plain numbers; the descriptors are open.
+    let differ = unsafe {
+        libc::syscall(
+            libc::SYS_kcmp,
+            pid,
+            pid,
+            FILE,
+            libc::c_ulong::from(one.as_raw_fd().unsigned_abs()),
+            libc::c_ulong::from(other.as_raw_fd().unsigned_abs()),
+        )
+    };
+    differ == 0
+}
+
 /// Ignored by fork server and shims: a write error tells the same as SIGPIPE and
 /// SIGXFSZ, and there is no terminal for SIGHUP, which a shim takes as a request.
 pub(crate) const IGNORED: [i32; 3] = [libc::SIGPIPE, libc::SIGXFSZ, libc::SIGHUP];
