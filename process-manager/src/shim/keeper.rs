@@ -230,7 +230,8 @@ fn hear(from: BorrowedFd<'_>) -> Option<Vec<u8>> {
         match rustix::net::recv(from, &mut word, RecvFlags::empty()) {
             Ok((0, _)) => return None,
             Ok((count, _)) => return word.get(..count).map(<[u8]>::to_vec),
-            Err(rustix::io::Errno::INTR) => {}
+            // Told once, before what was said by one who left without reading.
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNRESET) => {}
             Err(_) => return None,
         }
     }
