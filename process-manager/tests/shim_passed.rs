@@ -445,6 +445,39 @@ fn store() {
     fs::write(&said, format!("{names}|{text}\n")).unwrap();
 }
 
+#[test]
+#[ignore = "a service of other tests"]
+fn flood() {
+    let file = tempfile::tempfile().unwrap();
+    for _ in 0..500 {
+        notify("FDSTORE=1", Some(&file));
+    }
+    barrier();
+}
+
+#[tokio::test]
+async fn what_a_service_says_does_not_fill_the_disk() {
+    let rig = Rig::new().await;
+    let log = rig.dirs.state.join("log/fork-server.log");
+    let mut spec = role("flood");
+    spec.env.insert("TMPDIR".into(), "/tmp".into());
+    let mut running = rig.spawn(&spec).await;
+    let exit = running.exited().await;
+    assert_eq!(exit.result, ExitResult::Success, "{}", rig.log(&spec));
+    let said = fs::read_to_string(&log).unwrap();
+    assert_eq!(said.matches("fd_store is full").count(), 1, "{said}");
+    assert_eq!(
+        fs::metadata(&log).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    // Whatever else writes there: it does not grow without end.
+    let mut file = fs::File::options().append(true).open(&log).unwrap();
+    file.write_all(&vec![b'\n'; 2 << 20]).unwrap();
+    spec.generation = spec.generation.next();
+    rig.spawn(&spec).await.exited().await;
+    assert!(fs::metadata(&log).unwrap().len() < 1 << 20);
+}
+
 /// sd_pid_notify_with_fds(3).
 fn notify(text: &str, file: Option<&dyn AsFd>) {
     let socket = UnixDatagram::unbound().unwrap();

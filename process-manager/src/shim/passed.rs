@@ -164,10 +164,12 @@ impl Passed {
             .retain(|(item, fd)| item.listen.is_some() || item.unwatched || !is_hung_up(fd));
     }
 
-    /// The service gives up what it stored under a name.
-    pub(crate) fn remove(&mut self, name: &str) {
+    /// The service gives up what it stored under a name; tells whether there was any.
+    pub(crate) fn remove(&mut self, name: &str) -> bool {
+        let before = self.items.len();
         self.items
             .retain(|(item, _)| item.listen.is_some() || item.name != name);
+        self.items.len() < before
     }
 
     /// Closes everything, for good.

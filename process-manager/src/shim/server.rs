@@ -10,11 +10,12 @@ use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use blackhole_bus_schema::regular;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::inotify;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -30,6 +31,9 @@ const BACKLOG: i32 = 4096;
 
 /// Exit code of an idle shim that cannot take anybody: another one could not either.
 pub(super) const CANNOT_ACCEPT: i32 = 3;
+
+/// Most bytes of the log, but for a few lines.
+const MOST_LOG: i64 = 1024 * 1024;
 
 /// Wait before forking again after fork(2) has failed, or what was forked is of no use.
 const FORK_PAUSE: Duration = Duration::from_millis(200);
@@ -151,7 +155,13 @@ fn detach(log: Option<&Path>) -> Result<(), ServerError> {
     match log {
         None => stdio(rustix::stdio::dup2_stderr(&null)),
         Some(path) => {
-            let file = fs::OpenOptions::new().append(true).create(true).open(path);
+            let mut options = fs::OpenOptions::new();
+            options.append(true).create(true).mode(0o600);
+            let file = regular::open(path, &mut options).and_then(|file| {
+                // One of an earlier version is for all eyes.
+                file.set_permissions(fs::Permissions::from_mode(0o600))?;
+                Ok(file)
+            });
             let file = file.map_err(failed(format!("open {}", path.display())))?;
             stdio(rustix::stdio::dup2_stderr(&file))
         }
@@ -393,8 +403,15 @@ impl Server {
     }
 }
 
-/// A line in the fork server's own log.
+/// A line in the fork server's own log, which all shims share. When that has got too
+/// long it begins anew.
 pub(crate) fn note(text: &str) {
+    let log = io::stderr();
+    let long = rustix::fs::fstat(&log).is_ok_and(|log| {
+        rustix::fs::FileType::from_raw_mode(log.st_mode).is_file() && log.st_size > MOST_LOG
+    });
+    // All append, also those who have had it open for long.
+    let _ = long.then(|| rustix::fs::ftruncate(&log, 0));
     let now = jiff::Timestamp::now();
     let _ = writeln!(
         io::stderr(),

@@ -35,7 +35,7 @@ use super::wait::wait;
 use super::{sys, tree};
 use restart::{Again, Permitted};
 use turns::{Reloading, Turn};
-use wishes::Main;
+use wishes::{Main, Refused};
 
 /// Status texts and signs of life are told at most this often.
 const NOTIFY_INTERVAL: Duration = Duration::from_millis(20);
@@ -78,6 +78,7 @@ pub(crate) struct Service {
     output: Output,
     notify: Option<Notify>,
     passed: Passed,
+    refused: Refused,
     /// What is passed is kept for a successor.
     keep: bool,
     /// The process that is the service's main one, where that is not the first.
@@ -154,6 +155,7 @@ impl Service {
             oom_before: running.oom_before,
             notify: prepared.notify,
             passed: prepared.passed,
+            refused: Refused::default(),
             keep: true,
             main: None,
             first_end: None,

@@ -13,6 +13,18 @@ use crate::shim::protocol::StopRequest;
 use crate::shim::wait::wait;
 use crate::shim::{sys, tree};
 
+/// Descriptors that are not stored are noted at most this often.
+const REFUSED_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Descriptors that were not stored.
+#[derive(Debug, Default)]
+pub(super) struct Refused {
+    /// Those that have not been noted.
+    count: usize,
+    /// When the last ones were.
+    told: Option<Instant>,
+}
+
 /// A process below the shim that the service has named as its main one.
 #[derive(Debug)]
 pub(super) struct Main {
@@ -68,21 +80,40 @@ impl Service {
                     descriptors,
                     unwatched,
                 } => {
+                    let (mut stored, mut refused) = (false, 0);
                     for fd in descriptors {
-                        if !self.passed.store(&name, fd, unwatched) {
-                            let instance = &self.request.instance;
-                            let text =
-                                format!("{instance}: {name} is not stored: fd_store is full");
-                            crate::shim::server::note(&text);
+                        match self.passed.store(&name, fd, unwatched) {
+                            true => stored = true,
+                            false => refused += 1,
                         }
                     }
-                    self.anew();
+                    if stored {
+                        self.anew();
+                    }
+                    if refused > 0 {
+                        self.refused.count += refused;
+                        self.note_refused();
+                    }
                 }
                 Wish::Remove(name) => {
-                    self.passed.remove(&name);
-                    self.anew();
+                    if self.passed.remove(&name) {
+                        self.anew();
+                    }
                 }
             }
+        }
+    }
+
+    /// Notes descriptors that were not stored: the first at once, others once in a while,
+    /// however many there are.
+    fn note_refused(&mut self) {
+        let recent = |told: Instant| told.elapsed() < REFUSED_INTERVAL;
+        if !self.refused.told.is_some_and(recent) {
+            let count = std::mem::take(&mut self.refused.count);
+            self.refused.told = Some(Instant::now());
+            let instance = &self.request.instance;
+            let text = format!("{instance}: fd_store is full, not stored: {count}");
+            crate::shim::server::note(&text);
         }
     }
 
