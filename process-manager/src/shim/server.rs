@@ -19,7 +19,7 @@ use blackhole_bus_schema::regular;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::inotify;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, Signal, WaitOptions};
+use rustix::process::{Pid, WaitOptions};
 
 use super::idle::Idle;
 use super::lock::Lock;
@@ -236,10 +236,8 @@ fn serve(args: &ServerArgs, mut ready: impl FnMut(&str)) -> Result<(), ServerErr
         }
         End::Server(why) => why,
     };
-    for pid in &server.idle {
-        // Not reaped yet, so it is still this one.
-        let _ = rustix::process::kill_process(*pid, Signal::KILL);
-    }
+    // Idle shims end with this process, by their parent's death signal: each knows
+    // better than this one whether it is still idle.
     if !server.socket_is_gone() {
         let _ = fs::remove_file(&server.socket);
     }
