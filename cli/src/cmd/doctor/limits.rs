@@ -1,0 +1,144 @@
+//! Checks of what the host lets a deployment do: control groups, rights, open files.
+
+use blackhole_bus_schema::config::Config;
+use rustix::process::{Resource, getrlimit};
+
+use super::{Check, fail, ok, warn};
+use crate::host::{self, Hierarchy};
+
+/// Descriptors one instance needs in the process-manager, generously.
+const DESCRIPTORS: u64 = 8;
+
+pub(super) fn cgroups(all: &[Hierarchy], root: bool) -> Vec<Check> {
+    const WHAT: &str = "cgroups";
+    let v1 = all.iter().filter(|one| !one.v2).count();
+    let v2 = all.iter().find(|one| one.v2);
+    let kind = match (v1, v2) {
+        (0, None) => {
+            return vec![warn(
+                WHAT,
+                "none are mounted",
+                "limits cannot be enforced: mount cgroup2 on /sys/fs/cgroup, or run where they are",
+            )];
+        }
+        (0, Some(_)) => "v2",
+        (_, Some(_)) => "hybrid: v1 controllers and a v2 tree",
+        (_, None) => "v1",
+    };
+    let mut checks = vec![ok(WHAT, kind)];
+    for (name, limit) in [
+        ("cpu", "cpu_percent"),
+        ("memory", "memory_mb"),
+        ("io", "io_weight"),
+        ("pids", "pids"),
+    ] {
+        checks.push(controller(all, name, limit, root));
+    }
+    checks
+}
+
+/// Whether a limit can be enforced: by a v1 hierarchy that this user may make
+/// groups in, or by the v2 tree that has the controller.
+fn controller(all: &[Hierarchy], name: &str, limit: &str, root: bool) -> Check {
+    let what = format!("limit {limit}");
+    let old = if name == "io" { "blkio" } else { name };
+    let holder = all
+        .iter()
+        .find(|one| one.controllers.iter().any(|controller| controller == old))
+        .or_else(|| {
+            all.iter().find(|one| {
+                one.v2
+                    && std::fs::read_to_string(one.own.join("cgroup.controllers")).is_ok_and(
+                        |text| text.split_whitespace().any(|controller| controller == name),
+                    )
+            })
+        });
+    match holder {
+        None => warn(
+            &what,
+            format!("no {name} controller here"),
+            "it is not enforced; everything else works",
+        ),
+        Some(one) if !host::writable(&one.own) => warn(
+            &what,
+            format!("{} is not writable", one.own.display()),
+            if root {
+                "it is not enforced: is /sys/fs/cgroup mounted read-only?"
+            } else {
+                "it is not enforced: run as root, or have the group delegated (systemd: Delegate=yes)"
+            },
+        ),
+        Some(one) => ok(&what, format!("{} can be used", one.own.display())),
+    }
+}
+
+pub(super) fn rights(root: bool) -> Check {
+    const WHAT: &str = "rights";
+    if root {
+        return ok(WHAT, "root: limits, users and OOM scores can be set");
+    }
+    warn(
+        WHAT,
+        format!("user {}", rustix::process::geteuid().as_raw()),
+        "services run as this user, their OOM score cannot be lowered, limits need delegated cgroups",
+    )
+}
+
+pub(super) fn open_files(config: Option<&Config>) -> Check {
+    const WHAT: &str = "open files";
+    let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    let instances = config.map_or(0, |config| config.instances().count() as u64);
+    let needed = 256 + instances * DESCRIPTORS;
+    let shown = if hard == u64::MAX {
+        "unlimited".to_owned()
+    } else {
+        hard.to_string()
+    };
+    let found = format!("hard limit {shown}, about {needed} needed for {instances} instances");
+    if hard >= needed {
+        ok(WHAT, found)
+    } else {
+        fail(
+            WHAT,
+            found,
+            "raise it: `ulimit -Hn`, LimitNOFILE= in the unit, or limits.conf(5)",
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cmd::doctor::Grade;
+
+    #[test]
+    fn a_limit_without_its_controller_is_a_warning() {
+        assert_eq!(
+            controller(&[], "cpu", "cpu_percent", true).grade,
+            Grade::Warn
+        );
+        let temp = tempfile::tempdir().unwrap();
+        let one = Hierarchy {
+            controllers: vec!["blkio".into()],
+            mount: temp.path().into(),
+            own: temp.path().into(),
+            v2: false,
+        };
+        assert_eq!(
+            controller(std::slice::from_ref(&one), "io", "io_weight", true).grade,
+            Grade::Ok
+        );
+        let v2 = Hierarchy {
+            controllers: vec![],
+            v2: true,
+            ..one
+        };
+        std::fs::write(temp.path().join("cgroup.controllers"), "cpu memory\n").unwrap();
+        let all = [v2];
+        assert_eq!(
+            controller(&all, "memory", "memory_mb", true).grade,
+            Grade::Ok
+        );
+        assert_eq!(controller(&all, "pids", "pids", true).grade, Grade::Warn);
+    }
+}
