@@ -210,3 +210,26 @@ fn what_a_manager_has_that_is_in_no_configuration_is_waited_for_aloud() {
     bench.sync_of(&id("gpu"), &[ended("g.1", 1, ExitResult::Signal, T0)]);
     assert_eq!(bench.take(), ["spawn g.1 #2"]);
 }
+
+#[test]
+fn what_was_removed_together_with_its_manager_waits_for_it_by_name_and_is_forgotten_by_it() {
+    let mut bench = both();
+    bench.tell_of(&id("gpu"), ended("g.1", 1, ExitResult::Stopped, T0));
+    bench.take();
+    bench.reborn(Some(&[("a", service())]));
+    bench.sync(&[running("a.1", 1, T0)]);
+    // The name is what a keeper runs it by.
+    assert_eq!(bench.phase("g.1"), "waiting for process-manager.gpu");
+    let end = ended("g.1", bench.generation("g.1"), ExitResult::Stopped, T0);
+    bench.sync_of(&id("gpu"), &[end]);
+    assert_eq!(bench.take(), ["forget g.1 at gpu"]);
+    bench.input(Input::ForgetReply {
+        manager: id("gpu"),
+        instance: "g.1".parse().unwrap(),
+        result: Ok(()),
+    });
+    let left = bench.disk.instances.iter();
+    let left: Vec<_> = left.map(|row| row.instance.to_string()).collect();
+    assert_eq!(left, ["a.1"]);
+    assert!(!bench.core.notes().join("\n").contains("gpu"));
+}
