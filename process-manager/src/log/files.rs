@@ -38,7 +38,12 @@ struct Open {
 enum Content {
     Plain(File),
     Compressed(Box<Compressed>),
+    /// A rotated file that cannot be opened: only what is said of it.
+    Missing(Vec<u8>),
 }
+
+/// What fills the place of text that is damaged. No line that a shim writes begins with it.
+pub(super) const FILLER: u8 = 0;
 
 impl Open {
     /// Opens a file as it stands there; `None` when it is not there or no log.
@@ -79,7 +84,61 @@ impl Open {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         match &self.content {
             Content::Plain(file) => file.read_at(buffer, offset),
-            Content::Compressed(file) => file.read_at(buffer, offset),
+            Content::Compressed(file) => match file.read_at(buffer, offset) {
+                Ok(0) | Err(_) if offset < self.size => {
+                    let (from, to) = file.stretch(offset);
+                    let text = self.damaged(from, to);
+                    let end = usize::try_from(to - offset).unwrap_or(usize::MAX);
+                    let count = buffer.len().min(end);
+                    for (at, byte) in (offset - from..).zip(&mut buffer[..count]) {
+                        let said = usize::try_from(at).ok().and_then(|at| text.get(at));
+                        *byte = said.copied().unwrap_or(FILLER);
+                    }
+                    Ok(count)
+                }
+                other => other,
+            },
+            Content::Missing(text) => {
+                let from = usize::try_from(offset).unwrap_or(usize::MAX);
+                let rest = text.get(from..).unwrap_or_default();
+                let count = rest.len().min(buffer.len());
+                buffer[..count].copy_from_slice(&rest[..count]);
+                Ok(count)
+            }
+        }
+    }
+
+    /// What is said in the place of text that cannot be had any more; it is as long as that
+    /// was, so that all places in the file stay true.
+    fn damaged(&self, from: u64, to: u64) -> Vec<u8> {
+        let name = self.path.file_name().unwrap_or_default();
+        let bytes = to - from;
+        // Before it may stand the beginning of a line.
+        let text = format!(
+            "{}{} is damaged: {bytes} bytes of text are left out\n",
+            if from == 0 { "" } else { "\n" },
+            name.display()
+        );
+        match text.len() as u64 <= bytes {
+            true => text.into_bytes(),
+            false => Vec::new(),
+        }
+    }
+
+    /// A rotated file that is there and cannot be opened.
+    fn missing(path: PathBuf, error: &LogError) -> Self {
+        let name = path.file_name().unwrap_or_default();
+        let source = &error.source;
+        let text = format!(
+            "{} cannot be read and is left out: {source}\n",
+            name.display()
+        );
+        let metadata = std::fs::symlink_metadata(&path);
+        Self {
+            identity: metadata.map_or(0, |metadata| identity(&metadata)),
+            size: text.len() as u64,
+            content: Content::Missing(text.into_bytes()),
+            path,
         }
     }
 }
@@ -95,10 +154,11 @@ impl LogFiles {
     ///
     /// The current file is opened first: when it is rotated meanwhile it is met
     /// twice and kept once. One that is compressed meanwhile is there in its
-    /// other form. Compressed files that are not of this program are left out.
+    /// other form. Compressed files that are not of this program are left out. Where
+    /// a rotated file cannot be read, or a part of it, a line says so in its place.
     ///
     /// # Errors
-    /// When the directory or a file is there but cannot be opened.
+    /// When the directory or the current file is there but cannot be opened.
     pub fn open(directory: &Path) -> Result<Self, LogError> {
         let current = Open::at(directory.join(CURRENT), false)?;
         let listed = rotated(directory).map_err(|source| LogError {
@@ -108,9 +168,15 @@ impl LogFiles {
         })?;
         let mut files: Vec<Open> = Vec::with_capacity(listed.len() + 1);
         for file in listed {
-            let open = match Open::at(file.plain_path(directory), false)? {
-                Some(plain) => Some(plain),
-                None => Open::at(file.compressed_path(directory), true)?,
+            let (plain, compressed) = (file.plain_path(directory), file.compressed_path(directory));
+            // The trouble of one file is not that of the others.
+            let open = match Open::at(plain.clone(), false) {
+                Ok(None) => match Open::at(compressed.clone(), true) {
+                    Err(error) => Some(Open::missing(compressed, &error)),
+                    Ok(open) => open,
+                },
+                Err(error) => Some(Open::missing(plain, &error)),
+                Ok(open) => open,
             };
             files.extend(open);
         }

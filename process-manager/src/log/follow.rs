@@ -152,7 +152,7 @@ impl Task {
                 if known.is_none() {
                     self.watcher.remove(&instance);
                 }
-                return Err(Status::new(Code::Unavailable, crate::launch::chain(&error)));
+                return Err(Status::new(Code::DataLoss, crate::launch::chain(&error)));
             }
             Err(error) => return Err(Status::new(Code::Internal, error.to_string())),
         };

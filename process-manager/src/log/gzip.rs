@@ -153,6 +153,21 @@ impl Compressed {
         self.first.total
     }
 
+    /// Where the text begins and ends that is lost when the one at `offset` cannot be read.
+    pub(super) fn stretch(&self, offset: u64) -> (u64, u64) {
+        let state = self.state.borrow();
+        let end = |member: &Member| member.text_at + u64::from(member.header.text);
+        let known = state
+            .members
+            .partition_point(|member| end(member) <= offset);
+        match (state.members.get(known), state.members.last()) {
+            (Some(member), _) => (member.text_at, end(member).min(self.first.total)),
+            // From there on no member is found.
+            (None, Some(last)) => (end(last), self.first.total),
+            (None, None) => (0, self.first.total),
+        }
+    }
+
     /// Copies text from `offset` on and tells how much; 0 is the end.
     pub(super) fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut state = self.state.borrow_mut();

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use blackhole_bus_schema::process::{LogChunk, ReadLog};
 
+use super::files::FILLER;
 use super::{LogError, LogFiles, Position};
 
 /// Most bytes of lines in one answer: far below the transport's 16 MiB, and
@@ -134,6 +135,11 @@ impl LogFiles {
     }
 }
 
+/// Whether a line is not what is left of one in a damaged file.
+pub(super) fn is_text(line: &[u8]) -> bool {
+    line.first() != Some(&FILLER)
+}
+
 /// Answers one `process.read_log` from the files in `directory`: from the
 /// cursor on, else from a time on, else the last lines. What does not fit in a
 /// page ([`PAGE_BYTES`], or what the request says) is left for the next one.
@@ -171,7 +177,9 @@ pub fn read(directory: &Path, request: &ReadLog) -> Result<LogChunk, LogError> {
         let page = files.page(at, room)?;
         let bytes: usize = page.lines.iter().map(|line| line.len() + 1).sum();
         let moved = page.next != at;
-        chunk.lines.extend(page.lines);
+        chunk
+            .lines
+            .extend(page.lines.into_iter().filter(|line| is_text(line)));
         at = page.next;
         room = room.saturating_sub(bytes);
         if page.full {

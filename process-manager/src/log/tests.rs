@@ -270,3 +270,66 @@ proptest! {
         prop_assert_eq!(seen, lines);
     }
 }
+
+/// One member of three is damaged, or all from the middle on is gone.
+#[test]
+fn what_is_damaged_is_a_gap_that_is_said() {
+    type Damage = fn(&mut Vec<u8>);
+    let cases: [(Damage, &str); 2] = [
+        (|bytes| *bytes = bytes[..bytes.len() / 2].to_vec(), "cut"),
+        (
+            |bytes| {
+                let middle = bytes.len() / 2;
+                bytes[middle..middle + 64].fill(0xff);
+            },
+            "flipped",
+        ),
+    ];
+    for (damage, what) in cases {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let many = numbered(0..250_000);
+        write(directory.path(), "log.00000001", &many[..10]);
+        write(directory.path(), "plain", &many[10..]);
+        let source = std::fs::File::open(at("plain")).unwrap();
+        let mut target = std::fs::File::create(at("log.00000002.gz")).unwrap();
+        assert!(gzip::compress(&source, &mut target, 77, || true).unwrap());
+        std::fs::remove_file(at("plain")).unwrap();
+        let mut bytes = std::fs::read(at("log.00000002.gz")).unwrap();
+        damage(&mut bytes);
+        std::fs::write(at("log.00000002.gz"), bytes).unwrap();
+        write(directory.path(), "log.00000003", &[b"behind".to_vec()]);
+        write(directory.path(), "log", &[b"the last".to_vec()]);
+
+        let all = read(directory.path(), u32::MAX, None).unwrap();
+        let lines = all_from(directory.path(), all);
+        assert_eq!(lines[..10], many[..10], "{what}");
+        let text = |line: &Vec<u8>| String::from_utf8_lossy(line).into_owned();
+        let said: Vec<_> = lines.iter().map(text).collect();
+        let notes: Vec<_> = said
+            .iter()
+            .filter(|line| line.contains("damaged"))
+            .collect();
+        // One for the member that the cut goes through, one for those behind it.
+        let most = if what == "cut" { 2 } else { 1 };
+        assert!((1..=most).contains(&notes.len()), "{what}: {notes:?}");
+        assert!(notes[0].starts_with("log.00000002.gz is damaged: "));
+        assert_eq!(said[said.len() - 2..], ["behind", "the last"], "{what}");
+        // What is before it is there, and what is behind it where there is something.
+        assert!(
+            lines.len() > 90_000 && lines.len() < 249_000,
+            "{what}: {}",
+            lines.len()
+        );
+        assert_eq!(
+            said.iter().any(|line| line == "line 249999"),
+            what == "flipped"
+        );
+        // Nothing but whole lines, but for the one that the gap begins in.
+        let odd = said.iter().filter(|line| !line.starts_with("line "));
+        assert!(odd.count() <= notes.len() + 2, "{what}");
+        // The last ones are found from behind.
+        let tail = read(directory.path(), 2, None).unwrap();
+        assert_eq!(tail.lines, [b"behind".to_vec(), b"the last".to_vec()]);
+    }
+}

@@ -163,7 +163,7 @@ impl Manager {
                     ));
                 }
                 log::read(&folder, &command)
-                    .map_err(|error| Status::new(Code::Unavailable, chain(&error)))
+                    .map_err(|error| Status::new(Code::DataLoss, chain(&error)))
             });
             let result = read
                 .await

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use blackhole_bus_schema::process::LogCursor;
 
+use crate::log::read::is_text;
 use crate::log::{LogError, LogFiles, Position};
 
 /// Most bytes of lines in one batch: ten thousand short lines travel in one message.
@@ -79,7 +80,8 @@ pub(super) fn next_batch(folder: &Path, from: Start) -> Result<Batch, LogError> 
         at = ahead;
     }
     loop {
-        let page = files.page(at, BATCH_BYTES)?;
+        let mut page = files.page(at, BATCH_BYTES)?;
+        page.lines.retain(|line| is_text(line));
         let moved = page.next != at;
         if page.lines.is_empty() && moved {
             at = page.next;
