@@ -1,6 +1,6 @@
 //! The task around the core: sockets, clock and bus.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::poll_fn;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -54,6 +54,9 @@ pub(crate) struct Shell {
     shutdown: Shutdown,
     /// To the process-managers and the supervisor.
     links: Vec<Link>,
+    /// Process-managers that only an instance's folder still names: nobody has to run
+    /// them, and what they may still have to tell is the supervisor's to miss.
+    undeclared: HashSet<Component>,
     managers: Vec<mpsc::Receiver<LinkEvent>>,
     supervisor: mpsc::Receiver<LinkEvent>,
     dirs: Dirs,
@@ -122,9 +125,17 @@ impl Shell {
         let me = ClientName::fresh("bridge");
         let mut links = Vec::new();
         let mut managers = Vec::new();
+        let mut undeclared = HashSet::new();
         for manager in managers::known(&dirs, config.as_ref()) {
+            let declared = config.as_ref().is_none_or(|config| {
+                let mut all = config.orchestrator.managers();
+                all.any(|declared| declared == manager)
+            });
             let interest = Interest::none().stream::<ListProcesses>(topic::PROCESS);
             let manager = Component::ProcessManager(manager);
+            if !declared {
+                undeclared.insert(manager.clone());
+            }
             let (link, events) = Link::open(&dirs, me.clone(), manager, interest).await?;
             links.push(link);
             managers.push(events);
@@ -149,6 +160,7 @@ impl Shell {
             commands,
             shutdown,
             links,
+            undeclared,
             managers,
             supervisor,
             dirs,
@@ -430,17 +442,24 @@ impl Shell {
             .outlook(Instant::now(), &status.instance, outlook(status));
     }
 
+    /// Who should be there and is not.
+    fn missing(&self) -> impl Iterator<Item = &Link> {
+        let all = self.links.iter().filter(|link| link.info().is_none());
+        all.filter(|link| !self.undeclared.contains(link.component()))
+    }
+
     /// Says whom it misses.
     fn note(&self) {
-        let missing = self.links.iter().filter(|link| link.info().is_none());
-        let notes = missing.map(|link| format!("waits for {}", link.component()));
+        let notes = self
+            .missing()
+            .map(|link| format!("waits for {}", link.component()));
         self.server.set_notes(notes.collect());
     }
 
     /// [`Shell::note`], also to the log.
     fn report_missing(&self) {
         self.note();
-        for link in self.links.iter().filter(|link| link.info().is_none()) {
+        for link in self.missing() {
             tracing::info!(
                 "waits for {}: calls are carried, its news of services are missing",
                 link.component()

@@ -183,3 +183,33 @@ fn down_ends_what_a_hung_shim_holds() {
     );
     assert!(!processes::is_alive(pid));
 }
+
+/// Stopped by an operator, it is nobody's to wait for, until it is started where it belongs now.
+#[test]
+fn nobody_waits_for_a_manager_that_had_what_is_stopped() {
+    let deployment = Deployment::new(TWO);
+    deployment.up();
+    deployment.cli(&["stop", "train", "sweep"]).ok();
+    deployment.down();
+    let elsewhere = TWO.replace(", manager: gpu", "");
+    let elsewhere = elsewhere.replace("gpu: {}", "");
+    fs::write(deployment.config(), elsewhere).unwrap();
+    deployment.up();
+    let status = deployment.status();
+    assert!(status.component("process-manager.gpu").is_none());
+    // Each looks around again for whom it misses.
+    deployment
+        .cli(&["component", "restart", "process-manager"])
+        .ok();
+    wait_for("nobody to wait for anybody", || {
+        let table = deployment.cli(&["status"]).ok().stdout;
+        if table.contains("waits for") {
+            Err(table)
+        } else {
+            Ok(())
+        }
+    });
+    deployment.cli(&["start", "train"]).ok();
+    assert!(deployment.status().is("train.1", "RUNNING"));
+    deployment.down();
+}
