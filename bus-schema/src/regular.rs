@@ -7,7 +7,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 /// Opens `path` as `options` say, with the flags of this module added.
@@ -27,6 +27,23 @@ pub fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     match file.metadata()?.is_file() {
         true => Ok(file),
         false => Err(no_file()),
+    }
+}
+
+/// Opens `path` as `options` say, never waiting, also through a link: for what
+/// somebody may have put elsewhere on purpose, on another disk or to `/dev/null`.
+///
+/// # Errors
+/// Those of open(2); `InvalidInput` when it is a FIFO or a socket.
+pub fn open_linked(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = match options.custom_flags(flags).open(path) {
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Err(no_file()),
+        other => other?,
+    };
+    match file.metadata()?.file_type().is_fifo() {
+        true => Err(no_file()),
+        false => Ok(file),
     }
 }
 
@@ -104,6 +121,15 @@ mod tests {
         for name in ["fifo", "link", "socket", "folder"] {
             let error = read(&at(name), 10).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{name}");
+        }
+        for (name, fine) in [
+            ("file", true),
+            ("link", true),
+            ("fifo", false),
+            ("socket", false),
+        ] {
+            let opened = open_linked(&at(name), OpenOptions::new().append(true));
+            assert_eq!(opened.is_ok(), fine, "{name}");
         }
         for name in ["file", "fifo", "link", "socket"] {
             write(&at(name), b"new").unwrap();

@@ -1,7 +1,7 @@
 //! The files of one log, held open together so that a rotation meanwhile
 //! neither hides one nor shows one twice.
 
-use std::fs::{File, Metadata};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -56,7 +56,7 @@ impl Open {
                 source,
             }
         };
-        let file = match regular::reader(&path) {
+        let file = match regular::open_linked(&path, OpenOptions::new().read(true)) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             // Nobody's log.
@@ -64,6 +64,9 @@ impl Open {
             Err(error) => return Err(failed("open")(error)),
         };
         let metadata = file.metadata().map_err(failed("stat"))?;
+        if !metadata.is_file() {
+            return Ok(None);
+        }
         let (identity, size, content) = if compressed {
             let Some(compressed) = Compressed::open(file).map_err(failed("read"))? else {
                 return Ok(None);

@@ -112,7 +112,7 @@ impl Files {
         let path = self.dir.join(CURRENT);
         let mut options = OpenOptions::new();
         options.append(true).create(true).mode(0o600);
-        let mut file = regular::open(&path, &mut options)?;
+        let mut file = regular::open_linked(&path, &mut options)?;
         let metadata = file.metadata()?;
         self.size = metadata.len();
         if self.size > 0 && ends_within_a_line(&path, self.size) {
@@ -180,6 +180,7 @@ fn write_all(file: &mut File, bytes: &[u8]) -> (usize, io::Result<()>) {
 
 fn ends_within_a_line(path: &Path, size: u64) -> bool {
     let mut last = [b'\n'];
-    let read = regular::reader(path).and_then(|file| file.read_at(&mut last, size - 1));
+    let read = regular::open_linked(path, OpenOptions::new().read(true))
+        .and_then(|file| file.read_at(&mut last, size - 1));
     matches!(read, Ok(1)) && last != [b'\n']
 }
