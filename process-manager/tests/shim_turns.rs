@@ -208,6 +208,7 @@ async fn a_reload_is_a_signal() {
         Err(ClientError::Refused(problem)) => assert_eq!(problem, "it has no `reload`"),
         other => panic!("{other:?}"),
     }
+    until("it is up", || rig.log(&spec).contains("up").then_some(())).await;
     running.handle.kill(false).await.unwrap();
     let mut running = running;
     running.exited().await;

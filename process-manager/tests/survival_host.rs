@@ -411,6 +411,8 @@ async fn a_shim_without_descriptors_does_not_spin_and_goes_on() {
     ] {
         bench.run(&talker(&bench, instance)).await;
         let shim = bench.shim(instance);
+        // Its log is open from then on.
+        until("the first line", || (lines(instance) > 0).then_some(())).await;
         let before = set(shim, soft, hard.or_else(|| files_hard(shim)));
         let (ticks, begun) = (cpu_ticks(shim), std::time::Instant::now());
         for _ in 0..5 {
