@@ -27,7 +27,7 @@ const IDLE: Duration = Duration::from_secs(20);
 /// `one` may be started again by permit; `two` not, since it requires somebody.
 fn pair(command: &str) -> String {
     format!(
-        "  one: {{command: {command}, autostart: false, restart: {{policy: always}}}}\n  \
+        "  one: {{command: {command}, autostart: false, standby: true, restart: {{policy: always}}}}\n  \
          two: {{command: {command}, autostart: false, restart: {{policy: always}}, depends_on: {{three: started}}}}\n  \
          three: {{command: {command}, autostart: false}}\n"
     )

@@ -50,6 +50,7 @@ rlimits:
   memlock: 64MiB
   stack: [8388608, unlimited]
 no_new_privs: true
+standby: true
 capabilities: {keep: [CAP_NET_BIND_SERVICE, chown, chown]}
 stdin: ./input
 env_files: [common.env, {path: \"${config_dir}/local.env\", required: false}]";
@@ -81,6 +82,7 @@ env_files: [common.env, {path: \"${config_dir}/local.env\", required: false}]";
             ),
         ]),
         no_new_privs: true,
+        standby: true,
         capabilities: Some(Capabilities::Keep(vec![
             "chown".into(),
             "net_bind_service".into(),
@@ -160,6 +162,7 @@ fn what_is_wrong_is_said_with_what_would_be_right() {
         ("groups: [a b]", &["groups[0]", "a name or a number"]),
         ("nice: 20", &["nice", "from -20 to 19"]),
         ("nice: low", &["nice", "the text \"low\""]),
+        ("standby: 1", &["standby", "true or false"]),
         ("no_new_privs: yes", &["no_new_privs", "true or false"]),
         (
             "rlimits: {nofiles: 5}",

@@ -194,6 +194,7 @@ fn settings() -> ProcessSettings {
             },
         )]),
         no_new_privs: true,
+        standby: true,
         capabilities: Some(Capabilities::Keep(vec!["net_bind_service".into()])),
         stdin: Some("/srv/in".into()),
         env_files: vec![EnvFile {

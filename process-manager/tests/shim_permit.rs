@@ -293,7 +293,8 @@ async fn that_waits(running: &Running) -> u32 {
 async fn comes_back_although(signal: Signal) -> (u32, u32) {
     let rig = Rig::new().await;
     let said = rig.path("said");
-    let spec = service(&rig, &said);
+    let mut spec = service(&rig, &said);
+    spec.settings.standby = true;
     let mut running = spawn(&rig, &spec, Some(permit(2, None))).await;
     line_of(&said.with_extension("1")).await;
     let waiting = that_waits(&running).await;

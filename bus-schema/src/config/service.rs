@@ -16,7 +16,7 @@ use super::tree::{Entry, Value};
 use crate::names::ServiceName;
 use crate::process::{LogFormat, LogSpec, StopSpec, default_success_codes, signal_number};
 
-const KEYS: [&str; 31] = [
+const KEYS: [&str; 32] = [
     "command",
     "type",
     "manager",
@@ -38,6 +38,7 @@ const KEYS: [&str; 31] = [
     "fd_store",
     "hooks",
     "reload",
+    "standby",
     "oneshot",
     "autostart",
     "restart",

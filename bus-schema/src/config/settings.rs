@@ -33,6 +33,7 @@ pub(super) fn settings(
         no_new_privs: section
             .read("no_new_privs", Field::boolean)?
             .unwrap_or_default(),
+        standby: section.read("standby", Field::boolean)?.unwrap_or_default(),
         capabilities: section.read("capabilities", capabilities)?,
         stdin: section.read("stdin", |field| file(field, dir))?,
         env_files: section

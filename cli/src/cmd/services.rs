@@ -171,7 +171,7 @@ where
     let budget = context.timeout(BUDGET);
     let mut last = BTreeMap::new();
     let mut told = BTreeMap::new();
-    let mut managers = Managers::open(&context.dirs).await?;
+    let mut managers = Managers::new(&context.dirs);
     let request = link.request(&command, budget);
     tokio::pin!(request);
     let result = loop {

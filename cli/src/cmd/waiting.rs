@@ -2,6 +2,7 @@
 //! The supervisor takes the command without one and waits, which must be said.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use blackhole_bus_schema::bus::{Interest, Link, LinkEvent};
 use blackhole_bus_schema::dirs::Dirs;
@@ -15,6 +16,9 @@ use crate::error::Error;
 /// Ends and beginnings of links on their way: a link has few of them.
 const QUEUE: usize = 16;
 
+/// They are asked after this long: most commands are through before.
+const PATIENCE: Duration = Duration::from_millis(250);
+
 /// What is worth a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Word {
@@ -26,7 +30,14 @@ pub(super) enum Word {
 
 /// Follows the process-managers' presence.
 pub(super) struct Managers {
+    dirs: Dirs,
+    begun: Instant,
     presence: Presence,
+    links: Option<Links>,
+}
+
+/// The ways to them.
+struct Links {
     events: mpsc::Receiver<(Component, bool)>,
     /// Their tasks end with them.
     _links: Vec<Link>,
@@ -69,12 +80,9 @@ impl Presence {
     }
 }
 
-impl Managers {
-    /// Opens links to all process-managers, whether they are there or not.
-    ///
-    /// # Errors
-    /// When a socket cannot be opened.
-    pub(super) async fn open(dirs: &Dirs) -> Result<Self, Error> {
+impl Links {
+    /// To all process-managers, whether they are there or not.
+    async fn open(dirs: &Dirs) -> Result<Self, Error> {
         let (sender, events) = mpsc::channel(QUEUE);
         let mut links = Vec::new();
         for component in client::components(dirs) {
@@ -86,14 +94,37 @@ impl Managers {
             links.push(link);
         }
         Ok(Self {
-            presence: Presence::new(Instant::now()),
             events,
             _links: links,
         })
     }
+}
+
+impl Managers {
+    /// Begins to wait; nobody is asked yet.
+    pub(super) fn new(dirs: &Dirs) -> Self {
+        let begun = Instant::now();
+        Self {
+            dirs: dirs.clone(),
+            begun,
+            presence: Presence::new(begun),
+            links: None,
+        }
+    }
 
     /// Waits until there is something to say. Cancel safe.
     pub(super) async fn word(&mut self) -> Word {
+        if self.links.is_none() {
+            sleep_until(self.begun + PATIENCE).await;
+        }
+        let links = match &mut self.links {
+            Some(links) => links,
+            none => match Links::open(&self.dirs).await {
+                Ok(links) => none.insert(links),
+                // The command itself tells what is wrong here.
+                Err(_) => std::future::pending().await,
+            },
+        };
         loop {
             let due = self.presence.due();
             let silent = async {
@@ -103,7 +134,7 @@ impl Managers {
                 }
             };
             tokio::select! {
-                Some((component, up)) = self.events.recv() => {
+                Some((component, up)) = links.events.recv() => {
                     if let Some(word) = self.presence.heard(Instant::now(), component, up) {
                         return word;
                     }

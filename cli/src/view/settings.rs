@@ -34,6 +34,9 @@ pub(super) fn settings(settings: &ProcessSettings) -> Map<String, Value> {
     if settings.no_new_privs {
         put("no_new_privs", true.into());
     }
+    if settings.standby {
+        put("standby", true.into());
+    }
     match &settings.capabilities {
         Some(Capabilities::Keep(names)) => put("capabilities", json!({ "keep": names })),
         Some(Capabilities::Drop(names)) => put("capabilities", json!({ "drop": names })),

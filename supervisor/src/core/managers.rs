@@ -107,7 +107,10 @@ impl Core {
         }
         for instance in self.instances.values().filter(|one| !one.is_gone()) {
             let names = needed.entry(&instance.home).or_default();
-            names.push(instance.name.to_string());
+            // This is asked after each input: names only where they are told.
+            if !self.synced(&instance.home) {
+                names.push(instance.name.to_string());
+            }
         }
         let several = needed.len() > 1;
         for (manager, names) in needed {

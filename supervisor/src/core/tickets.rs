@@ -118,7 +118,12 @@ impl Core {
         instances: &[InstanceName],
         about: &BTreeSet<ServiceName>,
     ) -> Option<Status> {
+        let mut before = None;
         for name in instances {
+            // Replicas stand side by side.
+            if before.replace(name.service()) == Some(name.service()) {
+                continue;
+            }
             let Some(service) = self.services.get(name.service()) else {
                 let text = format!("{name} has gone from the configuration meanwhile");
                 return Some(Status::new(Code::Aborted, text));
@@ -136,8 +141,11 @@ impl Core {
                 return Some(Status::new(Code::Aborted, text));
             }
         }
+        let own = instances
+            .iter()
+            .filter(|name| !about.contains(name.service()))
+            .filter_map(|name| self.instances.get(name));
         let about = about.iter().flat_map(|service| self.instances_of(service));
-        let own = instances.iter().filter_map(|name| self.instances.get(name));
         about
             .chain(own)
             .filter(|instance| !instance.surplus && !instance.is_running())

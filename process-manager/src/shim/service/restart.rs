@@ -166,7 +166,7 @@ impl Service {
         let room = limits
             .filter(|limit| limit.limit == LimitKind::Pids)
             .all(|limit| limit.requested >= ROOM);
-        if !room {
+        if !room || !self.request.settings.standby {
             return Some(Ahead::Planned(Box::new(planned)));
         }
         Some(match StandBy::make(&planned.plan) {
