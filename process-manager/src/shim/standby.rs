@@ -16,6 +16,7 @@ use std::ffi::c_void;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -50,6 +51,8 @@ struct Make<'a> {
     born_in: Option<RawFd>,
     /// Descriptors that it leaves open for the child, in ascending order.
     keep: &'a [RawFd],
+    /// Where it tells the child's pid, as the child does.
+    report: RawFd,
 }
 
 impl StandBy {
@@ -81,6 +84,7 @@ impl StandBy {
             stack: Stack::new().ok(),
             born_in,
             keep: &makers,
+            report: told.as_raw_fd(),
         };
         // SAFETY: the shim has one thread. The maker has a copy of all that `make`
         // points to and never comes back from `maker_entry`, which is made for it.
@@ -97,14 +101,12 @@ impl StandBy {
             report,
             told: Vec::with_capacity(3 * size_of::<Shared>()),
         };
-        let waits = standby.hear(|reports| reports == 1)?;
-        let pid = i32::try_from(waits.index).ok().and_then(Pid::from_raw);
-        match (waits.step, waits.errno, pid) {
-            (Step::Born, 0, Some(pid)) => standby.child = Some(pid),
-            // It has ended.
-            _ => return Err(io::Error::from_raw_os_error(waits.errno)),
+        // The maker's word that it is there, and its own that it waits.
+        standby.hear(|reports| reports == 2)?;
+        match standby.ready() {
+            Some(_) if standby.child.is_some() => Ok(standby),
+            _ => Err(standby.failure()),
         }
-        Ok(standby)
     }
 
     /// Its pid, before and after.
@@ -123,18 +125,45 @@ impl StandBy {
         rustix::io::write(&word, &[1])?;
         drop(word);
         // Its end of the pipe closes on exec; of a success nothing is told.
-        let mut report = self.hear(|_| false)?;
-        let pid = self.child.ok_or(io::ErrorKind::NotFound)?;
-        if report.errno != 0 || !sys::is_ordinary(pid) {
-            return Err(io::Error::from_raw_os_error(report.errno));
+        self.hear(|_| false)?;
+        let (Some(pid), Some(mut report)) = (self.child, self.ready()) else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        if !sys::is_ordinary(pid) {
+            return Err(self.failure());
         }
         self.child = None;
         report.step = Step::Exec;
         Ok(Launched { pid, report })
     }
 
-    /// Reads reports until there are `enough` or none can come any more; the last one.
-    fn hear(&mut self, enough: impl Fn(usize) -> bool) -> io::Result<Report> {
+    /// What was told so far.
+    fn reports(&self) -> impl Iterator<Item = Report> + '_ {
+        let whole = self.told.chunks_exact(size_of::<Shared>());
+        whole.map(|bytes| {
+            // SAFETY: as many bytes as it has; each of its fields is valid for all of them.
+            let shared: Shared = unsafe { ptr::read_unaligned(bytes.as_ptr().cast()) };
+            shared.report()
+        })
+    }
+
+    /// The child's word that it waits.
+    fn ready(&self) -> Option<Report> {
+        self.reports()
+            .find(|report| report.errno == 0 && report.limits_ns != 0)
+    }
+
+    /// What it stopped at.
+    fn failure(&self) -> io::Error {
+        let errno = self.reports().map(|report| report.errno);
+        match errno.filter(|errno| *errno != 0).last() {
+            Some(errno) => io::Error::from_raw_os_error(errno),
+            None => io::ErrorKind::UnexpectedEof.into(),
+        }
+    }
+
+    /// Reads reports until there are `enough` or none can come any more.
+    fn hear(&mut self, enough: impl Fn(usize) -> bool) -> io::Result<()> {
         let until = Instant::now().checked_add(PATIENCE);
         while !enough(self.told.len() / size_of::<Shared>()) {
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
@@ -152,13 +181,17 @@ impl StandBy {
             let mut bytes = [0; size_of::<Shared>()];
             match rustix::io::read(&self.report, &mut bytes) {
                 Ok(0) => break,
-                Ok(count) => self.told.extend_from_slice(&bytes[..count]),
+                Ok(count) => {
+                    self.told.extend_from_slice(&bytes[..count]);
+                    let there = self.reports().find(|report| report.errno == 0);
+                    let pid = there.and_then(|report| i32::try_from(report.index).ok());
+                    self.child = self.child.or_else(|| Pid::from_raw(pid?));
+                }
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        let last = last(&self.told).ok_or(io::ErrorKind::UnexpectedEof)?;
-        Ok(last.report())
+        Ok(())
     }
 }
 
@@ -175,7 +208,7 @@ impl Drop for StandBy {
 extern "C" fn maker_entry(argument: *const c_void) -> ! {
     // SAFETY: the argument is this process's own copy of the `Make` of `StandBy::make`. The
     // calls are async-signal-safe, with numbers and with what lives as long as this
-    // process, which has one thread and from the clone on touches no memory: its child,
+    // process, which has one thread and from the clone on touches its own stack alone: its child,
     // which has a stack of its own, may be using errno(3) and the rest.
     unsafe {
         let make = &*argument.cast::<Make<'_>>();
@@ -184,7 +217,13 @@ extern "C" fn maker_entry(argument: *const c_void) -> ! {
             close_all_but(make.keep);
             let argument = ptr::from_ref(&make.work).cast::<c_void>();
             let born_in = make.born_in;
-            if birth::clone3_sibling(make.stack.as_ref(), born_in, child_entry, argument).is_ok() {
+            let child = birth::clone3_sibling(make.stack.as_ref(), born_in, child_entry, argument);
+            if let Ok(pid) = child {
+                // Nobody can hold the maker up; the child's own word may never come.
+                let told = Shared::default();
+                told.index.store(pid.unsigned_abs(), Ordering::Relaxed);
+                let from = ptr::from_ref(&told).cast();
+                libc::write(make.report, from, size_of::<Shared>());
                 close_all_but(&[]);
                 loop {
                     // Signals are blocked.
@@ -194,11 +233,4 @@ extern "C" fn maker_entry(argument: *const c_void) -> ! {
         }
         libc::_exit(0)
     }
-}
-
-/// The last whole report of those that were written.
-fn last(told: &[u8]) -> Option<Shared> {
-    let whole = told.chunks_exact(size_of::<Shared>()).last()?;
-    // SAFETY: as many bytes as it has; each of its fields is valid for all of them.
-    Some(unsafe { ptr::read_unaligned(whole.as_ptr().cast()) })
 }
