@@ -231,6 +231,11 @@ impl Engine {
                 },
             })
             .collect();
+        // The next tick shows the new limits, whether it does anything or not.
+        let known = self.instances.get_mut(instance);
+        if let Some(counters) = known.and_then(|known| known.counters.as_mut()) {
+            counters.forget();
+        }
         let report = apply(&places, limits, self.io_effect(limits.io_weight.is_some()));
         let grant = LimitGrant {
             version: if cgroups.is_empty() {
@@ -301,7 +306,8 @@ impl Engine {
         names
             .into_iter()
             .filter_map(|instance| {
-                let reading = self.read(&instance)?;
+                let (counters, buffer) = self.counters(&instance)?;
+                let reading = counters.tick(buffer);
                 Some((instance, reading))
             })
             .collect()
@@ -520,6 +526,12 @@ impl Engine {
 
     /// Reads one instance's counters; `None` where it has no groups.
     pub fn read(&mut self, instance: &InstanceName) -> Option<Reading> {
+        let (counters, buffer) = self.counters(instance)?;
+        Some(counters.read(buffer))
+    }
+
+    /// One instance's counters, and what to read them into.
+    fn counters(&mut self, instance: &InstanceName) -> Option<(&mut Counters, &mut Vec<u8>)> {
         let layout = &self.layout;
         let known = self.instances.get_mut(instance)?;
         let dirs = &known.dirs;
@@ -535,7 +547,7 @@ impl Engine {
             };
             Counters::new(&dirs, &mut self.descriptors)
         });
-        Some(counters.read(&mut self.buffer))
+        Some((counters, &mut self.buffer))
     }
 }
 

@@ -98,7 +98,13 @@ impl Counter {
         loop {
             match file.read_at(&mut buffer[length..], length as u64) {
                 Ok(0) => break,
-                Ok(more) => length += more,
+                Ok(more) => {
+                    length += more;
+                    // These files are made whole at each read: a short one had all.
+                    if length < buffer.len() {
+                        break;
+                    }
+                }
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(_) => return None,
             }
@@ -140,7 +146,14 @@ pub(super) struct Counters {
     io_v2: Option<Counter>,
     pressure: [Option<Counter>; 3],
     open: usize,
+    /// What was read last, and how often it has been given out again.
+    last: Option<(Reading, u8)>,
 }
+
+/// An instance that uses no CPU is read in full at every so many ticks: what may change
+/// without it (what others reclaim, late writes, pressure that fades) is seldom news, and
+/// reading memory.stat has the kernel sum up over all processors.
+const IDLE_TICKS: u8 = 10;
 
 impl Counters {
     pub(super) fn new(dirs: &CounterDirs<'_>, budget: &mut Descriptors) -> Self {
@@ -181,6 +194,7 @@ impl Counters {
             pressure: ["cpu.pressure", "memory.pressure", "io.pressure"]
                 .map(|name| counter(dirs.v2, name)),
             open: 0,
+            last: None,
         };
         if counters.cpu_v1.is_none() || counters.throttle_v1.is_none() {
             counters.cpu_v2 = Counter::new(dirs.v2, "cpu.stat", budget);
@@ -199,8 +213,48 @@ impl Counters {
         parse::keyed(self.oom.as_ref()?.read(buffer)?, "oom_kill")
     }
 
-    /// Reads all of them, some 10 µs for those of one instance with open files.
-    pub(super) fn read(&self, buffer: &mut Vec<u8>) -> Reading {
+    /// CPU time in microseconds.
+    fn cpu_usec(&self, buffer: &mut Vec<u8>) -> Option<u64> {
+        if let Some(counter) = &self.cpu_v1 {
+            return parse::number(counter.read(buffer)?).map(|nanoseconds| nanoseconds / 1000);
+        }
+        parse::keyed(self.cpu_v2.as_ref()?.read(buffer)?, "usage_usec")
+    }
+
+    /// As [`Counters::read`], for a tick: one that has used no CPU since the last one
+    /// and is under no pressure is read in full only now and then.
+    pub(super) fn tick(&mut self, buffer: &mut Vec<u8>) -> Reading {
+        let cpu = self.cpu_usec(buffer);
+        if let Some((last, ticks)) = &mut self.last
+            && *ticks + 1 < IDLE_TICKS
+            && cpu.is_some()
+            && last.cpu_usec == cpu
+            && last
+                .pressure
+                .is_none_or(|pressure| pressure == Pressure::default())
+        {
+            *ticks += 1;
+            return Reading {
+                at: Instant::now(),
+                ..last.clone()
+            };
+        }
+        self.read(buffer)
+    }
+
+    /// The next tick reads all of them.
+    pub(super) fn forget(&mut self) {
+        self.last = None;
+    }
+
+    /// Reads all of them.
+    pub(super) fn read(&mut self, buffer: &mut Vec<u8>) -> Reading {
+        let reading = self.read_all(buffer);
+        self.last = Some((reading.clone(), 0));
+        reading
+    }
+
+    fn read_all(&self, buffer: &mut Vec<u8>) -> Reading {
         fn text<'a>(counter: &Option<Counter>, buffer: &'a mut Vec<u8>) -> Option<&'a str> {
             counter.as_ref()?.read(buffer)
         }
@@ -319,7 +373,7 @@ mod tests {
                 v2: Some(dir.path()),
                 ..CounterDirs::default()
             };
-            let counters = Counters::new(&dirs, &mut budget);
+            let mut counters = Counters::new(&dirs, &mut budget);
             let mut buffer = Vec::new();
             for _ in 0..2 {
                 let reading = counters.read(&mut buffer);
@@ -346,9 +400,39 @@ mod tests {
     }
 
     #[test]
+    fn an_idle_instance_is_read_in_full_now_and_then() {
+        let dir = v2_group();
+        for name in ["cpu.pressure", "memory.pressure", "io.pressure"] {
+            let text = "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n";
+            fs::write(dir.path().join(name), text).unwrap();
+        }
+        let dirs = CounterDirs {
+            v2: Some(dir.path()),
+            ..CounterDirs::default()
+        };
+        let mut counters = Counters::new(&dirs, &mut Descriptors { left: 100 });
+        let mut buffer = Vec::new();
+        let first = counters.tick(&mut buffer);
+        fs::write(dir.path().join("memory.current"), "5000\n").unwrap();
+        for _ in 1..IDLE_TICKS {
+            let again = counters.tick(&mut buffer);
+            assert_eq!(again.memory_bytes, first.memory_bytes);
+            assert!(again.at >= first.at);
+        }
+        assert_eq!(counters.tick(&mut buffer).memory_bytes, Some(4700));
+        // One that does something is read at once.
+        fs::write(dir.path().join("memory.current"), "6000\n").unwrap();
+        fs::write(dir.path().join("cpu.stat"), "usage_usec 5001\n").unwrap();
+        assert_eq!(counters.tick(&mut buffer).memory_bytes, Some(5700));
+        // One that is asked about, too.
+        fs::write(dir.path().join("memory.current"), "7000\n").unwrap();
+        assert_eq!(counters.read(&mut buffer).memory_bytes, Some(6700));
+    }
+
+    #[test]
     fn nothing_to_read_gives_nothing() {
         let mut budget = Descriptors { left: 100 };
-        let counters = Counters::new(&CounterDirs::default(), &mut budget);
+        let mut counters = Counters::new(&CounterDirs::default(), &mut budget);
         let reading = counters.read(&mut Vec::new());
         assert_eq!(reading.cpu_usec, None);
         assert_eq!(reading.memory_bytes, None);
