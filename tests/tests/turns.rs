@@ -200,3 +200,22 @@ services:
     deployment.down();
     deployment.assert_nothing_left();
 }
+
+#[test]
+fn down_closes_what_was_kept_for_a_service_that_had_failed() {
+    let port = free_port();
+    let deployment = Deployment::new(&format!(
+        "services:
+  s: {{command: [sh, -c, exit 3], restart: {{policy: never}}, sockets: {{x: \"127.0.0.1:{port}\"}}}}"
+    ));
+    deployment.cli(&["up", "-d", "--timeout", "60s"]);
+    deployment.wait_until("it has failed", |status| {
+        status
+            .find("s.1")
+            .is_some_and(|one| one.phase() == Some("gave_up"))
+    });
+    TcpStream::connect(("127.0.0.1", port)).expect("it is kept");
+    deployment.down().ok();
+    TcpListener::bind(("127.0.0.1", port)).expect("it is free");
+    deployment.assert_nothing_left();
+}

@@ -9,6 +9,7 @@ use blackhole_bus_schema::names::Component;
 use blackhole_bus_schema::resource::{ListUsage, Release};
 use blackhole_bus_schema::supervision::{StopServices, Target};
 use blackhole_process_manager::shim::client::ForkServer;
+use blackhole_process_manager::shim::release_all;
 use tokio::time::Instant;
 
 use crate::error::Error;
@@ -161,8 +162,11 @@ async fn stop_all(link: Link) -> Result<(), Error> {
     Ok(())
 }
 
-/// Ends the fork server and its idle shims; there may be none.
+/// Ends the fork server and its idle shims, and whoever keeps sockets and descriptors for
+/// a service that will not come back; there may be none.
 pub(super) async fn shut_down_fork_server(dirs: &Dirs) {
+    let run = dirs.run.clone();
+    let _ = tokio::task::spawn_blocking(move || release_all(&run)).await;
     if let Err(error) = ForkServer::shutdown(dirs).await {
         let error = Error::Bus {
             operation: "end the fork server".to_owned(),

@@ -46,6 +46,9 @@ const LOOK: Duration = Duration::from_secs(10);
 /// How long a keeper and a successor may take over each step of their exchange.
 const EXCHANGE: Duration = Duration::from_secs(5);
 
+/// How long one that lets go may take to do so.
+const PARTING: Duration = Duration::from_secs(1);
+
 /// Longest description of one descriptor, in bytes.
 const MAX_ITEM: usize = 1024;
 
@@ -67,6 +70,44 @@ pub fn release(socket: &Path) {
         let _ = rustix::net::send(&keeper, RELEASE, flags);
     }
     let _ = fs::remove_file(path);
+}
+
+/// The same for all instances of a run directory, and returns when they are closed: who
+/// takes everything down may be followed at once by somebody who opens the same sockets.
+/// Blocks, for a second at most with each keeper.
+pub fn release_all(run: &Path) {
+    let Ok(entries) = fs::read_dir(run.join("i")) else {
+        return;
+    };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        if path.extension().is_none_or(|extension| extension != "k") {
+            continue;
+        }
+        if let Ok(keeper) = connect(&path, SocketType::SEQPACKET) {
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            let _ = rustix::net::send(&keeper, RELEASE, flags);
+            await_end(&keeper);
+        }
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// Waits until the other side has hung up, for [`PARTING`] at most.
+fn await_end(keeper: &OwnedFd) {
+    let until = Instant::now() + PARTING;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let left = Timespec {
+            tv_sec: left.as_secs().try_into().unwrap_or(0),
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        // A hang-up is told whether it is asked for or not, see poll(2).
+        let mut fds = [PollFd::new(keeper, PollFlags::empty())];
+        match rustix::event::poll(&mut fds, Some(&left)) {
+            Err(rustix::io::Errno::INTR) => {}
+            _ => return,
+        }
+    }
 }
 
 /// Where a keeper listens.
@@ -213,7 +254,11 @@ impl Keeper {
                 self.remove();
                 Visit::Taken
             }
-            (Some(RELEASE), _) => Visit::Released,
+            (Some(RELEASE), _) => {
+                // Before the connection: its end tells that this is done.
+                self.passed.clear();
+                Visit::Released
+            }
             (_, Err(error)) => {
                 server::note(&format!("sockets are not handed on: {error}"));
                 Visit::Nothing

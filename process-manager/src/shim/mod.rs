@@ -59,7 +59,7 @@ mod wait;
 
 use std::path::{Path, PathBuf};
 
-pub use self::keeper::release;
+pub use self::keeper::{release, release_all};
 pub use self::tree::sweep;
 
 /// The notification socket that belongs to an instance's socket.

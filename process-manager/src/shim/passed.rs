@@ -173,9 +173,14 @@ impl Passed {
     }
 
     /// Closes everything, for good.
-    pub(crate) fn close(self) {
-        for (item, _) in &self.items {
-            remove_path(item);
+    pub(crate) fn close(mut self) {
+        self.clear();
+    }
+
+    /// The same where who has them lives on.
+    pub(crate) fn clear(&mut self) {
+        for (item, _) in self.items.drain(..) {
+            remove_path(&item);
         }
     }
 
