@@ -11,6 +11,8 @@ import os
 import sys
 import threading
 
+import zmq
+
 import blackhole
 
 blackhole.HEARTBEAT_MS = 100  # several intervals pass while a test runs
@@ -139,6 +141,10 @@ def stream(order, payload):
 
 def end():
     service.close(30)
+    # What was sent last is still on its way: the context's end waits for it.
+    flushed = threading.Thread(target=zmq.Context.instance().term, daemon=True)
+    flushed.start()
+    flushed.join(5)
     tell(what="ended")
     os._exit(0)
 
