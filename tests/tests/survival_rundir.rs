@@ -66,8 +66,8 @@ fn a_daemon_alone_says_that_it_must_be_started_again() {
     assert!(output.contains("process-manager.evt") || output.contains("process-manager.cmd"));
 }
 
-#[test]
-fn without_it_and_without_daemons_break_glass_reaches_all_shims() {
+/// The services are ready, and all daemons have been killed.
+fn without_daemons() -> (Deployment, Status) {
     let deployment = Deployment::new(SYSTEM);
     let daemons = deployment.daemons();
     let status = deployment.wait_until("the services to be ready", |status| {
@@ -76,6 +76,12 @@ fn without_it_and_without_daemons_break_glass_reaches_all_shims() {
     for daemon in daemons {
         daemon.kill();
     }
+    (deployment, status)
+}
+
+#[test]
+fn without_it_and_without_daemons_break_glass_reaches_all_shims() {
+    let (deployment, status) = without_daemons();
     remove_run(&deployment);
     let offline = deployment.cli(&["--offline", "status", "-o", "json"]).ok();
     let shown = Status(offline.json());
@@ -99,14 +105,7 @@ fn without_it_and_without_daemons_break_glass_reaches_all_shims() {
 /// its shim holds the lock.
 #[test]
 fn offline_status_shows_what_lives_also_where_its_shim_cannot_be_asked() {
-    let deployment = Deployment::new(SYSTEM);
-    let daemons = deployment.daemons();
-    let status = deployment.wait_until("the services to be ready", |status| {
-        status.is_in("base.1", "ready") && status.is_in("said.1", "ready")
-    });
-    for daemon in daemons {
-        daemon.kill();
-    }
+    let (deployment, status) = without_daemons();
     // Their sockets are gone and cannot be made again, and one of the shims hangs.
     remove_run(&deployment);
     let run = deployment.dirs().run;

@@ -10,6 +10,7 @@ use blackhole_bus_schema::process::{ExitStatus, Hook, SpawnFailure, SpawnStep};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, WaitOptions};
 
+use super::cgroups;
 use super::connection::Connection;
 use super::logs::{Output, Pipes};
 use super::prepare::{self, failure};
@@ -91,7 +92,7 @@ impl Running {
         for dir in request
             .grant
             .iter()
-            .flat_map(|grant| prepare::own_groups(grant, &self.group))
+            .flat_map(|grant| cgroups::own_groups(grant, &self.group))
         {
             let _ = std::fs::write(dir.join("cgroup.kill"), "1");
         }
@@ -124,7 +125,7 @@ fn remove_group(request: &SpawnRequest, group: &str) {
     for dir in request
         .grant
         .iter()
-        .flat_map(|grant| prepare::own_groups(grant, group))
+        .flat_map(|grant| cgroups::own_groups(grant, group))
     {
         let _ = std::fs::remove_dir(dir);
     }

@@ -19,7 +19,7 @@
 //! | [`record`] | what stays on disk of a spawn until the next |
 //! | [`client`] | for the process-manager: fork server, handles, events (tokio) |
 //! | [`server`] | the fork server: the program `blackhole-shim` |
-//! | `idle`, `prepare`, `identity`, `start`, `exec`, `report`, `birth`, `capabilities` | from a waiting shim to a running program |
+//! | `idle`, `prepare`, `identity`, `start`, `exec`, `report`, `birth`, `capabilities`, `cgroups` | from a waiting shim to a running program |
 //! | `standby` | a child that waits before exec |
 //! | `service`, `connection`, `logs`, `notify`, `verdict` | the life of a service and its end |
 //! | `hook`, `passed`, `keeper` | programs beside it; sockets and descriptors that outlive it |
@@ -32,6 +32,7 @@
 
 mod birth;
 mod capabilities;
+mod cgroups;
 pub mod client;
 mod connection;
 mod exec;

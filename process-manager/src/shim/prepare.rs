@@ -8,17 +8,16 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use blackhole_bus_schema::limits::{CgroupDir, JoinMethod, LimitGrant};
-use blackhole_bus_schema::names::Generation;
 use blackhole_bus_schema::process::{
     Capabilities, ProcessSettings, SpawnFailure, SpawnStep, capability_number,
 };
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::capabilities;
+use super::cgroups;
 use super::connection::Connection;
 use super::exec::{Identity, Plan};
 use super::hint::Who;
@@ -29,7 +28,6 @@ use super::notify::Notify;
 use super::passed::{Copies, Passed};
 use super::protocol::{Loss, SpawnRequest};
 use super::record::{self, Writer};
-use super::tree;
 
 /// Of a service that asks for no other.
 const DEFAULT_UMASK: u32 = 0o022;
@@ -276,7 +274,7 @@ fn service_plan(
         identity,
         who,
         notify,
-        group: &run_group_name(request.generation),
+        group: &cgroups::run_group_name(request.generation),
         stdin: request.settings.stdin.as_deref(),
         copies,
         watchdog_us: request.watchdog_us,
@@ -393,7 +391,7 @@ fn plan(
     let step = SpawnStep::PrepareEnvironment;
     let settings = &request.settings;
     let grant = request.grant.as_ref();
-    let (join, born_in, born_in_procs) = cgroups(grant, group)?;
+    let (join, born_in, born_in_procs) = cgroups::ways_in(grant, group)?;
     let score = grant.and_then(|grant| grant.oom_score_adj).unwrap_or(0);
     Ok(Plan {
         join,
@@ -498,112 +496,3 @@ fn in_folder<T>(path: &Path, work: impl Fn() -> io::Result<T>) -> io::Result<T> 
         (other, _) => other,
     }
 }
-
-type Cgroups = (Vec<CString>, Option<OwnedFd>, Option<CString>);
-
-/// Files to write to, and the v2 cgroup to be born in: the first of them, see [`run_group`].
-fn cgroups(grant: Option<&LimitGrant>, group: &str) -> Result<Cgroups, SpawnFailure> {
-    let step = SpawnStep::ApplyLimits;
-    let (mut join, mut born_in, mut born_in_procs) = (Vec::new(), None, None);
-    for cgroup in grant.iter().flat_map(|grant| &grant.cgroups) {
-        let dir = match cgroup.join {
-            JoinMethod::V1Tasks => PathBuf::from(&cgroup.path),
-            JoinMethod::V2 => made_run_group(&cgroup.path, group),
-        };
-        let file = |name: &str| {
-            let path = dir.join(name);
-            c_string(path.into_os_string().as_bytes(), step, || {
-                format!("join cgroup {}", cgroup.path)
-            })
-        };
-        match cgroup.join {
-            JoinMethod::V1Tasks => join.push(file("tasks")?),
-            JoinMethod::V2 if born_in.is_none() => {
-                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                let fd = rustix::fs::open(&dir, flags, Mode::empty()).map_err(|error| {
-                    failure(
-                        step,
-                        format!("join cgroup {}", cgroup.path),
-                        error.raw_os_error(),
-                        CGROUP_HINT,
-                    )
-                })?;
-                born_in = Some(fd);
-                born_in_procs = Some(file("cgroup.procs")?);
-            }
-            JoinMethod::V2 => join.push(file("cgroup.procs")?),
-        }
-    }
-    Ok((join, born_in, born_in_procs))
-}
-
-fn run_group_name(generation: Generation) -> String {
-    format!("g{generation}")
-}
-
-/// Makes it; where that is not possible the instance's own group serves.
-fn made_run_group(group: &str, name: &str) -> PathBuf {
-    let run = Path::new(group).join(name);
-    match fs::create_dir(&run) {
-        Ok(()) => run,
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            // A shim that was lost had made it ahead, and its service's end was a kill in
-            // all groups: nothing could be born into this one.
-            match fs::remove_dir(&run).map(|()| fs::create_dir(&run)) {
-                Ok(Err(_)) => PathBuf::from(group),
-                // Somebody still dies in it.
-                Ok(Ok(())) | Err(_) => run,
-            }
-        }
-        Err(_) => PathBuf::from(group),
-    }
-}
-
-/// Removes the groups of all spawns of an instance of which nothing lives, those
-/// of shims that were lost among them. What cannot be removed yet goes with the
-/// next end, or with the instance's own group.
-pub(crate) fn remove_all_run_groups(grant: &LimitGrant) {
-    for group in own_groups(grant, "") {
-        let children = fs::read_dir(group).into_iter().flatten().flatten();
-        for child in children.filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir())) {
-            let _ = fs::remove_dir(child.path());
-        }
-    }
-}
-
-/// Removes the groups of a spawn that has ended. What cannot be removed yet
-/// goes with the instance's own group.
-pub(crate) fn remove_run_groups(grant: &LimitGrant, generation: Generation) {
-    for dir in own_groups(grant, &run_group_name(generation)) {
-        let _ = fs::remove_dir(dir);
-    }
-}
-
-/// Whether a spawn of that generation has a v2 group of its own.
-pub(crate) fn has_run_group(grant: &LimitGrant, generation: Generation) -> bool {
-    own_groups(grant, &run_group_name(generation)).any(|dir| dir.exists())
-}
-
-/// Removes the groups of one spawn of which nothing should live: what was put there by others
-/// is killed.
-pub(crate) fn clear_run_groups(grant: &LimitGrant, generation: Generation) {
-    for dir in own_groups(grant, &run_group_name(generation)) {
-        let busy = fs::remove_dir(&dir).is_err_and(|error| errno(&error) == libc::EBUSY);
-        if busy {
-            tree::kill_group(&dir);
-        }
-    }
-}
-
-/// The v2 groups called `name` below those of a grant.
-pub(crate) fn own_groups<'a>(
-    grant: &'a LimitGrant,
-    name: &'a str,
-) -> impl Iterator<Item = PathBuf> + 'a {
-    let v2 = |cgroup: &&CgroupDir| cgroup.join == JoinMethod::V2;
-    let groups = grant.cgroups.iter().filter(v2);
-    groups.map(move |cgroup| Path::new(&cgroup.path).join(name))
-}
-
-/// For whoever reads that a cgroup could not be joined.
-pub(crate) const CGROUP_HINT: &str = "the group that the resource-controller made is gone or not this user's: start it again with the resource-controller up";

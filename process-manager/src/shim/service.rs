@@ -486,7 +486,7 @@ impl Service {
         if let Some(grant) = &self.request.grant {
             // Others may have been put there: a probe in the service's own context.
             tree::kill_cgroups(grant);
-            super::prepare::remove_all_run_groups(grant);
+            super::cgroups::remove_all_run_groups(grant);
         }
         let last_words = self
             .notify

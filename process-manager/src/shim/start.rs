@@ -8,6 +8,7 @@ use blackhole_bus_schema::dirs::unix_now_ns;
 use blackhole_bus_schema::process::{Rlimit, SpawnFailure, SpawnStep, StepTime, capability_name};
 use rustix::process::{Pid, WaitOptions};
 
+use super::cgroups;
 use super::exec::{self, Launched, Plan};
 use super::hint::{self, Who};
 use super::passed::Passed;
@@ -148,7 +149,7 @@ fn not_born(request: &SpawnRequest, plan: &Plan, errno: i32) -> SpawnFailure {
                 SpawnStep::ApplyLimits,
                 operation,
                 errno,
-                prepare::CGROUP_HINT,
+                cgroups::CGROUP_HINT,
             )
         }
         _ => failure(SpawnStep::Exec, "fork", errno, ""),
@@ -183,7 +184,7 @@ fn explain(request: &SpawnRequest, plan: &Plan, who: &Who, report: &Report) -> S
                 limits,
                 format!("join cgroup {}", file.display()),
                 errno,
-                prepare::CGROUP_HINT,
+                cgroups::CGROUP_HINT,
             )
         }
         Step::OpenFiles => {

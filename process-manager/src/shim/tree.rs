@@ -275,7 +275,7 @@ pub fn sweep(socket: &Path, grant: Option<&LimitGrant>) -> u32 {
         }
         if killed.len() == before {
             if let Some(grant) = grant {
-                super::prepare::remove_all_run_groups(grant);
+                super::cgroups::remove_all_run_groups(grant);
             }
             return u32::try_from(before).unwrap_or(u32::MAX);
         }

@@ -14,6 +14,7 @@ use blackhole_bus_schema::process::{ExitRecord, ExitStatus, ReloadAction, SpawnF
 use rustix::process::Pid;
 
 use super::Service;
+use crate::shim::cgroups;
 use crate::shim::exec::monotonic_ns;
 use crate::shim::logs::Pipes;
 use crate::shim::notify::Notify;
@@ -141,7 +142,7 @@ impl Service {
             // A process in it would hold its cgroup.
             drop(successor);
             if let Some(grant) = &self.request.grant {
-                prepare::remove_run_groups(grant, permitted.permit.permit.generation);
+                cgroups::remove_run_groups(grant, permitted.permit.permit.generation);
             }
         }
     }
@@ -251,7 +252,7 @@ impl Service {
             Err(failure) => return Again::Failed(exit, failure),
         };
         if let Some(grant) = &self.request.grant {
-            prepare::clear_run_groups(grant, before);
+            cgroups::clear_run_groups(grant, before);
         }
         let written = self.held.record.restarted(
             &exit,
@@ -304,7 +305,7 @@ impl Service {
         let Some(grant) = &self.request.grant else {
             return;
         };
-        let apart = prepare::has_run_group(grant, self.request.generation);
+        let apart = cgroups::has_run_group(grant, self.request.generation);
         let Some(freezer) = grant.freezer_cgroup.as_ref().filter(|_| !apart) else {
             return;
         };
@@ -318,7 +319,7 @@ impl Service {
     pub(super) fn not_restarted(mut self, exit: ExitRecord, failure: SpawnFailure) {
         if let Some(grant) = &self.request.grant {
             tree::kill_cgroups(grant);
-            prepare::remove_all_run_groups(grant);
+            cgroups::remove_all_run_groups(grant);
         }
         let written = self.held.record.restarted(
             &exit,
