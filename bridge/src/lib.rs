@@ -25,7 +25,7 @@ mod shell;
 
 use blackhole_bus_schema::bus::BusError;
 use blackhole_bus_schema::daemon::Daemon;
-use blackhole_bus_schema::rpc::KeyError;
+use blackhole_bus_schema::secret::SecretError;
 use blackhole_bus_schema::transport::TransportError;
 
 /// Why the bridge cannot work.
@@ -33,7 +33,7 @@ use blackhole_bus_schema::transport::TransportError;
 pub enum BridgeError {
     /// No key to check tokens with.
     #[error("no key for tokens")]
-    Key(#[from] KeyError),
+    Key(#[from] SecretError),
     /// The services' socket.
     #[error("the services' socket")]
     Transport(#[from] TransportError),

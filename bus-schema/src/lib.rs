@@ -12,6 +12,7 @@
 //! | [`config`] | `blackhole.yaml`, its errors, and the effective settings of a service |
 //! | [`dirs`] | run and state directories, locks, incarnations |
 //! | [`managers`] | which process-managers there are, and whose an instance is |
+//! | [`regular`], [`secret`] | files that are known to be files; keys in the state directory |
 //! | [`raw`], [`value`] | MessagePack values of unknown shape: as bytes, as trees |
 //! | [`transport`] | the only place that knows the ZeroMQ library |
 //! | [`bus`] | a component's own sockets, and connections to others |
@@ -36,6 +37,7 @@ pub mod regular;
 pub mod reply;
 pub mod resource;
 pub mod rpc;
+pub mod secret;
 pub mod supervision;
 pub mod topic;
 pub mod transport;

@@ -32,9 +32,7 @@ pub use client::{
     Methods, Parts, Request, StreamHandler,
 };
 pub use endpoint::{DirectEndpoint, EndpointError, direct_dirs};
-pub use token::{
-    Credentials, DirectKey, Key, KeyError, TICKET_VALID, TokenError, environment, token,
-};
+pub use token::{Credentials, DirectKey, Key, TICKET_VALID, TokenError, environment, token};
 
 use std::time::Duration;
 

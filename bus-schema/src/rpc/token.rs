@@ -9,10 +9,6 @@
 //! instance. The bridge makes them, one for each (callee's spawn, caller); the
 //! callee checks them with its [`DirectKey`], without asking anybody.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hmac::{Hmac, KeyInit, Mac};
@@ -20,40 +16,10 @@ use sha2::Sha256;
 
 use crate::dirs::{Dirs, hex};
 use crate::names::{Generation, InstanceName};
+use crate::secret::{self, Secret, SecretError};
 
-const KEY_BYTES: usize = 32;
 /// Separates these tokens from anything else that the key may come to sign.
 const DOMAIN: &[u8] = b"blackhole-rpc-token-v1";
-
-/// Why there is no key.
-#[derive(Debug, thiserror::Error)]
-pub enum KeyError {
-    /// An operation on a file failed.
-    #[error("cannot {operation} {path}")]
-    Io {
-        /// What was tried.
-        operation: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The file is not a key.
-    #[error("{path} is not a key: remove it and restart, tokens handed out so far become void")]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Others can read it.
-    #[error("{path} has mode {mode:o}, others could forge tokens: it must be 600")]
-    Open {
-        /// The file.
-        path: PathBuf,
-        /// Its mode.
-        mode: u32,
-    },
-}
 
 /// How long a ticket for direct calls is valid.
 pub const TICKET_VALID: Duration = Duration::from_secs(3600);
@@ -86,7 +52,7 @@ pub struct Credentials {
 
 /// The key that tokens are made with.
 #[derive(Clone)]
-pub struct Key([u8; KEY_BYTES]);
+pub struct Key(Secret);
 
 impl std::fmt::Debug for Key {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -96,52 +62,17 @@ impl std::fmt::Debug for Key {
 
 impl Key {
     /// A key from its bytes.
-    pub fn from_bytes(bytes: [u8; KEY_BYTES]) -> Self {
+    pub fn from_bytes(bytes: Secret) -> Self {
         Self(bytes)
     }
 
     /// Reads the key of a state directory, or makes it. Several processes may
-    /// do so at once: one of them creates it, all get the same.
+    /// do so at once: all get the same.
     ///
     /// # Errors
-    /// When it can neither be read nor made, is damaged, or is readable by others.
-    pub fn load_or_create(dirs: &Dirs) -> Result<Self, KeyError> {
-        let path = dirs.rpc_key();
-        match Self::load(&path) {
-            Err(KeyError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-                create(&path)?;
-                Self::load(&path)
-            }
-            result => result,
-        }
-    }
-
-    fn load(path: &Path) -> Result<Self, KeyError> {
-        let io = |operation| {
-            move |source| KeyError::Io {
-                operation,
-                path: path.to_owned(),
-                source,
-            }
-        };
-        let file = File::open(path).map_err(io("open"))?;
-        let mode = file.metadata().map_err(io("examine"))?.mode() & 0o7777;
-        if mode & 0o077 != 0 {
-            return Err(KeyError::Open {
-                path: path.to_owned(),
-                mode,
-            });
-        }
-        let mut text = String::new();
-        let limit = 2 * KEY_BYTES as u64 + 2;
-        file.take(limit)
-            .read_to_string(&mut text)
-            .map_err(io("read"))?;
-        let damaged = || KeyError::Damaged {
-            path: path.to_owned(),
-        };
-        let bytes = unhex(text.trim_end()).ok_or_else(damaged)?;
-        bytes.try_into().map(Self).map_err(|_| damaged())
+    /// As [`secret::load_or_create`].
+    pub fn load_or_create(dirs: &Dirs) -> Result<Self, SecretError> {
+        secret::load_or_create(&dirs.rpc_key()).map(Self)
     }
 
     /// The token of one spawn of an instance.
@@ -163,7 +94,7 @@ impl Key {
             Ok(number) if number.to_string() == generation => Generation(number),
             _ => return Err(TokenError::Malformed),
         };
-        let digest = unhex(digest).ok_or(TokenError::Malformed)?;
+        let digest = secret::unhex(digest.as_bytes()).ok_or(TokenError::Malformed)?;
         self.mac(&instance, generation)
             .verify_slice(&digest)
             .map_err(|_| TokenError::Wrong)?;
@@ -201,7 +132,7 @@ impl Key {
 /// ticket is `<expiry>.<64 hex digits>`: the expiry in Unix seconds, the digits
 /// an HMAC-SHA256 with this key over the caller's instance, NUL, and the expiry.
 #[derive(Clone, PartialEq, Eq)]
-pub struct DirectKey([u8; KEY_BYTES]);
+pub struct DirectKey(Secret);
 
 impl std::fmt::Debug for DirectKey {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -217,7 +148,7 @@ impl DirectKey {
 
     /// A key from what [`DirectKey::to_hex`] gives; `None` from anything else.
     pub fn from_hex(text: &str) -> Option<Self> {
-        unhex(text)?.try_into().ok().map(Self)
+        secret::unhex(text.as_bytes()).map(Self)
     }
 
     /// A ticket for a caller, valid for [`TICKET_VALID`].
@@ -243,7 +174,7 @@ impl DirectKey {
             Ok(number) if number.to_string() == expiry => number,
             _ => return Err(TokenError::Malformed),
         };
-        let digest = unhex(digest).ok_or(TokenError::Malformed)?;
+        let digest = secret::unhex(digest.as_bytes()).ok_or(TokenError::Malformed)?;
         self.mac(&caller, expiry)
             .verify_slice(&digest)
             .map_err(|_| TokenError::Wrong)?;
@@ -265,7 +196,7 @@ fn unix_now() -> u64 {
     now.map_or(0, |now| now.as_secs())
 }
 
-fn keyed(key: &[u8; KEY_BYTES]) -> Hmac<Sha256> {
+fn keyed(key: &Secret) -> Hmac<Sha256> {
     // RFC 2104: a key shorter than the hash's block is padded with zeros.
     let mut block = [0; 64];
     for (padded, byte) in block.iter_mut().zip(key) {
@@ -298,63 +229,12 @@ pub fn environment(
     ]
 }
 
-/// Writes a new key beside its place and links it there: a link fails where one
-/// already is, so that a key is never replaced and never seen half-written.
-fn create(path: &Path) -> Result<(), KeyError> {
-    let io = |operation, path: &Path| {
-        let path = path.to_owned();
-        move |source| KeyError::Io {
-            operation,
-            path,
-            source,
-        }
-    };
-    let mut bytes = [0; KEY_BYTES];
-    let mut filled = 0;
-    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        filled += rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty())
-            .map_err(|error| io("get random bytes for", path)(error.into()))?;
-    }
-    let temporary = path.with_extension(format!("key.{}", uuid::Uuid::now_v7().simple()));
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&temporary)
-        .map_err(io("create", &temporary))?;
-    let written = writeln!(file, "{}", hex(&bytes)).and_then(|()| file.sync_all());
-    let linked = match written {
-        Ok(()) => match std::fs::hard_link(&temporary, path) {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                Err(io("create", path)(error))
-            }
-            _ => Ok(()),
-        },
-        Err(error) => Err(io("write", &temporary)(error)),
-    };
-    let _ = std::fs::remove_file(&temporary);
-    linked
-}
-
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    if !text.len().is_multiple_of(2)
-        || !text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-    {
-        return None;
-    }
-    text.as_bytes()
-        .chunks_exact(2)
-        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     fn key() -> Key {
-        Key::from_bytes([7; KEY_BYTES])
+        Key::from_bytes([7; secret::BYTES])
     }
 
     fn instance(name: &str) -> InstanceName {
@@ -445,59 +325,5 @@ mod tests {
             callee.ticket_until(&instance("web.1"), 1_700_000_000),
             "1700000000.42361a7065449811d25f53d9eea087c92f4cb015896a67adf6a938212ab69058"
         );
-    }
-
-    fn dirs(root: &Path) -> Dirs {
-        let dirs = Dirs {
-            run: root.join("r"),
-            state: root.join("s"),
-        };
-        dirs.create().unwrap();
-        dirs
-    }
-
-    #[test]
-    fn all_who_create_at_once_get_the_same_key() {
-        let temp = tempfile::tempdir().unwrap();
-        let dirs = dirs(temp.path());
-        let keys: Vec<_> = std::thread::scope(|scope| {
-            let makers: Vec<_> = (0..16)
-                .map(|_| scope.spawn(|| Key::load_or_create(&dirs).unwrap().0))
-                .collect();
-            makers
-                .into_iter()
-                .map(|maker| maker.join().unwrap())
-                .collect()
-        });
-        assert!(keys.iter().all(|key| *key == keys[0]));
-        assert_ne!(keys[0], [0; KEY_BYTES]);
-        assert_eq!(
-            std::fs::metadata(dirs.rpc_key()).unwrap().mode() & 0o7777,
-            0o600
-        );
-        let left: Vec<_> = std::fs::read_dir(&dirs.state)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .filter(|name| name.starts_with("rpc"))
-            .collect();
-        assert_eq!(left, ["rpc.key"]);
-    }
-
-    #[test]
-    fn a_key_that_others_read_or_that_is_damaged_is_refused() {
-        let temp = tempfile::tempdir().unwrap();
-        let dirs = dirs(temp.path());
-        Key::load_or_create(&dirs).unwrap();
-        std::fs::set_permissions(dirs.rpc_key(), PermissionsExt::from_mode(0o640)).unwrap();
-        assert!(matches!(
-            Key::load_or_create(&dirs),
-            Err(KeyError::Open { mode: 0o640, .. })
-        ));
-        std::fs::set_permissions(dirs.rpc_key(), PermissionsExt::from_mode(0o600)).unwrap();
-        std::fs::write(dirs.rpc_key(), "abc\n").unwrap();
-        assert!(matches!(
-            Key::load_or_create(&dirs),
-            Err(KeyError::Damaged { .. })
-        ));
     }
 }
