@@ -2,13 +2,13 @@
 //! file: inputs go in with the time, actions come out.
 //!
 //! ```text
-//!   Input ──► handle(now, input, cause) ──► Vec<Action>
-//!                │                             Persist … before the send it belongs to
-//!                ├ takes the input in          Prepare, Release   → resource-controller
-//!                ├ marks instances dirty       Spawn, Stop, Forget → process-manager
-//!                ├ steps each dirty one        Drain              → bridge
-//!                ├ advances rolling restarts   Publish            → everybody
-//!                └ looks after tickets         Answer             → an operator
+//!   Input ──► take(now, input, cause) ──► Vec<Action>
+//!                │                           Persist … before the send it belongs to
+//!                ├ takes the input in        Prepare, Release   → resource-controller
+//!                ├ marks instances dirty     Spawn, Stop, Forget → process-manager
+//!                ├ steps each dirty one      Drain              → bridge
+//!                └ advances rolling restarts Publish            → everybody
+//!   settle(now) looks after tickets ──►      Answer             → an operator
 //!   next_deadline() ──► when to send Input::Tick at the latest
 //! ```
 //!
@@ -112,7 +112,7 @@ pub struct Core {
     storm: Storm,
     random: Random,
     tickets: BTreeMap<Ticket, Pending>,
-    /// To be looked at before `handle` returns.
+    /// To be looked at before `take` returns.
     dirty: BTreeSet<InstanceName>,
     /// To be looked at later: the same moments as in each instance's `wake`.
     timers: BTreeSet<(Duration, InstanceName)>,
@@ -124,7 +124,7 @@ impl Core {
     /// Begins with what an earlier run left. Without a configuration nothing
     /// is started and nothing that runs is stopped, since nobody said what
     /// should be. Nothing is sent before the components are reported up, but
-    /// the first `handle` may write and publish.
+    /// the first `take` may write and publish.
     pub fn new(config: Option<&Config>, restored: &Restored, random: Random, now: Now) -> Self {
         let mut core = Self {
             services: BTreeMap::new(),
@@ -151,9 +151,10 @@ impl Core {
         core
     }
 
-    /// Takes in one thing that happened and tells what to do, in order.
+    /// Takes in one thing that happened and tells what to do, in order. Once all that has
+    /// happened by now is taken in, [`Core::settle`] tells which commands can be answered.
     /// `cause` is the id of the message that brought it. `now` never goes back.
-    pub fn handle(&mut self, now: Now, input: Input, cause: Option<Uuid>) -> Vec<Action> {
+    pub fn take(&mut self, now: Now, input: Input, cause: Option<Uuid>) -> Vec<Action> {
         self.cause = cause;
         self.take_in(now, input);
         while let Some((at, _)) = self.timers.first()
@@ -174,6 +175,12 @@ impl Core {
                 break;
             }
         }
+        std::mem::take(&mut self.actions)
+    }
+
+    /// The answers to commands that have become due by what was taken in. It looks at all that
+    /// any command is about, so it is called once for many inputs.
+    pub fn settle(&mut self, now: Now) -> Vec<Action> {
         self.look_after_tickets(now);
         std::mem::take(&mut self.actions)
     }

@@ -11,7 +11,7 @@ use super::{Shell, chain};
 use crate::core::{Input, ManagerId};
 
 impl Shell {
-    pub(super) async fn manager_event(&mut self, manager: ManagerId, event: LinkEvent) {
+    pub(super) fn manager_event(&mut self, manager: ManagerId, event: LinkEvent) {
         match event {
             LinkEvent::Up(info) => {
                 tracing::info!(
@@ -20,12 +20,12 @@ impl Shell {
                     "{} is there",
                     info.component
                 );
-                self.handle(Input::ManagerUp(manager), None).await;
+                self.take(Input::ManagerUp(manager), None);
             }
             LinkEvent::Down => {
                 let who = Component::ProcessManager(manager.clone());
                 tracing::warn!("{who} is away: its services run on");
-                self.handle(Input::ManagerDown(manager), None).await;
+                self.take(Input::ManagerDown(manager), None);
             }
             LinkEvent::Snapshot { items, .. } => {
                 let records: Result<Vec<InstanceRecord>, _> =
@@ -33,7 +33,7 @@ impl Shell {
                 match records {
                     Ok(records) => {
                         let input = Input::ManagerSnapshot(manager, records);
-                        self.handle(input, None).await;
+                        self.take(input, None);
                     }
                     // What is not in a snapshot does not exist: half of one would be a lie.
                     Err(error) => {
@@ -41,13 +41,13 @@ impl Shell {
                     }
                 }
             }
-            LinkEvent::Event(received) => self.manager_message(manager, &received).await,
+            LinkEvent::Event(received) => self.manager_message(manager, &received),
             // A snapshot follows.
             LinkEvent::Lagged { .. } => {}
         }
     }
 
-    async fn manager_message(&mut self, manager: ManagerId, received: &Received) {
+    fn manager_message(&mut self, manager: ManagerId, received: &Received) {
         let input = match received.kind() {
             ProcessChanged::KIND => received
                 .parse::<ProcessChanged>()
@@ -57,14 +57,14 @@ impl Shell {
             _ => return,
         };
         match input {
-            Ok(input) => self.handle(input, Some(received.envelope.id)).await,
+            Ok(input) => self.take(input, Some(received.envelope.id)),
             Err(error) => {
                 tracing::error!(error = chain(&error), topic = %received.topic, "not understood")
             }
         }
     }
 
-    pub(super) async fn controller_event(&mut self, event: LinkEvent) {
+    pub(super) fn controller_event(&mut self, event: LinkEvent) {
         match event {
             LinkEvent::Up(info) => {
                 tracing::info!(
@@ -72,17 +72,17 @@ impl Shell {
                     pid = info.pid,
                     "resource-controller is there"
                 );
-                self.handle(Input::ControllerUp, None).await;
+                self.take(Input::ControllerUp, None);
             }
             LinkEvent::Down => {
                 tracing::warn!("resource-controller is away: limits stay as they are");
-                self.handle(Input::ControllerDown, None).await;
+                self.take(Input::ControllerDown, None);
             }
             LinkEvent::Snapshot { .. } | LinkEvent::Event(_) | LinkEvent::Lagged { .. } => {}
         }
     }
 
-    pub(super) async fn bridge_event(&mut self, event: LinkEvent) {
+    pub(super) fn bridge_event(&mut self, event: LinkEvent) {
         match event {
             LinkEvent::Up(info) => {
                 tracing::info!(
@@ -90,16 +90,16 @@ impl Shell {
                     pid = info.pid,
                     "bridge is there"
                 );
-                self.handle(Input::BridgeUp, None).await;
+                self.take(Input::BridgeUp, None);
             }
             LinkEvent::Down => {
                 tracing::warn!("bridge is away: calls are not finished before stops");
-                self.handle(Input::BridgeDown, None).await;
+                self.take(Input::BridgeDown, None);
             }
             LinkEvent::Snapshot { items, .. } => {
                 let all: Result<Vec<Registration>, _> = items.into_iter().map(bus::item).collect();
                 match all {
-                    Ok(all) => self.handle(Input::RegistrySnapshot(all), None).await,
+                    Ok(all) => self.take(Input::RegistrySnapshot(all), None),
                     Err(error) => {
                         tracing::error!(%error, "the bridge's registrations are not understood: are both of one version?");
                     }
@@ -109,7 +109,7 @@ impl Shell {
                 match received.parse() {
                     Ok(changed) => {
                         let changed = Input::RegistryChanged(Box::new(changed));
-                        self.handle(changed, Some(received.envelope.id)).await;
+                        self.take(changed, Some(received.envelope.id));
                     }
                     Err(error) => {
                         tracing::error!(error = chain(&error), topic = %received.topic, "not understood");

@@ -59,21 +59,38 @@ impl Managers {
 impl Events {
     /// The next one. Links live as long as the supervisor. Cancel safe.
     pub(super) async fn next(&mut self) -> (ManagerId, LinkEvent) {
-        let Self { from, first } = self;
         poll_fn(|context| {
-            let count = from.len();
-            for offset in 0..count {
-                let index = (*first + offset) % count;
-                let Some((manager, events)) = from.get_mut(index) else {
-                    continue;
-                };
-                if let Poll::Ready(Some(event)) = events.poll_recv(context) {
-                    *first = index + 1;
-                    return Poll::Ready((manager.clone(), event));
-                }
+            match self.find(|events| match events.poll_recv(context) {
+                Poll::Ready(event) => event,
+                Poll::Pending => None,
+            }) {
+                Some(event) => Poll::Ready(event),
+                None => Poll::Pending,
             }
-            Poll::Pending
         })
         .await
+    }
+
+    /// The next one that has come already.
+    pub(super) fn try_next(&mut self) -> Option<(ManagerId, LinkEvent)> {
+        self.find(|events| events.try_recv().ok())
+    }
+
+    fn find(
+        &mut self,
+        mut take: impl FnMut(&mut mpsc::Receiver<LinkEvent>) -> Option<LinkEvent>,
+    ) -> Option<(ManagerId, LinkEvent)> {
+        let count = self.from.len();
+        for offset in 0..count {
+            let index = (self.first + offset) % count;
+            let Some((manager, events)) = self.from.get_mut(index) else {
+                continue;
+            };
+            if let Some(event) = take(events) {
+                self.first = index + 1;
+                return Some((manager.clone(), event));
+            }
+        }
+        None
     }
 }

@@ -37,6 +37,9 @@ use operator::Asked;
 
 /// Replies waiting for the loop. When full, the tasks that bring them wait.
 const REPLIES: usize = 1024;
+/// Of replies and of events that have come meanwhile, taken in together with one: they share a
+/// write, and a look at what operators wait for. Few enough that nothing waits long for the others.
+const AT_ONCE: usize = 32;
 /// When changes that found the disk full are tried again.
 const WRITE_AGAIN: Duration = Duration::from_secs(2);
 
@@ -88,6 +91,8 @@ struct Shell {
     wish_at_risk: bool,
     /// A wish on its way to the disk.
     flushing: Option<Flushing>,
+    /// What is to be done because of what has been taken in, each with the message that led to it.
+    todo: Vec<(Action, Option<Uuid>)>,
 }
 
 /// Serves until a signal asks for the end. Services run on after it; commands
@@ -134,8 +139,10 @@ pub async fn serve(daemon: Daemon) -> Result<(), SupervisorError> {
         notes: Vec::new(),
         wish_at_risk: false,
         flushing: None,
+        todo: Vec::new(),
     };
-    shell.handle(Input::Tick, None).await;
+    shell.take(Input::Tick, None);
+    shell.settle().await;
     let shutdown = shell.daemon.shutdown.clone();
     loop {
         let deadline = shell.core.next_deadline();
@@ -143,15 +150,28 @@ pub async fn serve(daemon: Daemon) -> Result<(), SupervisorError> {
         // Every arm is cancel safe: channels and timers lose nothing.
         tokio::select! {
             () = shutdown.requested() => break,
-            Some((input, cause)) = replied.recv() => shell.handle(input, cause).await,
-            (manager, event) = manager_events.next() => shell.manager_event(manager, event).await,
-            Some(event) = controller_events.recv() => shell.controller_event(event).await,
-            Some(event) = bridge_events.recv() => shell.bridge_event(event).await,
+            Some((input, cause)) = replied.recv() => shell.take(input, cause),
+            (manager, event) = manager_events.next() => shell.manager_event(manager, event),
+            Some(event) = controller_events.recv() => shell.controller_event(event),
+            Some(event) = bridge_events.recv() => shell.bridge_event(event),
             Some(incoming) = shell.daemon.commands.recv() => shell.command(incoming).await,
-            () = clock.until(deadline) => shell.handle(Input::Tick, None).await,
+            () = clock.until(deadline) => shell.take(Input::Tick, None),
             // Any other arm tries too, with whatever it has to write.
             () = tokio::time::sleep(WRITE_AGAIN), if write_again => shell.write(Vec::new(), true),
         }
+        for _ in 0..AT_ONCE {
+            let (reply, event) = (replied.try_recv().ok(), manager_events.try_next());
+            if reply.is_none() && event.is_none() {
+                break;
+            }
+            if let Some((input, cause)) = reply {
+                shell.take(input, cause);
+            }
+            if let Some((manager, event)) = event {
+                shell.manager_event(manager, event);
+            }
+        }
+        shell.settle().await;
     }
     shell.end().await;
     Ok(())
@@ -170,9 +190,21 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 impl Shell {
-    async fn handle(&mut self, input: Input, cause: Option<Uuid>) {
-        let actions = self.core.handle(self.clock.now(), input, cause);
-        self.perform(actions, cause).await;
+    /// Takes something in; what follows from it is done by [`Shell::settle`].
+    fn take(&mut self, input: Input, cause: Option<Uuid>) {
+        let actions = self.core.take(self.clock.now(), input, cause);
+        self.todo
+            .extend(actions.into_iter().map(|action| (action, cause)));
+    }
+
+    /// Does what follows from all that has been taken in.
+    async fn settle(&mut self) {
+        let answers = self.core.settle(self.clock.now());
+        self.perform().await;
+        for answer in answers {
+            self.flushed().await;
+            self.act(answer, None).await;
+        }
         self.say_what_is_missing();
     }
 
@@ -180,34 +212,28 @@ impl Shell {
     /// first, in one transaction: what follows from it has then been decided for
     /// good, whatever dies. An operator's wish is on its way to the disk
     /// meanwhile, and is there before the operator is answered.
-    async fn perform(&mut self, actions: Vec<Action>, cause: Option<Uuid>) {
+    async fn perform(&mut self) {
         let mut changes = Vec::new();
         let mut durable = false;
-        let mut rest = Vec::with_capacity(actions.len());
-        for action in actions {
+        let todo = std::mem::take(&mut self.todo);
+        let mut rest = Vec::with_capacity(todo.len());
+        for (action, cause) in todo {
             match action {
                 Action::Persist { change, durable: d } => {
                     changes.push(change);
                     durable |= d;
                 }
-                action => rest.push(action),
+                action => rest.push((action, cause)),
             }
         }
         if !changes.is_empty() {
             self.write(changes, durable);
         }
-        let (answers, begun): (Vec<_>, Vec<_>) = rest
-            .into_iter()
-            .partition(|action| matches!(action, Action::Answer { .. }));
-        for action in begun {
+        for (action, cause) in rest {
             self.act(action, cause).await;
         }
         if durable {
             self.flush();
-        }
-        for action in answers {
-            self.flushed().await;
-            self.act(action, cause).await;
         }
     }
 

@@ -111,7 +111,7 @@ impl Shell {
             deadline,
             command,
         };
-        self.handle(input, cause).await;
+        self.take(input, cause);
     }
 
     /// Answers a command.

@@ -84,7 +84,13 @@ impl World {
         };
         let trace = self.trace && !matches!(input, Input::Tick);
         let told = trace.then(|| format!("{input:?}"));
-        let actions = core.handle(now, input, cause);
+        // Several inputs are taken in together now and then.
+        let alone = matches!(input, Input::Tick) || !self.inputs_told.is_multiple_of(3);
+        self.inputs_told += 1;
+        let mut actions = core.take(now, input, cause);
+        if alone {
+            actions.extend(core.settle(now));
+        }
         if let Some(told) = told {
             eprintln!("{:>7}   tell {told}\n        -> {actions:?}", self.now);
         }

@@ -171,6 +171,8 @@ pub(crate) struct World {
     pub(crate) trace: bool,
     /// The supervisor dies after so many more actions.
     pub(crate) die_after: Option<(usize, u64)>,
+    /// Inputs that a supervisor was told.
+    pub(crate) inputs_told: u64,
     pub(crate) tickets: u64,
     pub(crate) open: BTreeMap<Ticket, Asked>,
     pub(crate) answered: u64,
@@ -220,6 +222,7 @@ impl World {
             partition_until: [0; 2],
             trace: std::env::var_os("SIM_TRACE").is_some(),
             die_after: None,
+            inputs_told: 0,
             tickets: 0,
             open: BTreeMap::new(),
             answered: 0,

@@ -34,6 +34,13 @@ use super::*;
 
 const T0: u64 = 1_700_000_000_000_000_000;
 
+/// Takes one input in, and all that follows from it.
+fn handle(core: &mut Core, now: Now, input: Input, cause: Option<Uuid>) -> Vec<Action> {
+    let mut actions = core.take(now, input, cause);
+    actions.extend(core.settle(now));
+    actions
+}
+
 fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
@@ -209,7 +216,7 @@ impl Bench {
     }
 
     fn input(&mut self, input: Input) {
-        for action in self.core.handle(self.now, input, None) {
+        for action in handle(&mut self.core, self.now, input, None) {
             match action {
                 Action::Persist { change, .. } => self.disk.apply(change),
                 Action::Publish { status, why, .. } => {

@@ -193,7 +193,7 @@ fn a_wish_is_durable_and_written_before_anything_is_sent() {
         deadline: secs(9_000_000),
         command: stop(&["a"]),
     };
-    let actions = bench.core.handle(bench.now, command, None);
+    let actions = super::handle(&mut bench.core, bench.now, command, None);
     let wish = actions.iter().position(|action| {
         matches!(action, Action::Persist { change: Change::Service(row), durable: true }
             if row.wish == Some(Desired::Down))

@@ -13,7 +13,7 @@ fn ask(bench: &mut Bench, id: u128, command: Operator) -> Ticket {
         command,
     };
     let id = Some(Uuid::from_u128(id));
-    for action in bench.core.handle(bench.now, input, id) {
+    for action in super::handle(&mut bench.core, bench.now, input, id) {
         match action {
             Action::Persist { change, .. } => bench.disk.apply(change),
             Action::Answer { ticket, result } => bench.answers.push((ticket, result)),
