@@ -9,6 +9,7 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -196,16 +197,24 @@ fn many(table: &mut Table) {
     for count in [100, 500, 1000] {
         let mut system = System::start(replicas(count));
         let [mut floors, mut single, mut ups, mut downs, mut adoptions] = <[Samples; 5]>::default();
+        let mut spent: BTreeMap<&str, Samples> = BTreeMap::new();
         for _ in 0..if count == 1000 { 3 } else { 5 } {
             for _ in 0..20 {
                 single.add(floor::latency(&mut system.tiny, Way::Vfork));
             }
             floors.add(floor::latency_of(&mut system.tiny, count));
             system.tiny.clear();
+            let before = system.processor_time();
             let begin = monotonic();
             system.up("many");
             let last = (0..count).map(|_| system.tiny.first().at).max().unwrap();
             ups.add(last.saturating_sub(begin));
+            for ((name, before), (_, after)) in before.into_iter().zip(system.processor_time()) {
+                spent
+                    .entry(name)
+                    .or_default()
+                    .add(after.saturating_sub(before));
+            }
             if count == 1000 {
                 let begin = Instant::now();
                 system.replace_manager();
@@ -232,6 +241,11 @@ fn many(table: &mut Table) {
             floor,
             Some(1.9),
         );
+        for (name, spent) in &spent {
+            let each = spent.percentile(50) / u32::try_from(count).unwrap();
+            let each = format!("{:.0}", each.as_secs_f64() * 1e6);
+            table.figure(&format!("  of it {name}: processor µs a start"), &each, "");
+        }
         table.latency(&format!("stop of {count}"), &downs, Duration::ZERO, None);
         if count == 1000 {
             table.latency(

@@ -259,6 +259,21 @@ impl System {
         all
     }
 
+    /// The processor time so far of each daemon, of the fork server and all shims, and of all services.
+    pub fn processor_time(&self) -> Vec<(&'static str, Duration)> {
+        let mut all: Vec<_> = self
+            .daemon_pids()
+            .into_iter()
+            .map(|(name, pid)| (name, processor_time(pid)))
+            .collect();
+        let shims = shims(&self.dirs);
+        let sum = |pids: &[u32]| pids.iter().map(|pid| processor_time(*pid)).sum();
+        all.push(("shims", sum(&shims)));
+        let services: Vec<u32> = shims.iter().flat_map(|shim| children(*shim)).collect();
+        all.push(("services, from their birth", sum(&services)));
+        all
+    }
+
     /// The daemons alone.
     pub fn daemon_pids(&self) -> Vec<(&'static str, u32)> {
         let all = self.daemons.iter();
@@ -329,15 +344,31 @@ pub struct Cost {
     pub pss_kib: u64,
 }
 
+/// What all threads of a process have run so far (`schedstat`, see proc(5)).
+fn processor_time(pid: u32) -> Duration {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
+    let nanos = tasks.into_iter().flatten().flatten().map(|task| {
+        let text = std::fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+        let nanos = text.split(' ').next().and_then(|word| word.parse().ok());
+        Duration::from_nanos(nanos.unwrap_or(0))
+    });
+    nanos.sum()
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let text = text.unwrap_or_default();
+    let pids = text.split_ascii_whitespace();
+    pids.filter_map(|pid| pid.parse().ok()).collect()
+}
+
 /// Adds up what processes have cost since their start.
 pub fn cost(pids: &[u32]) -> Cost {
     let mut sum = Cost::default();
     for pid in pids {
+        sum.cpu += processor_time(*pid);
         let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
         for task in tasks.into_iter().flatten().flatten() {
-            let text = std::fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
-            let nanos = text.split(' ').next().and_then(|word| word.parse().ok());
-            sum.cpu += Duration::from_nanos(nanos.unwrap_or(0));
             let text = std::fs::read_to_string(task.path().join("status")).unwrap_or_default();
             sum.sleeps += number_after(&text, "voluntary_ctxt_switches:");
         }

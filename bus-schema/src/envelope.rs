@@ -6,13 +6,22 @@ use uuid::Uuid;
 
 use crate::message::Message;
 use crate::names::ClientName;
-use crate::raw::Raw;
+use crate::raw::{Raw, extent};
 
 /// Version of the envelope. Fields may be added without raising it.
 pub const VERSION: u16 = 1;
 
 /// Deepest nesting of maps and arrays that is decoded.
 pub const MAX_DEPTH: usize = 64;
+
+/// The key of the body, as MessagePack.
+const BODY: &[u8] = b"\xa4body";
+
+/// Nil.
+const NIL: u8 = 0xc0;
+
+/// Room for an envelope and a body of the usual size, in bytes.
+const USUAL: usize = 1024;
 
 /// Why bytes are not a message, or not the one asked for.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +104,28 @@ fn shallow<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, rmp_serde::deco
     T::deserialize(&mut decoder)
 }
 
+/// The body of an envelope, and from where to where it is.
+fn body(bytes: &[u8]) -> Option<(Raw, usize, usize)> {
+    let (entries, mut at) = match bytes {
+        [marker @ 0x80..=0x8f, ..] => (usize::from(marker & 0x0f), 1),
+        [0xde, high, low, ..] => (usize::from(*high) << 8 | usize::from(*low), 3),
+        _ => return None,
+    };
+    for _ in 0..entries {
+        let key = bytes.get(at..)?;
+        let is_body = key.starts_with(BODY);
+        at += extent(key, MAX_DEPTH)?;
+        let value = bytes.get(at..)?;
+        if is_body {
+            // One level is the envelope's own.
+            let (body, length) = Raw::first(value, MAX_DEPTH - 1)?;
+            return Some((body, at, at + length));
+        }
+        at += extent(value, MAX_DEPTH)?;
+    }
+    None
+}
+
 impl Envelope {
     /// Decodes the second frame of a message.
     ///
@@ -105,7 +136,7 @@ impl Envelope {
         struct Head {
             v: u16,
         }
-        match shallow::<Self>(bytes) {
+        match Self::of(bytes) {
             Ok(envelope) if envelope.v == VERSION => Ok(envelope),
             Ok(envelope) => Err(EnvelopeError::Version { found: envelope.v }),
             Err(error) => match shallow::<Head>(bytes) {
@@ -113,6 +144,24 @@ impl Envelope {
                 _ => Err(EnvelopeError::Decode(error)),
             },
         }
+    }
+
+    /// Decodes the fields around the body, which is taken over as it stands there.
+    fn of(bytes: &[u8]) -> Result<Self, rmp_serde::decode::Error> {
+        // What is not what it should be is for the decoder to say.
+        let Some((body, from, to)) = body(bytes) else {
+            return shallow(bytes);
+        };
+        let (before, after) = (bytes.get(..from), bytes.get(to..));
+        let head = [
+            before.unwrap_or_default(),
+            &[NIL],
+            after.unwrap_or_default(),
+        ]
+        .concat();
+        let mut envelope: Self = shallow(&head)?;
+        envelope.body = body;
+        Ok(envelope)
     }
 
     /// The body as the type of its kind.
@@ -167,7 +216,9 @@ impl<M: Serialize> Outgoing<'_, M> {
     /// # Errors
     /// When the body cannot be written as MessagePack, which no body of this crate does.
     pub fn encode(&self) -> Result<Vec<u8>, rmp_serde::encode::Error> {
-        rmp_serde::to_vec_named(self)
+        let mut bytes = Vec::with_capacity(USUAL);
+        rmp_serde::encode::write_named(&mut bytes, self)?;
+        Ok(bytes)
     }
 }
 
@@ -205,6 +256,56 @@ mod tests {
         // The body is the last field, nil, and is replaced.
         let (rest, _) = envelope.split_at(envelope.len() - 1);
         [rest, &body].concat()
+    }
+
+    /// The fields of an envelope in this order, the body among them.
+    fn written(order: &[&str], body: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0x80 | u8::try_from(order.len()).unwrap()];
+        for key in order {
+            bytes.extend(rmp_serde::to_vec(key).unwrap());
+            match *key {
+                "v" => bytes.push(1),
+                "id" => bytes.extend(rmp_serde::to_vec(&Uuid::nil()).unwrap()),
+                "at" => bytes.push(7),
+                "source" => bytes.extend(
+                    rmp_serde::to_vec_named(&Source {
+                        component: "body".to_owned(),
+                        instance: "1".to_owned(),
+                        incarnation: 1,
+                    })
+                    .unwrap(),
+                ),
+                "kind" => bytes.extend(rmp_serde::to_vec("body").unwrap()),
+                "body" => bytes.extend(body),
+                // Of a later version; a body in it is not the body.
+                _ => bytes.extend(b"\x81\xa4body\x05"),
+            }
+        }
+        bytes
+    }
+
+    #[test]
+    fn the_body_is_found_wherever_it_stands_and_taken_over_as_it_is() {
+        // Numbers longer than they need be, as other implementations write them.
+        let body = b"\x81\xa1a\xcd\x00\x05";
+        for order in [
+            ["v", "id", "at", "source", "kind", "later", "body"],
+            ["body", "later", "v", "id", "at", "source", "kind"],
+            ["v", "id", "later", "at", "body", "source", "kind"],
+        ] {
+            let envelope = Envelope::decode(&written(&order, body)).unwrap();
+            assert_eq!(envelope.body.bytes(), body);
+            assert_eq!(envelope.kind, "body");
+        }
+        let without = written(&["v", "id", "at", "source", "kind"], body);
+        assert!(Envelope::decode(&without).unwrap().body.is_nil());
+        let twice = written(&["v", "id", "at", "source", "kind", "body", "body"], body);
+        assert!(Envelope::decode(&twice).is_err());
+        let half = written(&["v", "id", "at", "source", "kind", "body"], b"\x92\x01");
+        assert!(matches!(
+            Envelope::decode(&half),
+            Err(EnvelopeError::Decode(_))
+        ));
     }
 
     #[test]

@@ -35,6 +35,13 @@ impl Raw {
         rmp_serde::to_vec_named(value).map(Self)
     }
 
+    /// The first value of `bytes` as it stands there, without a look into it, and how many bytes
+    /// it has. `None` when it is not whole, or nests deeper than `depth`.
+    pub(crate) fn first(bytes: &[u8], depth: usize) -> Option<(Self, usize)> {
+        let length = extent(bytes, depth)?;
+        Some((Self(bytes.get(..length)?.to_vec()), length))
+    }
+
     /// Whether it is nil, or was left out.
     pub fn is_nil(&self) -> bool {
         self.0 == [NIL]
@@ -68,6 +75,76 @@ impl Raw {
     /// Its bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.0
+    }
+}
+
+/// How many bytes the first value of `bytes` has. `None` when it is not whole, is none, or nests
+/// deeper than `depth`; looks at each head once and at no content.
+pub(crate) fn extent(bytes: &[u8], depth: usize) -> Option<usize> {
+    let number = |at: usize, width: usize| {
+        let digits = bytes.get(at..at.checked_add(width)?)?;
+        let shift = |sum: usize, digit: &u8| sum << 8 | usize::from(*digit);
+        Some(digits.iter().fold(0, shift))
+    };
+    // Values that are still to come at each depth, the innermost last.
+    let mut open: Vec<usize> = Vec::with_capacity(depth.min(16));
+    let mut at = 0_usize;
+    loop {
+        let marker = *bytes.get(at)?;
+        at += 1;
+        let low = usize::from(marker);
+        // What follows the marker: bytes of its own, then values.
+        let (own, values) = match marker {
+            0x00..=0x7f | 0xc0 | 0xc2 | 0xc3 | 0xe0..=0xff => (0, 0),
+            0x80..=0x8f => (0, (low & 0x0f) * 2),
+            0x90..=0x9f => (0, low & 0x0f),
+            0xa0..=0xbf => (low & 0x1f, 0),
+            0xc1 => return None,
+            0xc4 | 0xd9 => (number(at, 1)?.checked_add(1)?, 0),
+            0xc5 | 0xda => (number(at, 2)?.checked_add(2)?, 0),
+            0xc6 | 0xdb => (number(at, 4)?.checked_add(4)?, 0),
+            // An extension has its type beside its length.
+            0xc7 => (number(at, 1)?.checked_add(2)?, 0),
+            0xc8 => (number(at, 2)?.checked_add(3)?, 0),
+            0xc9 => (number(at, 4)?.checked_add(5)?, 0),
+            0xca | 0xce | 0xd2 => (4, 0),
+            0xcb | 0xcf | 0xd3 => (8, 0),
+            0xcc | 0xd0 => (1, 0),
+            0xcd | 0xd1 => (2, 0),
+            0xd4 => (2, 0),
+            0xd5 => (3, 0),
+            0xd6 => (5, 0),
+            0xd7 => (9, 0),
+            0xd8 => (17, 0),
+            0xdc => (2, number(at, 2)?),
+            0xdd => (4, number(at, 4)?),
+            0xde => (2, number(at, 2)?.checked_mul(2)?),
+            0xdf => (4, number(at, 4)?.checked_mul(2)?),
+        };
+        at = at.checked_add(own).filter(|at| *at <= bytes.len())?;
+        // Each value has a byte at least: a length that lies is found out here.
+        if values > bytes.len().saturating_sub(at) {
+            return None;
+        }
+        if values > 0 {
+            if open.len() >= depth {
+                return None;
+            }
+            open.push(values);
+            continue;
+        }
+        loop {
+            match open.last_mut() {
+                None => return Some(at),
+                Some(left) => {
+                    *left -= 1;
+                    match *left {
+                        0 => open.pop(),
+                        _ => break,
+                    };
+                }
+            }
+        }
     }
 }
 
@@ -274,6 +351,61 @@ mod tests {
             let written = Raw::from(&value);
             let read: Raw = rmp_serde::from_slice(written.bytes()).unwrap();
             prop_assert_eq!(read.bytes(), written.bytes());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_first_value_is_found_without_a_look_into_it(
+            value in any_value(),
+            behind in proptest::collection::vec(any::<u8>(), 0..9),
+        ) {
+            let written = Raw::from(&value);
+            let bytes = [written.bytes(), &behind].concat();
+            let (first, length) = Raw::first(&bytes, 64).unwrap();
+            prop_assert_eq!(length, written.bytes().len());
+            prop_assert_eq!(first.bytes(), written.bytes());
+            prop_assert!(Raw::first(&written.bytes()[..length - 1], 64).is_none());
+        }
+
+        #[test]
+        fn whatever_is_taken_for_a_value_the_decoder_takes_too(
+            bytes in proptest::collection::vec(any::<u8>(), 0..60),
+        ) {
+            let mut rest = bytes.as_slice();
+            let decoded = rmpv::decode::read_value(&mut rest);
+            match extent(&bytes, 1024) {
+                Some(length) => {
+                    prop_assert!(decoded.is_ok());
+                    prop_assert_eq!(length, bytes.len() - rest.len());
+                }
+                // The decoder reads the byte that the specification never uses as nil.
+                None => prop_assert!(decoded.is_err() || bytes.contains(&0xc1)),
+            }
+        }
+    }
+
+    #[test]
+    fn nesting_has_a_limit_and_lengths_that_lie_are_found_out() {
+        for depth in 0..6 {
+            let mut bytes = vec![0x91; depth];
+            bytes.push(NIL);
+            assert_eq!(extent(&bytes, depth), Some(depth + 1));
+            if let Some(less) = depth.checked_sub(1) {
+                assert_eq!(extent(&bytes, less), None);
+            }
+        }
+        for lie in [
+            &[0xdd, 0xff, 0xff, 0xff, 0xff][..],
+            &[0xdf, 0xff, 0xff, 0xff, 0xff, 1],
+            &[0xc6, 0xff, 0xff, 0xff, 0xff, 1],
+            &[0xc9, 0xff, 0xff, 0xff, 0xff, 1],
+            &[0x93, 1, 2],
+            &[0xda, 0x01],
+            &[0xc1],
+            &[],
+        ] {
+            assert_eq!(extent(lie, 64), None, "{lie:x?}");
         }
     }
 

@@ -79,12 +79,24 @@ pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
 /// # Errors
 /// As [`open`]; also when a directory stands there.
 pub fn create(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    match open(path, &mut options) {
+    instead(path, OpenOptions::new().truncate(true))
+}
+
+/// Opens `path` as [`create`] does, with what it has: to be written over, which takes no room
+/// that it does not have already.
+///
+/// # Errors
+/// As [`create`].
+pub fn overwrite(path: &Path) -> io::Result<File> {
+    instead(path, &mut OpenOptions::new())
+}
+
+fn instead(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    options.write(true).create(true).mode(0o600);
+    match open(path, options) {
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
             std::fs::remove_file(path)?;
-            open(path, &mut options)
+            open(path, options)
         }
         other => other,
     }
@@ -136,5 +148,7 @@ mod tests {
             assert_eq!(read(&at(name), 3).unwrap(), b"new", "{name}");
         }
         assert!(write(&at("folder"), b"new").is_err());
+        overwrite(&at("file")).unwrap().write_all(b"m").unwrap();
+        assert_eq!(read(&at("file"), 3).unwrap(), b"mew");
     }
 }

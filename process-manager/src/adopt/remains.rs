@@ -124,6 +124,8 @@ pub fn erase(dirs: &Dirs, name: &InstanceName, owner: &str) -> io::Result<()> {
     remove(&socket.with_extension("n"));
     remove(&socket);
     release(&socket);
+    // Before the record: without that it would be taken for it.
+    remove(&folder.join("record.new"));
     let entries = match std::fs::read_dir(&folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other?,

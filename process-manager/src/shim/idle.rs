@@ -12,9 +12,7 @@ use super::connection::{self, Connection};
 use super::exec::monotonic_ns;
 use super::hook::{self, Before};
 use super::prepare::{self, Held, Refusal};
-use super::protocol::{
-    self, FrameError, MAX_SPAWN_FRAME, Request, RequestBody, ShimMessage, SpawnRequest,
-};
+use super::protocol::{self, FirstRequest, FrameError, MAX_SPAWN_FRAME, ShimMessage, SpawnRequest};
 use super::server::{CANNOT_ACCEPT, note};
 use super::service::Service;
 use super::start;
@@ -81,7 +79,7 @@ fn receive(mut stream: UnixStream) -> Result<Option<(SpawnRequest, Connection, u
     let mut until = None;
     let mut received = Vec::new();
     let mut bytes = vec![0_u8; 16 * 1024];
-    let request: Request = loop {
+    let request: FirstRequest = loop {
         match protocol::take(&mut received, MAX_SPAWN_FRAME) {
             Ok(Some(request)) => break request,
             Ok(None) => {}
@@ -113,15 +111,17 @@ fn receive(mut stream: UnixStream) -> Result<Option<(SpawnRequest, Connection, u
             Err(error) => return Err(format!("cannot read from the client: {error}")),
         }
     };
-    match request.request {
-        RequestBody::Spawn { spawn } => {
+    let id = request.id;
+    let kind = request.request.r#type.clone();
+    match request.request.into_spawn() {
+        Some(spawn) => {
             let client =
                 Connection::new(stream, true, received).map_err(|error| error.to_string())?;
             Ok(Some((*spawn, client, begun.unwrap_or_else(monotonic_ns))))
         }
-        other => {
-            let text = format!("the first request must be a spawn, not {other:?}");
-            refuse(stream, request.id, &text);
+        None => {
+            let text = format!("the first request must be a spawn, not {kind:?}");
+            refuse(stream, id, &text);
             Err(text)
         }
     }

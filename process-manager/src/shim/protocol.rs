@@ -266,6 +266,34 @@ impl<'a> SpawnFrame<'a> {
     }
 }
 
+/// The first frame from a client, where it is a request for a spawn: decoded as it stands there.
+/// (The type of a request may follow what it is about, so that [`Request`] has to be taken in
+/// whole before it is known what it is: three times the work.)
+#[derive(Debug, Deserialize)]
+pub struct FirstRequest {
+    /// See [`Request::id`].
+    pub id: u64,
+    /// What is asked.
+    pub request: FirstBody,
+}
+
+/// See [`FirstRequest`].
+#[derive(Debug, Deserialize)]
+pub struct FirstBody {
+    /// What kind of request it is.
+    pub r#type: String,
+    /// What to start, in a request of the type `spawn`.
+    #[serde(default)]
+    pub spawn: Option<Box<SpawnRequest>>,
+}
+
+impl FirstBody {
+    /// What to start, where that is asked.
+    pub fn into_spawn(self) -> Option<Box<SpawnRequest>> {
+        self.spawn.filter(|_| self.r#type == "spawn")
+    }
+}
+
 /// A frame from a client.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Request {

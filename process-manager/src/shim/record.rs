@@ -2,23 +2,26 @@
 //!
 //! The file `record` in an instance's folder is a sequence of frames as in
 //! [`super::protocol`]: one at the spawn, one when the program runs, one at the
-//! end. The first is written to a new file that then takes the old one's place;
-//! with the second: a start does not wait for a file; the
-//! others are appended with one write each. Nothing is synced: a record has
-//! to outlive processes, and the boot id tells when the host went down. Against
-//! one file replaced at each step this costs 5 µs instead of 270 to 1,000
-//! (ext4 starts writing out data that a rename puts in the place of other
-//! data), and the end still fits when the disk is full, since the space for it
-//! is taken with the first frame.
+//! end. The first is written, with the second (a start does not wait for a file),
+//! over the record before the last one, which then changes places with the last
+//! (`RENAME_EXCHANGE`, see rename(2)); the others are appended with one write each.
+//! So there is a whole record at any time, and no file is made or removed: that takes
+//! ext4 longer than all the rest, and so does a rename in the place of another file,
+//! which begins to write out its data. Nothing is synced: a record has to outlive
+//! processes, and the boot id tells when the host went down. The end still fits
+//! when the disk is full, since the space for it is taken with the first frame.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use blackhole_bus_schema::limits::LimitGrant;
 use blackhole_bus_schema::names::{Generation, InstanceName};
 use blackhole_bus_schema::process::{ExitRecord, SpawnFailure, SpawnSpec};
 use blackhole_bus_schema::regular;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::protocol::{self, FrameError, MAX_SPAWN_FRAME, SpawnRequest, Started};
@@ -178,7 +181,7 @@ pub(crate) fn lock_path(dir: &Path) -> PathBuf {
 /// When it cannot be read or is damaged. A record cut short by a full disk or a
 /// kill is no error: what was written is returned.
 pub fn read_record(dir: &Path) -> Result<Option<Record>, RecordError> {
-    // A shim killed between its two steps leaves only the new file.
+    // A shim of an earlier version, killed between its two steps, leaves only the new file.
     for name in [NAME, NEW] {
         let path = dir.join(name);
         let bytes = match regular::read(&path, MAX_BYTES) {
@@ -400,14 +403,15 @@ impl Writer {
         let Some(file) = &mut self.file else {
             let created = self.create();
             if created.is_err() {
+                // What is left of neither tells of this spawn.
+                let _ = std::fs::remove_file(self.path.with_file_name(NEW));
                 let _ = std::fs::remove_file(&self.path);
             }
             return created;
         };
-        if let Err(error) = file.write_all(&self.pending) {
+        if let Err(error) = file.write_all_at(&self.pending, self.length) {
             // Half a frame would hide those after it.
             let _ = file.set_len(self.length);
-            let _ = io::Seek::seek(file, io::SeekFrom::Start(self.length));
             return Err(error);
         }
         self.length += self.pending.len() as u64;
@@ -417,18 +421,40 @@ impl Writer {
 
     fn create(&mut self) -> io::Result<()> {
         let new = self.path.with_file_name(NEW);
-        let mut file = regular::create(&new)?;
-        file.write_all(&self.pending)?;
-        // Removed first: see the top of this file. A reader looks at both names.
-        match std::fs::remove_file(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        let file = regular::overwrite(&new)?;
+        let frames = self.pending.len();
+        // Whole blocks: nothing of the old ones has to be read for it, or is left behind them.
+        self.pending.resize(frames.next_multiple_of(BLOCK), 0);
+        let written = file.write_all_at(&self.pending, 0);
+        let whole = self.pending.len() as u64;
+        self.pending.truncate(frames);
+        written?;
+        if file.metadata()?.len() > whole {
+            file.set_len(whole)?;
         }
-        std::fs::rename(&new, &self.path)?;
-        self.length = self.pending.len() as u64;
+        take_place(&new, &self.path)?;
+        self.length = frames as u64;
         self.pending = Vec::new();
         self.file = Some(file);
         Ok(())
+    }
+}
+
+/// Gives the file `new` the name `path`, and the one that was there its name.
+fn take_place(new: &Path, path: &Path) -> io::Result<()> {
+    match renameat_with(CWD, new, CWD, path, RenameFlags::EXCHANGE) {
+        Ok(()) => Ok(()),
+        // The first record of this instance.
+        Err(Errno::NOENT) => std::fs::rename(new, path),
+        // Not every file system can.
+        Err(Errno::INVAL | Errno::NOSYS) => {
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            std::fs::rename(new, path)
+        }
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -520,6 +546,39 @@ mod tests {
     }
 
     #[test]
+    fn a_long_record_leaves_nothing_behind_a_short_one() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path();
+        let mut files = std::collections::BTreeSet::new();
+        for (generation, size) in [
+            (1, 9 * BLOCK),
+            (2, 3 * BLOCK),
+            (3, 10),
+            (4, 2 * BLOCK),
+            (5, 0),
+        ] {
+            let mut now = request(dir, vec![9; size]);
+            now.generation = Generation(generation);
+            let mut writer = Writer::begin(&now, "boot", 11);
+            writer.started(&started()).unwrap();
+            let record = read_record(dir).unwrap().unwrap();
+            assert_eq!(record.generation, Generation(generation));
+            assert_eq!((record.spec.len(), record.exit), (size, None));
+            writer.exited(&exit()).unwrap();
+            assert_eq!(read_record(dir).unwrap().unwrap().exit, Some(exit()));
+            let meta = std::fs::metadata(dir.join(NAME)).unwrap();
+            let needed = writer.length.next_multiple_of(BLOCK as u64);
+            assert!(meta.len() <= needed, "{} of {needed}", meta.len());
+            files.insert(std::os::unix::fs::MetadataExt::ino(&meta));
+        }
+        assert_eq!(
+            files.len(),
+            2,
+            "two files in turn, where the file system can"
+        );
+    }
+
+    #[test]
     fn a_record_cut_anywhere_is_read_as_far_as_it_goes() {
         for size in [10, BLOCK - 200, 2 * BLOCK] {
             let temp = tempfile::tempdir().unwrap();
@@ -528,7 +587,8 @@ mod tests {
             writer.started(&started()).unwrap();
             writer.exited(&exit()).unwrap();
             let whole = std::fs::read(dir.join(NAME)).unwrap();
-            for cut in 0..whole.len() {
+            let frames = usize::try_from(writer.length).unwrap();
+            for cut in 0..frames {
                 if let Some(record) = parse(whole[..cut].to_vec()).unwrap() {
                     assert!(record.exit.is_none());
                     assert_eq!(record.spec.len(), size);

@@ -218,13 +218,13 @@ fn serve(args: &ServerArgs, mut ready: impl FnMut(&str)) -> Result<(), ServerErr
     // Before the first fork: a shim must not hold the end of this pipe.
     ready("ready");
     let pid = rustix::process::getpid();
+    let boot_id = super::record::boot_id();
     let why = match server.work() {
         End::Shim => {
             // This is a forked shim. What belongs to the server alone is closed;
             // the lock is not this process's and stays held.
             drop((lock, server.watch, server.taken));
             let (listener, signals) = (server.listener, server.signals);
-            let boot_id = super::record::boot_id();
             let idle = Idle {
                 server: pid,
                 listener,
