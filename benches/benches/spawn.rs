@@ -10,7 +10,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::collections::BTreeMap;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use blackhole_benches::figures::{Samples, Table};
@@ -190,6 +190,55 @@ fn latencies(table: &mut Table) {
         floor,
         None,
     );
+}
+
+/// Processes in sessions of their own that never sleep, two to a core; ended when dropped.
+struct Busy(Vec<Child>);
+
+impl Busy {
+    fn make() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let spin = || {
+            let mut command = Command::new("setsid");
+            command.args(["sh", "-c", "while :; do :; done"]);
+            command.spawn().unwrap()
+        };
+        Self((0..2 * cores).map(|_| spin()).collect())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Starts where all cores are busy, beside the floor there.
+fn busy(table: &mut Table) {
+    let mut system = System::start(pair);
+    let [mut idle, mut vfork, mut first] = <[Samples; 3]>::default();
+    for _ in 0..rounds() {
+        idle.add(floor::latency(&mut system.tiny, Way::Vfork));
+    }
+    let busy = Busy::make();
+    for round in 0..rounds() + 5 {
+        let floor = floor::latency(&mut system.tiny, Way::Vfork);
+        let start = start(&mut system, "one");
+        system.down("one");
+        if round >= 5 {
+            vfork.add(floor);
+            first.add(start);
+        }
+    }
+    drop(busy);
+    let floor = vfork.percentile(50);
+    table.latency("floor with idle cores: vfork and exec", &idle, floor, None);
+    table.latency("floor with busy cores: vfork and exec", &vfork, floor, None);
+    let text = "start with busy cores: command to first instruction";
+    table.latency(text, &first, floor, Some(2.0));
 }
 
 fn many(table: &mut Table) {
@@ -381,7 +430,12 @@ fn main() {
         .collect();
     let mut table = Table::default();
     type Part = fn(&mut Table);
-    let parts: [(&str, Part); 3] = [("latency", latencies), ("many", many), ("idle", idle)];
+    let parts: [(&str, Part); 4] = [
+        ("latency", latencies),
+        ("busy", busy),
+        ("many", many),
+        ("idle", idle),
+    ];
     for (name, part) in parts {
         if which.is_empty() || which.contains(&name) {
             part(&mut table);

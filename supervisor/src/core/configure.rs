@@ -129,6 +129,7 @@ impl Core {
     pub(super) fn remove(&mut self, name: &InstanceName) {
         // They may have waited for it to end.
         self.touch_neighbours(name);
+        self.alarm = true;
         let Some(instance) = self.instances.remove(name) else {
             return;
         };

@@ -171,8 +171,8 @@ impl Core {
         found
     }
 
-    /// Works out anew who depends on whom and who is wanted. Everything is
-    /// looked at again after it.
+    /// Works out anew who depends on whom and who is wanted, after what there is has
+    /// changed. Everything is looked at again after it.
     pub(super) fn rewire(&mut self) {
         let mut dependents: BTreeMap<ServiceName, Vec<ServiceName>> = BTreeMap::new();
         let mut foundations: BTreeMap<ServiceName, Vec<ServiceName>> = BTreeMap::new();
@@ -196,12 +196,58 @@ impl Core {
             service.foundations = foundations.remove(name).unwrap_or_default();
             service.wanted = wanted.get(name).copied().unwrap_or(false);
         }
-        self.dirty.extend(self.instances.keys().cloned());
+        self.alarm = true;
+        self.touch_all();
+    }
+
+    /// Works out anew who is wanted, after the wishes for these services have changed, and has
+    /// all looked at again whom that may concern. Costs what these cost, not what all do.
+    pub(super) fn rewish<'a>(&mut self, services: impl IntoIterator<Item = &'a ServiceName>) {
+        let concerned = self.with_all_above(services);
+        let mut wanted = BTreeMap::new();
+        for name in &concerned {
+            self.find_wanted(name, &mut wanted);
+        }
+        for name in &concerned {
+            if let Some(service) = self.services.get_mut(name) {
+                service.wanted = wanted.get(name).copied().unwrap_or(false);
+            }
+        }
+        self.alarm = true;
+        self.touch_around(&concerned);
+    }
+
+    /// These services and all that wait for them, directly or not.
+    pub(super) fn with_all_above<'a>(
+        &self,
+        services: impl IntoIterator<Item = &'a ServiceName>,
+    ) -> BTreeSet<ServiceName> {
+        let mut all = BTreeSet::new();
+        for name in services {
+            if let Some(service) = self.services.get(name) {
+                all.extend(service.dependents.iter().cloned());
+                all.insert(name.clone());
+            }
+        }
+        all
+    }
+
+    /// Marks the instances of these services, and of all that they wait for.
+    pub(super) fn touch_around(&mut self, services: &BTreeSet<ServiceName>) {
+        let below = services.iter().filter_map(|name| self.services.get(name));
+        let below = below.flat_map(|service| &service.foundations);
+        let instances = services.iter().chain(below);
+        let instances = instances.filter_map(|name| self.members.get(name));
+        self.dirty.extend(instances.flatten().cloned());
     }
 
     /// Depth is bounded by the length of a chain of dependencies. A cycle (the
     /// configuration has none, but rows of two configurations might make one) is unwanted.
-    fn find_wanted(&self, name: &ServiceName, known: &mut BTreeMap<ServiceName, bool>) -> bool {
+    pub(super) fn find_wanted(
+        &self,
+        name: &ServiceName,
+        known: &mut BTreeMap<ServiceName, bool>,
+    ) -> bool {
         if let Some(wanted) = known.get(name) {
             return *wanted;
         }

@@ -112,6 +112,8 @@ pub struct Core {
     storm: Storm,
     random: Random,
     tickets: BTreeMap<Ticket, Pending>,
+    /// Something has come that may stand in the way of a command that waits.
+    alarm: bool,
     /// To be looked at before `take` returns.
     dirty: BTreeSet<InstanceName>,
     /// To be looked at later: the same moments as in each instance's `wake`.
@@ -142,6 +144,7 @@ impl Core {
             storm: Storm::new(1, Duration::ZERO),
             random,
             tickets: BTreeMap::new(),
+            alarm: true,
             dirty: BTreeSet::new(),
             timers: BTreeSet::new(),
             actions: Vec::new(),

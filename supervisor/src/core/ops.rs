@@ -28,7 +28,7 @@ use super::Core;
 use super::deps::{Setup, failed};
 use super::instance::{Grant, Instance};
 use super::io::{Action, Operator, Ticket};
-use super::tickets::{Goal, Pending};
+use super::tickets::{Goal, Pending, Waiting};
 
 /// Most commands that wait for their answer at one time. Each is held by a
 /// client that waits; more than this is a client gone wild, and is refused.
@@ -47,6 +47,7 @@ impl Core {
         };
         match begun {
             Ok(goal) => {
+                self.alarm = true;
                 self.tickets.insert(ticket, Pending { goal, deadline });
             }
             Err(status) => self.actions.push(Action::Answer {
@@ -107,7 +108,7 @@ impl Core {
         instances.extend(more);
         let number = |name: &ServiceName| Some((name.clone(), self.rolls.number(name)?));
         Goal::Up {
-            instances,
+            instances: Waiting::of(instances),
             about: self.with_requirements(targets),
             rolls: targets.iter().filter_map(number).collect(),
         }
@@ -122,7 +123,10 @@ impl Core {
             .flatten()
             .cloned()
             .collect();
-        Goal::Gone { instances, targets }
+        Goal::Gone {
+            instances: Waiting::of(instances),
+            targets,
+        }
     }
 
     fn runnable(&self, services: Vec<ServiceName>) -> Vec<ServiceName> {
@@ -150,9 +154,9 @@ impl Core {
                 }
             });
         }
-        self.rewire();
+        self.rewish(&about);
         Ok(Goal::Up {
-            instances: self.names_of(&targets),
+            instances: Waiting::of(self.names_of(&targets)),
             about,
             rolls: Vec::new(),
         })
@@ -179,7 +183,7 @@ impl Core {
                 instance.why = Some("stopped by an operator".to_owned());
             });
         }
-        self.rewire();
+        self.rewish(&targets);
         Ok(self.gone(targets))
     }
 
@@ -188,7 +192,7 @@ impl Core {
         let required = self.with_requirements(&targets);
         self.check_startable(&required)?;
         self.want(&required);
-        self.rewire();
+        self.rewish(&required);
         let single: Vec<_> = targets
             .iter()
             .filter(|name| !self.can_roll(name))
@@ -209,7 +213,8 @@ impl Core {
             self.each(service, begin_anew);
             self.begin_roll(service);
         }
-        self.touch_all();
+        let concerned = self.with_all_above(whole.iter().chain(&targets));
+        self.touch_around(&concerned);
         Ok(self.up(&targets, more))
     }
 
@@ -254,7 +259,7 @@ impl Core {
                 instance.why = Some("reset by an operator".to_owned());
             });
         }
-        self.rewire();
+        self.rewish(&targets);
         Ok(self.up(&self.runnable(targets), Vec::new()))
     }
 

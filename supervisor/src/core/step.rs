@@ -79,6 +79,8 @@ impl Core {
                 self.timers.insert((at, name.clone()));
             }
         }
+        let stuck = |one: &Instance| !one.is_running() && self.obstacle(one).is_some();
+        self.alarm |= self.instances.get(name).is_some_and(stuck);
         self.save(name, false);
         self.publish(name);
         self.tell_neighbours(name);

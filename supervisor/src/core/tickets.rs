@@ -30,7 +30,7 @@ pub(super) struct Pending {
 pub(super) enum Goal {
     /// These are ready or through.
     Up {
-        instances: Vec<InstanceName>,
+        instances: Waiting,
         /// A failure of one of those, or of these that they require, ends it.
         about: BTreeSet<ServiceName>,
         /// The end of one of these rolling restarts before its time, too.
@@ -38,32 +38,61 @@ pub(super) enum Goal {
     },
     /// Nothing of these is left.
     Gone {
-        instances: Vec<InstanceName>,
+        instances: Waiting,
         /// A start of one of these ends it.
         targets: Vec<ServiceName>,
     },
 }
 
-impl Core {
-    pub(super) fn look_after_tickets(&mut self, now: Now) {
-        let answers: Vec<_> = self
-            .tickets
-            .iter()
-            .filter_map(|(ticket, pending)| {
-                let result = self.result(&pending.goal).or_else(|| {
-                    (pending.deadline <= now.mono).then(|| Err(self.too_late(&pending.goal)))
-                });
-                result.map(|result| (*ticket, result))
-            })
-            .collect();
-        for (ticket, result) in answers {
-            self.tickets.remove(&ticket);
-            self.actions.push(Action::Answer { ticket, result });
-        }
+/// Instances that all have to come somewhere. That one has not is seen from one of them: a
+/// thousand are not looked through after each event.
+#[derive(Debug, Clone)]
+pub(super) struct Waiting {
+    all: Vec<InstanceName>,
+    /// One that was not there when it was looked for last; 0 at first.
+    last: usize,
+}
+
+impl Waiting {
+    pub(super) fn of(all: Vec<InstanceName>) -> Self {
+        Self { all, last: 0 }
     }
 
-    /// The answer, when there is one.
-    fn result(&self, goal: &Goal) -> Option<Result<Outcome, Status>> {
+    /// Whether all are there.
+    fn is_over(&mut self, there: impl Fn(&InstanceName) -> bool) -> bool {
+        // Those behind it first: they come in the order of their names, more or less.
+        let (before, from) = self.all.split_at(self.last.min(self.all.len()));
+        let missing = |(_, name): &(usize, &InstanceName)| !there(name);
+        let behind = (self.last..).zip(from).find(missing);
+        match behind.or_else(|| (0..).zip(before).find(missing)) {
+            Some((index, _)) => self.last = index,
+            None => return true,
+        }
+        false
+    }
+}
+
+impl Core {
+    pub(super) fn look_after_tickets(&mut self, now: Now) {
+        let alarm = std::mem::take(&mut self.alarm);
+        let mut tickets = std::mem::take(&mut self.tickets);
+        tickets.retain(|ticket, pending| {
+            let result = self.result(&mut pending.goal, alarm).or_else(|| {
+                (pending.deadline <= now.mono).then(|| Err(self.too_late(&pending.goal)))
+            });
+            let Some(result) = result else {
+                return true;
+            };
+            let ticket = *ticket;
+            self.actions.push(Action::Answer { ticket, result });
+            false
+        });
+        self.tickets = tickets;
+    }
+
+    /// The answer, when there is one. What stands in the way of a command is looked for
+    /// where something has come to (`alarm`).
+    fn result(&self, goal: &mut Goal, alarm: bool) -> Option<Result<Outcome, Status>> {
         match goal {
             Goal::Up {
                 instances,
@@ -75,14 +104,15 @@ impl Core {
                     return Some(Err(status.clone()));
                 }
                 let rolled = |(name, number): &(_, _)| self.rolls.number(name) != Some(*number);
-                if instances.iter().all(|name| self.is_up(name)) && rolls.iter().all(rolled) {
-                    return Some(Ok(self.outcome(instances)));
+                if instances.is_over(|name| self.is_up(name)) && rolls.iter().all(rolled) {
+                    return Some(Ok(self.outcome(&instances.all)));
                 }
-                self.hindrance(instances, about).map(Err)
+                let hindrance = || self.hindrance(&instances.all, about);
+                alarm.then(hindrance).flatten().map(Err)
             }
             Goal::Gone { instances, targets } => {
-                if instances.iter().all(|name| self.is_gone(name)) {
-                    return Some(Ok(self.outcome(instances)));
+                if instances.is_over(|name| self.is_gone(name)) {
+                    return Some(Ok(self.outcome(&instances.all)));
                 }
                 let wanted_again = targets.iter().find(|name| {
                     self.services
@@ -190,6 +220,7 @@ impl Core {
             Goal::Up { instances, .. } | Goal::Gone { instances, .. } => instances,
         };
         let open: Vec<String> = instances
+            .all
             .iter()
             .filter(|name| match goal {
                 Goal::Up { .. } => !self.is_up(name),

@@ -38,6 +38,12 @@ const T0: u64 = 1_700_000_000_000_000_000;
 fn handle(core: &mut Core, now: Now, input: Input, cause: Option<Uuid>) -> Vec<Action> {
     let mut actions = core.take(now, input, cause);
     actions.extend(core.settle(now));
+    // What only looks at those whom a command concerns comes to what a look at all would.
+    let mut wanted = BTreeMap::new();
+    for (name, service) in &core.services {
+        let found = core.find_wanted(name, &mut wanted);
+        assert_eq!(service.wanted, found, "{name}");
+    }
     actions
 }
 
