@@ -160,6 +160,17 @@ impl PubSocket {
         })
     }
 
+    /// The same, with a watch that sees whoever subscribes, from the first on.
+    ///
+    /// # Errors
+    /// As [`PubSocket::connect`].
+    pub async fn connect_watched(path: &Path) -> Result<(Self, SubscriberWatch), TransportError> {
+        let socket = Socket::new(SocketType::Pub, options());
+        let stream = socket.monitor();
+        attach(&socket, path, false).await?;
+        Ok((Self { socket }, SubscriberWatch { stream }))
+    }
+
     /// Sends one message to whoever has subscribed to its topic. Dropped for a
     /// subscriber that is past its high-water mark.
     ///
@@ -272,6 +283,26 @@ impl ConnectionWatch {
                 Ok(MonitorEvent::HandshakeSucceeded { .. }) => return true,
                 Ok(MonitorEvent::Disconnected { .. }) => return false,
                 Ok(_) | Err(omq_tokio::MonitorRecvError::Lagged(_)) => {}
+                Err(_) => std::future::pending::<()>().await,
+            }
+        }
+    }
+}
+
+/// Tells when somebody has subscribed to what a socket sends.
+#[derive(Debug)]
+pub struct SubscriberWatch {
+    stream: MonitorStream,
+}
+
+impl SubscriberWatch {
+    /// Waits for the next subscription; after the socket has closed for ever. Cancel safe.
+    pub async fn subscribed(&mut self) {
+        loop {
+            match self.stream.recv().await {
+                Ok(MonitorEvent::SubscribeReceived { .. })
+                | Err(omq_tokio::MonitorRecvError::Lagged(_)) => return,
+                Ok(_) => {}
                 Err(_) => std::future::pending::<()>().await,
             }
         }

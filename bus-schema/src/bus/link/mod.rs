@@ -218,6 +218,7 @@ impl Link {
         // Last: when an echo comes back on it, the ones before are in force too.
         events.subscribe(Topic::reply(&me).as_str()).await?;
         let (sender, receiver) = mpsc::channel(EVENTS);
+        let (commands, heard) = PubSocket::connect_watched(&dirs.bus_cmd(&to)).await?;
         let inner = Arc::new(Inner {
             source: Source {
                 component: me.to_string(),
@@ -225,7 +226,7 @@ impl Link {
                 incarnation: 0,
             },
             topic: Topic::command(&to).as_str().to_owned().into(),
-            commands: PubSocket::connect(&dirs.bus_cmd(&to)).await?,
+            commands,
             pending: Mutex::default(),
             up: watch::channel(None).0,
             counters: LinkCounters::default(),
@@ -234,7 +235,7 @@ impl Link {
             to,
         });
         let (task, fetched) = Task::new(&inner, interest, sender);
-        let handle = tokio::spawn(task.run(events, changes, fetched)).abort_handle();
+        let handle = tokio::spawn(task.run(events, (changes, heard), fetched)).abort_handle();
         *inner.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(handle);
         Ok((Self { inner }, receiver))
     }

@@ -19,7 +19,7 @@ use crate::envelope::{self, Envelope, EnvelopeError};
 use crate::message::Message;
 use crate::reply::{Reply, Verdict};
 use crate::topic::{self, Topic};
-use crate::transport::{ConnectionWatch, SubSocket};
+use crate::transport::{ConnectionWatch, SubSocket, SubscriberWatch};
 
 /// Events of a stream held back while its snapshot is on the way. When full,
 /// the snapshot is asked for again afterwards.
@@ -28,6 +28,10 @@ const HELD_BACK: usize = 16_384;
 /// that one that hangs is shown as missing within three seconds.
 pub(in crate::bus) const SILENCE: Duration =
     Duration::from_millis(HEARTBEAT.as_millis() as u64 * 28 / 10);
+
+/// The attempt from which on there is time: nothing tells that the component is there. Those
+/// before follow each other within tenths of a millisecond.
+const UNHURRIED: u32 = 5;
 
 /// Whether the component is there.
 #[derive(Debug)]
@@ -118,7 +122,7 @@ impl Task {
             streams: interest.streams.into_iter().map(StreamState::new).collect(),
             tails: Tails::default(),
             life: Life::Absent {
-                attempt: 0,
+                attempt: UNHURRIED,
                 ping: None,
             },
             events,
@@ -136,7 +140,7 @@ impl Task {
     pub(super) async fn run(
         mut self,
         socket: SubSocket,
-        mut changes: ConnectionWatch,
+        (mut changes, mut heard): (ConnectionWatch, SubscriberWatch),
         mut fetched: mpsc::Receiver<Fetched>,
     ) {
         let events = self.events.clone();
@@ -149,6 +153,8 @@ impl Task {
                     Err(_) => return,
                 },
                 made = changes.changed() => if made { self.kick() } else { self.lost() },
+                // It hears commands from here on.
+                () = heard.subscribed() => self.kick(),
                 Some(fetched) = fetched.recv() => self.fetched(fetched),
                 permit = events.reserve(), if !self.backlog.is_empty() => {
                     match (permit, self.backlog.pop_front()) {
@@ -170,11 +176,13 @@ impl Task {
         let (spin, until) = match &self.life {
             // Timers round up to a millisecond; an echo takes a tenth of one. Each wait is
             // twice the one before: whoever is slow to answer gets five pings, not fifty.
-            Life::Absent { ping: None, .. } => (Some(Duration::ZERO), None),
+            Life::Absent { ping: None, .. } | Life::Absent { attempt: 0, .. } => {
+                (Some(Duration::ZERO), None)
+            }
             Life::Absent { attempt, .. } => match attempt {
-                0..=3 => (Some(Duration::from_micros(75 << attempt)), None),
-                4..=43 => (None, Some(Instant::now() + Duration::from_millis(2))),
-                44..=63 => (None, Some(Instant::now() + Duration::from_millis(20))),
+                ..UNHURRIED => (Some(Duration::from_micros(75 << (attempt - 1))), None),
+                ..=44 => (None, Some(Instant::now() + Duration::from_millis(2))),
+                ..=64 => (None, Some(Instant::now() + Duration::from_millis(20))),
                 _ => (
                     None,
                     Some(Instant::now() + jittered(Duration::from_millis(200))),
@@ -212,7 +220,7 @@ impl Task {
         }
     }
 
-    /// A connection was made: look for the component at once.
+    /// A connection was made, or the component hears us: look for it at once, and closely.
     fn kick(&mut self) {
         if let Life::Absent { attempt, .. } = &mut self.life {
             *attempt = 0;
@@ -227,7 +235,7 @@ impl Task {
             self.must_deliver(LinkEvent::Down);
         }
         self.life = Life::Absent {
-            attempt: 0,
+            attempt: UNHURRIED,
             ping: None,
         };
         for stream in &mut self.streams {
