@@ -12,6 +12,7 @@ use blackhole_process_manager::shim::client::{
     instance_lock_held, read_record,
 };
 use blackhole_process_manager::shim::record::Record;
+use blackhole_process_manager::shim::{keeps, release_now};
 use tokio::task::JoinSet;
 
 use crate::error::Error;
@@ -179,6 +180,11 @@ pub async fn stop(
 async fn stop_one(dirs: &Dirs, instance: &InstanceName, kill: bool) -> Result<(), Error> {
     if let Some(mut attached) = ask_to_end(dirs, instance, kill).await? {
         ended(&mut attached.events).await;
+    }
+    // What is kept for the successor of one that has ended by itself.
+    let socket = dirs.shim_socket(instance);
+    if keeps(&socket) && !is_held(dirs, instance) {
+        let _ = tokio::task::spawn_blocking(move || release_now(&socket)).await;
     }
     Ok(())
 }

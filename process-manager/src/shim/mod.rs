@@ -36,7 +36,7 @@ mod cgroups;
 pub mod client;
 mod connection;
 mod exec;
-mod hint;
+pub mod hint;
 mod hook;
 mod identity;
 mod idle;
@@ -60,7 +60,7 @@ mod wait;
 
 use std::path::{Path, PathBuf};
 
-pub use self::keeper::{release, release_all};
+pub use self::keeper::{keeps, release, release_all, release_now};
 pub use self::tree::sweep;
 
 /// The notification socket that belongs to an instance's socket.

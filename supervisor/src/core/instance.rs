@@ -156,6 +156,9 @@ pub(super) struct Instance {
     /// earlier run may have said anything.
     pub(super) permit: Option<(Generation, bool)>,
     pub(super) stopping: Option<Generation>,
+    /// Spawns up to this one have nothing kept for a successor: their stop said that
+    /// there will be none. Not remembered: a stop of what has ended does no harm.
+    pub(super) let_go: Generation,
     pub(super) forgetting: bool,
     pub(super) retry: Retry,
     pub(super) grant: Grant,
@@ -234,6 +237,7 @@ impl Instance {
             again: false,
             permit: None,
             stopping: None,
+            let_go: Generation::default(),
             forgetting: false,
             retry: Retry::default(),
             grant: Grant::Unasked,
