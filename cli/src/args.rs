@@ -115,7 +115,12 @@ pub enum Cmd {
     /// The bus between the daemons
     #[command(subcommand)]
     Bus(BusCmd),
-    /// Check this host and say what to do about what is wrong
+    /// Check this host and what the configuration needs of it, and say what to do about what is wrong
+    ///
+    /// Of the configuration: users and groups, working directories, files of variables, references,
+    /// programs, and addresses to listen on that somebody else has; each with its line. As root this is
+    /// tried with the rights of the service's user. References to variables are looked up in the
+    /// environment of the process-manager that runs, else in this one.
     Doctor,
     /// Print the completions of a shell
     Completions {

@@ -1,4 +1,4 @@
-//! What the host offers: cgroups, limits, disk, users. Only reads.
+//! What the host offers: cgroups, limits, disk. Only reads.
 
 use std::path::{Path, PathBuf};
 
@@ -89,19 +89,6 @@ pub fn own_cgroups() -> Vec<PathBuf> {
         .collect()
 }
 
-/// The numeric id of a user named in the configuration, from the text of /etc/passwd.
-pub fn uid_of(passwd: &str, user: &str) -> Option<u32> {
-    if let Ok(id) = user.parse() {
-        return Some(id);
-    }
-    passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        (fields.next() == Some(user))
-            .then(|| fields.nth(1)?.parse().ok())
-            .flatten()
-    })
-}
-
 /// Whether a process may write into a directory, as access(2) tells it.
 pub fn writable(path: &Path) -> bool {
     rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok()
@@ -146,13 +133,5 @@ mod tests {
     #[test]
     fn a_controller_that_is_not_mounted_is_left_out() {
         assert!(hierarchies("3:pids:/\n", MOUNTS).is_empty());
-    }
-
-    #[test]
-    fn users() {
-        let passwd = "root:x:0:0:root:/root:/bin/sh\nweb:x:33:33::/:/bin/false\n";
-        assert_eq!(uid_of(passwd, "web"), Some(33));
-        assert_eq!(uid_of(passwd, "1000"), Some(1000));
-        assert_eq!(uid_of(passwd, "nobody"), None);
     }
 }

@@ -10,7 +10,7 @@
 //! | [`client`], [`watch`] | questions over the bus; a live picture of the whole |
 //! | [`direct`] | start and stop without a supervisor |
 //! | [`offline`], [`offline_logs`] | break-glass: records, shims' sockets and log files |
-//! | [`host`] | what the host offers |
+//! | [`host`], [`listeners`] | what the host offers, who listens on it |
 //! | [`view`] | what is shown: pure functions over the daemons' answers |
 //! | [`human`], [`out`], [`table`] | numbers for people, the two outputs, tables |
 
@@ -23,6 +23,7 @@ pub mod error;
 pub mod host;
 pub mod human;
 pub mod keeper_file;
+pub mod listeners;
 pub mod offline;
 pub mod offline_logs;
 pub mod out;

@@ -27,6 +27,7 @@ mod listen;
 mod managers;
 mod model;
 mod orchestrator;
+mod places;
 mod probe;
 pub mod reference;
 mod section;
@@ -45,6 +46,7 @@ pub use model::{
     Condition, Config, Dependency, Document, Orchestrator, Priority, RestartMode, RestartPolicy,
     ServiceConfig,
 };
+pub use places::Places;
 
 use section::Field;
 

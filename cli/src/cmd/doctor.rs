@@ -1,13 +1,17 @@
 //! `blackhole doctor`: checks this host and says what to do about what is wrong.
 
 mod daemons;
+mod files;
 mod limits;
 mod places;
+mod ports;
 mod services;
+mod subject;
+mod user;
 
 use std::path::PathBuf;
 
-use blackhole_bus_schema::config::Config;
+use blackhole_bus_schema::config::Document as ConfigDocument;
 use serde::Serialize;
 
 use crate::client::{self, Overview};
@@ -20,7 +24,8 @@ use crate::{host, human, keeper_file, offline};
 use daemons::{daemons, keeper, orphaned, stale};
 use limits::{cgroups, open_files, rights};
 use places::{directory, room, socket_length};
-use services::{directories, isolation, programs};
+use services::{isolation, misplaced};
+use subject::{At, Subject};
 
 /// How a check went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -39,6 +44,18 @@ struct Check {
     found: String,
     /// What to do about it.
     advice: Option<String>,
+    /// Where in the configuration it stands.
+    at: Option<At>,
+}
+
+impl Check {
+    /// The same, about this place in the configuration.
+    fn at(self, at: At) -> Self {
+        Self {
+            at: Some(at),
+            ..self
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -52,6 +69,7 @@ fn ok(what: &str, found: impl Into<String>) -> Check {
         what: what.to_owned(),
         found: found.into(),
         advice: None,
+        at: None,
     }
 }
 
@@ -61,6 +79,7 @@ fn warn(what: &str, found: impl Into<String>, advice: impl Into<String>) -> Chec
         what: what.to_owned(),
         found: found.into(),
         advice: Some(advice.into()),
+        at: None,
     }
 }
 
@@ -84,17 +103,23 @@ pub(super) async fn run(context: &Context) -> Result<(), Error> {
     checks.push(room(&dirs.state));
     checks.extend(cgroups(&host::own_hierarchies(), root));
     checks.push(rights(root));
-    checks.push(open_files(config.as_ref().map(|(_, config)| config)));
-    if let Some((path, config)) = &config {
-        checks.extend(directories(&Context::misplaced(path, config)));
-        checks.push(isolation(
-            config,
-            &std::fs::read_to_string("/etc/passwd").unwrap_or_default(),
-        ));
-        checks.extend(programs(config));
-    }
+    checks.push(open_files(
+        config.as_ref().map(|(_, document)| &document.config),
+    ));
     let overview = Overview::open(dirs, context.timeout(client::WAIT)).await?;
     let found = overview.who().await;
+    if let Some((path, document)) = &config {
+        let subject = Subject::new(path, document, &found);
+        let (unknown, runners) = user::users(&subject);
+        checks.extend(unknown);
+        checks.push(isolation(&runners));
+        checks.extend(files::directories(&subject, &runners));
+        checks.extend(misplaced(&Context::misplaced(path, &document.config)));
+        let (environments, paths) = files::environments(&subject);
+        checks.extend(environments);
+        checks.extend(files::programs(&subject, &runners, &paths));
+        checks.extend(ports::ports(dirs, &subject));
+    }
     checks.extend(daemons(&found, offline::live(dirs).await.len()));
     checks.extend(keeper(keeper_file::find(dirs), &found));
     checks.push(stale(dirs));
@@ -127,23 +152,26 @@ fn table(context: &Context, checks: &[Check]) -> String {
         table.row(vec![
             toned(word, tone),
             plain(&check.what),
-            plain(&check.found),
+            plain(match &check.at {
+                Some(at) => format!("{}: {}", at.text(), check.found),
+                None => check.found.clone(),
+            }),
             plain(check.advice.clone().unwrap_or_default()),
         ]);
     }
     table.render()
 }
 
-fn config(context: &Context) -> (Option<(PathBuf, Config)>, Check) {
+fn config(context: &Context) -> (Option<(PathBuf, ConfigDocument)>, Check) {
     const WHAT: &str = "configuration";
-    match context.config() {
-        Ok((path, config)) => {
+    match context.document() {
+        Ok((path, document)) => {
             let found = format!(
                 "{}, {}",
                 path.display(),
-                human::count(config.services.len(), "service")
+                human::count(document.config.services.len(), "service")
             );
-            (Some((path, config)), ok(WHAT, found))
+            (Some((path, document)), ok(WHAT, found))
         }
         Err(error @ Error::NoConfig { .. }) => (
             None,
