@@ -170,7 +170,7 @@ impl Dirs {
             make(&self.run.join(name), mode)?;
         }
         make(&self.state, 0o700)?;
-        for name in ["lock", "incarnation", "instances", "log"] {
+        for name in ["lock", "incarnation", "config", "instances", "log"] {
             make(&self.state.join(name), 0o700)?;
         }
         for private in [

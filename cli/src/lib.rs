@@ -10,6 +10,7 @@
 //! | [`client`], [`watch`] | questions over the bus; a live picture of the whole |
 //! | [`direct`] | start and stop without a supervisor |
 //! | [`offline`], [`offline_logs`] | break-glass: records, shims' sockets and log files |
+//! | [`edited`] | whether the configuration was changed since the daemons were started |
 //! | [`host`], [`listeners`] | what the host offers, who listens on it |
 //! | [`view`] | what is shown: pure functions over the daemons' answers |
 //! | [`human`], [`out`], [`table`] | numbers for people, the two outputs, tables |
@@ -19,6 +20,7 @@ pub mod client;
 pub mod cmd;
 pub mod context;
 pub mod direct;
+pub mod edited;
 pub mod error;
 pub mod host;
 pub mod human;

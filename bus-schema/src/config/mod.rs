@@ -22,6 +22,7 @@ mod all;
 mod environment;
 mod error;
 mod graph;
+mod kept;
 mod limits;
 mod listen;
 mod managers;
@@ -41,6 +42,7 @@ use std::io::Read;
 use std::path::Path;
 
 pub use error::{ConfigError, Invalid};
+pub use kept::{Changed, Difference, Kept};
 pub use listen::Listen;
 pub use model::{
     Condition, Config, Dependency, Document, Orchestrator, Priority, RestartMode, RestartPolicy,

@@ -19,9 +19,10 @@ use crate::context::Context;
 use crate::error::{Error, Exit};
 use crate::out::{self, Tone};
 use crate::table::{Table, plain, toned};
+use crate::view::service;
 use crate::{host, human, keeper_file, offline};
 
-use daemons::{daemons, keeper, orphaned, stale};
+use daemons::{daemons, edited, keeper, orphaned, stale};
 use limits::{cgroups, open_files, rights};
 use places::{directory, room, socket_length};
 use services::{isolation, misplaced};
@@ -107,7 +108,7 @@ pub(super) async fn run(context: &Context) -> Result<(), Error> {
         config.as_ref().map(|(_, document)| &document.config),
     ));
     let overview = Overview::open(dirs, context.timeout(client::WAIT)).await?;
-    let found = overview.who().await;
+    let (answers, found) = overview.ask().await;
     if let Some((path, document)) = &config {
         let subject = Subject::new(path, document, &found);
         let (unknown, runners) = user::users(&subject);
@@ -121,7 +122,10 @@ pub(super) async fn run(context: &Context) -> Result<(), Error> {
         checks.extend(ports::ports(dirs, &subject));
     }
     checks.extend(daemons(&found, offline::live(dirs).await.len()));
-    checks.extend(keeper(keeper_file::find(dirs), &found));
+    let kept = keeper_file::find(dirs);
+    checks.extend(keeper(kept, &found));
+    let rows = service::rows(human::now_ns(), &answers);
+    checks.extend(edited(dirs, &found, &rows, kept));
     checks.push(stale(dirs));
     checks.extend(orphaned(dirs));
     let document = Document { checks };

@@ -16,7 +16,7 @@ use crate::view::names::Filter;
 use crate::view::problem::{self, Problem};
 use crate::view::service::{Answers, ServiceRow};
 use crate::view::status::StatusView;
-use crate::{host, human, keeper_file, offline, out};
+use crate::{edited, host, human, keeper_file, offline, out};
 
 /// Longest time for the lists themselves, once a daemon has answered at all.
 pub(super) const LISTS: Duration = Duration::from_secs(5);
@@ -52,9 +52,10 @@ pub(super) async fn picture(context: &Context, names: &[String]) -> Result<Statu
     if answers.status.is_none() {
         answers.owners = managers::owned(&context.dirs).into_iter().collect();
     }
-    let view =
-        StatusView::new(human::now_ns(), &answers, found).kept_by(keeper_file::find(&context.dirs));
-    let view = select(view, &filter)?;
+    let now = human::now_ns();
+    let view = StatusView::new(now, &answers, found).kept_by(keeper_file::find(&context.dirs));
+    let edited = edited::find(&context.dirs, view.found(), &view.services, now);
+    let view = select(view.edited(edited), &filter)?;
     let hints = hints(context, &view.services);
     Ok(view.with_hints(hints))
 }

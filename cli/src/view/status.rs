@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::human;
 use crate::out::{Style, Tone};
 use crate::table::{Field, Table, maybe, plain, toned};
+use crate::view::changed::Edited;
 use crate::view::component::{self, ComponentRow, Found};
 use crate::view::keeper::{self, Keeper};
 use crate::view::problem::{self, Problem};
@@ -23,6 +24,9 @@ pub struct StatusView {
     pub components: Vec<ComponentRow>,
     /// Who restarts the daemons; `null` where no `up` did that.
     pub keeper: Option<Keeper>,
+    /// What the configuration's file says and the daemons do not know; `null`
+    /// where they were started with what it says.
+    pub edited: Option<Edited>,
     /// What may be the reason of a failure, beyond what the daemons know.
     #[serde(skip)]
     hints: Vec<Problem>,
@@ -39,6 +43,7 @@ impl StatusView {
             services: service::rows(now, answers),
             components: found.iter().map(ComponentRow::from).collect(),
             keeper: None,
+            edited: None,
             hints: Vec::new(),
             now,
             found,
@@ -49,6 +54,12 @@ impl StatusView {
     #[must_use]
     pub fn kept_by(self, keeper: Option<Keeper>) -> Self {
         Self { keeper, ..self }
+    }
+
+    /// With what was found out of the configuration's file.
+    #[must_use]
+    pub fn edited(self, edited: Option<Edited>) -> Self {
+        Self { edited, ..self }
     }
 
     /// With these lines below what is wrong with the services.
@@ -75,6 +86,14 @@ impl StatusView {
         problems.extend(keeper::problem(self.keeper, &self.found));
         problems.extend(problem::of_services(self.now, &self.services));
         problems.extend(self.hints.iter().cloned());
+        let lines = self
+            .edited
+            .iter()
+            .flat_map(|edited| edited.lines(self.keeper));
+        problems.extend(lines.map(|(found, advice)| Problem {
+            tone: Tone::Warn,
+            text: format!("{found}: {advice}"),
+        }));
         problems
     }
 
