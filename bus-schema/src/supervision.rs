@@ -8,6 +8,7 @@ use crate::limits::LimitReport;
 use crate::message::{Command, Message, Snapshot};
 use crate::names::{Generation, InstanceName, ManagerName, ServiceName};
 use crate::process::{ExitRecord, StateName, command, query};
+use crate::reply::{Code, known_code};
 
 /// What an operator wants of a service. Survives the supervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -195,11 +196,25 @@ pub struct ResetServices {
 }
 
 /// Have services read their own configuration again, as their `reload` says, one
-/// instance after the other. Answered when all have; the first that fails ends it.
+/// instance after the other. One that fails, or cannot be asked, does not keep the
+/// others from it: answered when all were asked, with what became of each.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReloadServices {
     /// Which; of all, those that have a `reload`.
     pub target: Target,
+}
+
+/// What a [`ReloadServices`] came to for one instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// Which.
+    pub instance: InstanceName,
+    /// [`Code::Ok`] where it has.
+    #[serde(deserialize_with = "known_code")]
+    pub code: Code,
+    /// What went wrong, for a person; empty where nothing did.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
 }
 
 /// Ask for the status of all instances, in pages.
@@ -221,5 +236,5 @@ command!(StartServices, "supervision.start", Outcome);
 command!(StopServices, "supervision.stop", Outcome);
 command!(RestartServices, "supervision.restart", Outcome);
 command!(ResetServices, "supervision.reset", Outcome);
-command!(ReloadServices, "supervision.reload", Outcome);
+command!(ReloadServices, "supervision.reload", Vec<Reloaded>);
 query!(ListStatus, "supervision.list", Snapshot<InstanceStatus>);

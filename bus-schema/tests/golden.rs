@@ -34,7 +34,7 @@ use blackhole_bus_schema::resource::{
     Capacity, GetCapacity, ListUsage, OomKilled, Prepare, Pressure, Release, Usage, UsageTick,
 };
 use blackhole_bus_schema::supervision::{
-    Circuit, Desired, InstanceStatus, ListStatus, Phase, ReloadServices, ResetServices,
+    Circuit, Desired, InstanceStatus, ListStatus, Phase, ReloadServices, Reloaded, ResetServices,
     RestartServices, StartServices, StopServices, SupervisionChanged, Target,
 };
 use serde::Serialize;
@@ -536,6 +536,14 @@ fn supervision_and_health_messages() {
     check(&ReloadServices {
         target: target.clone(),
     });
+    check_result(
+        "result-reloaded",
+        &Reloaded {
+            instance: instance(),
+            code: Code::FailedPrecondition,
+            message: "web.1 has no `reload`".into(),
+        },
+    );
     check(&ResetServices { target });
     check(&ListStatus { after: None });
     check(&SupervisionChanged {

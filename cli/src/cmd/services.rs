@@ -139,7 +139,7 @@ fn words(verb: &str, targets: &Targets) -> String {
 type Way = (Link, mpsc::Receiver<LinkEvent>);
 
 /// The way to the supervisor, if it answers.
-async fn supervisor(context: &Context) -> Result<Option<Way>, Error> {
+pub(super) async fn supervisor(context: &Context) -> Result<Option<Way>, Error> {
     let component = Component::Supervisor;
     if !client::lives(&context.dirs, &component) {
         return Ok(None);

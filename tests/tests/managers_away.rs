@@ -1,0 +1,65 @@
+//! A process-manager that is away while others are there: whose its services are is
+//! known, and every command says at once that they cannot be reached, and what can.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use blackhole_bus_schema::dirs::Lock;
+use blackhole_tests::{Deployment, wait_for};
+
+const TWO: &str = r#"
+runtime: {orchestrator: {process_managers: {gpu: {}}}}
+services:
+  web:
+    command: [sh, -c, "trap 'echo read again' HUP; echo web is up; while :; do sleep 0.05; done"]
+    reload: {signal: SIGHUP}
+  train:
+    command: [sh, -c, "trap '' HUP; echo train is up; while :; do sleep 0.05; done"]
+    manager: gpu
+    reload: {signal: SIGHUP}
+  idle: {command: [blackhole-example, idle]}
+  later: {command: [blackhole-example, idle], manager: gpu, autostart: false}
+"#;
+
+/// Nobody starts the manager of `train` again.
+fn without_gpu() -> Deployment {
+    let deployment = Deployment::new(TWO);
+    deployment.up();
+    for (service, words) in [("web", "web is up"), ("train", "train is up")] {
+        wait_for(words, || {
+            let log = deployment.cli(&["logs", service]).ok().stdout;
+            log.contains(words).then_some(()).ok_or(log)
+        });
+    }
+    for holder in ["up", "process-manager.gpu"] {
+        deployment.kill(Lock::holder(&deployment.dirs().lock(holder)).unwrap());
+    }
+    deployment
+}
+
+#[test]
+fn a_reload_of_several_does_all_and_tells_what_became_of_each() {
+    let deployment = without_gpu();
+    let all = ["reload", "train", "web", "idle", "later"];
+    // The first by name has no `reload`, the next does not run.
+    let output = deployment.cli(&all).exits_with(6);
+    assert_eq!(output.stdout, "web.1: reloaded\n", "{output:#?}");
+    for words in [
+        "cannot reload idle.1\n  because: idle.1 has no `reload`",
+        "cannot reload later.1\n  because: does not run",
+        "cannot reload train.1\n  because: its process-manager.gpu does not answer",
+    ] {
+        assert!(output.stderr.contains(words), "{words}: {output:#?}");
+    }
+    wait_for("its reload", || {
+        let log = deployment.cli(&["logs", "web"]).ok().stdout;
+        log.contains("read again").then_some(()).ok_or(log)
+    });
+    let json = deployment
+        .cli(&["reload", "train", "web", "-o", "json"])
+        .exits_with(4)
+        .json();
+    assert_eq!(json["reloaded"], serde_json::json!(["web.1"]), "{json}");
+    assert_eq!(json["failed"][0]["instance"], "train.1", "{json}");
+    assert_eq!(json["failed"][0]["code"], "unavailable", "{json}");
+    deployment.cli(&["reload", "web"]).ok();
+    deployment.down();
+}
