@@ -209,7 +209,7 @@ pub struct Logs {
     /// Services or instances [default: all]
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
-    /// Go on with new lines as they come
+    /// Go on with new lines as they come, until everything has gone down
     #[arg(short, long)]
     pub follow: bool,
     /// Last lines to show of each instance [default: 100; with --since, --until, --grep or --previous all]

@@ -355,3 +355,73 @@ fn has_rotated(root: &Path) -> bool {
         .flatten()
         .any(|entry| entry.file_name().to_string_lossy().starts_with("log.0"))
 }
+
+/// Reads what `blackhole logs -f` prints; ended when dropped.
+struct Trail {
+    child: Child,
+    out: std::path::PathBuf,
+    err: std::path::PathBuf,
+}
+
+impl Trail {
+    fn begin(deployment: &Deployment, service: &str) -> Self {
+        let [out, err] = ["follow.out", "follow.err"].map(|name| deployment.path().join(name));
+        let file = |path: &Path| std::fs::File::create(path).expect("a file");
+        let child = deployment
+            .command(&deployment.binaries().join("blackhole"))
+            .args(["logs", "-f", service])
+            .stdout(file(&out))
+            .stderr(file(&err))
+            .spawn()
+            .expect("it runs");
+        Self { child, out, err }
+    }
+
+    #[track_caller]
+    fn says(&self, words: &str) {
+        wait_for(words, || {
+            let said = std::fs::read_to_string(&self.out).unwrap_or_default();
+            said.contains(words).then_some(()).ok_or(said)
+        });
+    }
+}
+
+impl Drop for Trail {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// It goes on over another life of the process-manager, and ends with the deployment,
+/// after the last line.
+#[test]
+fn following_ends_when_everything_has_gone_down() {
+    let deployment = Deployment::new(
+        r#"
+services:
+  one: {command: [sh, -c, "trap 'echo last words; exit 0' TERM; trap 'echo again' HUP; echo up; while :; do sleep 0.05; done"]}
+"#,
+    );
+    deployment.up();
+    let mut following = Trail::begin(&deployment, "one");
+    following.says("up");
+    deployment.kill_component("process-manager");
+    deployment.wait_until("the next one", |status| status.is_in("one.1", "ready"));
+    wait_for("a signal to be sent", || {
+        let output = deployment.cli(&["signal", "HUP", "one"]);
+        (output.code == Some(0))
+            .then_some(())
+            .ok_or_else(|| format!("{output:#?}"))
+    });
+    following.says("again");
+    deployment.down();
+    let status = wait_for("its end", || {
+        let ended = following.child.try_wait().expect("a child");
+        ended.ok_or_else(|| std::fs::read_to_string(&following.err).unwrap_or_default())
+    });
+    let said = std::fs::read_to_string(&following.err).expect("its notes");
+    assert!(status.success(), "{said}");
+    assert!(said.contains("everything has gone down"), "{said}");
+    following.says("last words");
+}

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use blackhole_bus_schema::dirs::Lock;
-use blackhole_tests::{Deployment, wait_for};
+use blackhole_tests::{Deployment, processes, wait_for};
 
 const TWO: &str = r#"
 runtime: {orchestrator: {process_managers: {gpu: {}}}}
@@ -33,6 +33,51 @@ fn without_gpu() -> Deployment {
         deployment.kill(Lock::holder(&deployment.dirs().lock(holder)).unwrap());
     }
     deployment
+}
+
+#[test]
+fn kill_and_logs_say_whose_a_service_is_that_cannot_be_reached() {
+    let deployment = without_gpu();
+    let train = deployment.status().instance("train.1").pid().unwrap();
+    let away = "no answer from the process-manager.gpu";
+    for command in [
+        &["kill", "train"][..],
+        &["signal", "HUP", "train.1"],
+        &["logs", "train"],
+        &["logs", "train.1", "-f"],
+        &["kill", "later"],
+    ] {
+        let output = deployment.cli(command).exits_with(4);
+        assert!(output.stderr.contains(away), "{command:?}: {output:#?}");
+        assert!(
+            output.stderr.contains("runs on") && output.stderr.contains("blackhole --offline "),
+            "{command:?}: {output:#?}"
+        );
+    }
+    assert!(processes::is_alive(train));
+    // What can be reached is done all the same.
+    let output = deployment
+        .cli(&["signal", "HUP", "train", "web"])
+        .exits_with(4);
+    assert!(output.stdout.contains("web.1: SIGHUP sent"), "{output:#?}");
+    assert!(output.stderr.contains("SIGHUP to train.1"), "{output:#?}");
+    let output = deployment.cli(&["logs"]).exits_with(4);
+    assert!(output.stdout.contains("web is up"), "{output:#?}");
+    assert!(!output.stdout.contains("train is up"), "{output:#?}");
+    assert!(output.stderr.contains(away), "{output:#?}");
+    deployment.cli(&["logs", "web"]).ok();
+    // A name that means nothing is still one.
+    deployment.cli(&["kill", "trein"]).exits_with(3);
+    // What is offered works.
+    let output = deployment.cli(&["--offline", "logs", "train"]).ok();
+    assert!(output.stdout.contains("train is up"), "{output:#?}");
+    deployment.cli(&["--offline", "kill", "train"]).ok();
+    wait_for("its death", || {
+        (!processes::is_alive(train))
+            .then_some(())
+            .ok_or_else(|| "it lives".to_owned())
+    });
+    deployment.down();
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod config;
 mod doctor;
 mod events;
 mod health;
+mod homes;
 pub(crate) mod logs;
 mod metrics;
 mod monitor;
