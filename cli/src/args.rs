@@ -230,7 +230,7 @@ pub struct Logs {
     /// With --grep: only lines that do not match
     #[arg(short = 'v', long, requires = "grep")]
     pub invert_match: bool,
-    /// What was written before the latest start
+    /// What was written before the latest start (and its hook before_start); exit code 1 when there is nothing
     #[arg(long, conflicts_with = "follow")]
     pub previous: bool,
     /// Only the text, as the service wrote it: no time, name or stream

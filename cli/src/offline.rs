@@ -117,6 +117,8 @@ fn held(record: Record) -> InstanceRecord {
 
 fn from_disk(record: Record) -> InstanceRecord {
     let restarts = record.spec().map_or(0, |spec| spec.restarts);
+    let steps = record.started.as_ref();
+    let steps = steps.map_or_else(Vec::new, |started| started.steps.clone());
     let state = match (record.exit, record.failure, record.started) {
         (Some(exit), _, _) if exit.result.is_failure() => ProcessState::Failed {
             failure: Failure::Exit { exit },
@@ -133,11 +135,11 @@ fn from_disk(record: Record) -> InstanceRecord {
         generation: record.generation,
         state,
         notify: NotifyState::default(),
-        steps: Vec::new(),
+        steps,
         grant: record.grant,
         adopted: false,
         lost_log_lines: 0,
-        previous_exit: None,
+        previous_exit: record.previous_exit,
         restarts,
     }
 }

@@ -165,7 +165,7 @@ services:
     );
     deployment.up();
     wait_for_text(&deployment, "web", "begin 1");
-    assert!(shown(&deployment, &["--previous"]).is_empty());
+    deployment.cli(&["logs", "--previous"]).exits_with(1);
     deployment.cli(&["restart", "web"]).ok();
     wait_for_text(&deployment, "web", "begin 2");
     assert_eq!(
@@ -424,4 +424,55 @@ services:
     assert!(status.success(), "{said}");
     assert!(said.contains("everything has gone down"), "{said}");
     following.says("last words");
+}
+
+#[test]
+fn the_run_before_is_without_the_hook_of_the_present_one_and_may_not_be() {
+    let deployment = Deployment::new(
+        r#"
+services:
+  one:
+    command: [sh, -c, "echo run; exec sleep 100000"]
+    hooks: {before_start: [sh, -c, "echo before; sleep 0.2"]}
+"#,
+    );
+    deployment.up();
+    wait_for_text(&deployment, "one", "run");
+    for offline in [&[][..], &["--offline"]] {
+        let arguments = [offline, &["logs", "one", "--previous"]].concat();
+        let none = deployment.cli(&arguments).exits_with(1);
+        assert_eq!(none.stdout, "", "{none:#?}");
+        let words = "one.1: nothing of a run before the latest start is in its log";
+        assert!(none.stderr.contains(words), "{none:#?}");
+    }
+    deployment.cli(&["restart", "one"]).ok();
+    wait_for("both runs", || {
+        let log = deployment.cli(&["logs", "one"]).ok().stdout;
+        (log.lines().count() == 4).then_some(()).ok_or(log)
+    });
+    let before = shown(&deployment, &["one", "--previous"]);
+    assert_eq!(texts(&before), ["before", "run"]);
+    // Of a process that has ended, too.
+    deployment.cli(&["stop", "one"]).ok();
+    let before = shown(&deployment, &["one", "--previous"]);
+    assert_eq!(texts(&before), ["before", "run"]);
+    deployment.down();
+}
+
+/// A restart by permit comes at once: what the run before said last is its own.
+#[test]
+fn last_words_before_a_restart_at_once_belong_to_the_run_before() {
+    let deployment = Deployment::new(
+        r#"
+services:
+  one:
+    command: [sh, -c, "if test -e $PWD/again; then echo second; exec sleep 100000; fi; touch $PWD/again; echo first; echo last words; exit 3"]
+    working_dir: "."
+"#,
+    );
+    deployment.up();
+    wait_for_text(&deployment, "one", "second");
+    let before = shown(&deployment, &["one", "--previous"]);
+    assert_eq!(texts(&before), ["first", "last words"]);
+    deployment.down();
 }

@@ -21,7 +21,7 @@ mod source;
 
 use crate::args;
 use crate::context::Context;
-use crate::error::Error;
+use crate::error::{Error, Exit};
 use crate::offline_logs;
 use crate::out;
 use crate::view::names::Filter;
@@ -59,7 +59,8 @@ pub(super) async fn run(context: &Context, args: &args::Logs) -> Result<(), Erro
     let mut printer = Printer::new(context, args.raw, meant.iter());
     print_merged(&mut sources, &mut printer).await?;
     if !args.follow {
-        return left.map_or(Ok(()), Err);
+        let found = of_a_run_before(&selection, &sources);
+        return left.map_or(found, Err);
     }
     if let Some(error) = left {
         out::note(error.report());
@@ -73,4 +74,34 @@ pub(super) async fn run(context: &Context, args: &args::Logs) -> Result<(), Erro
     let managers = there.chain(homes.away.iter().cloned()).collect();
     let follower = Follower::new(selection, marks, printer);
     follower.run(context, filter, managers).await
+}
+
+/// Of whom there was nothing where only runs before were asked for is said: an empty
+/// answer could as well be that of a service that wrote nothing.
+///
+/// # Errors
+/// When there was nothing at all.
+pub(crate) fn of_a_run_before(selection: &Selection, sources: &[Source]) -> Result<(), Error> {
+    if !selection.previous {
+        return Ok(());
+    }
+    let mut nothing = sources.iter().filter(|source| source.taken == 0).peekable();
+    let all = sources.iter().all(|source| source.taken == 0);
+    if nothing.peek().is_none() && !sources.is_empty() {
+        return Ok(());
+    }
+    for source in nothing {
+        out::note(format!(
+            "{}: nothing of a run before the latest start is in its log{}",
+            source.instance,
+            match selection.is_plain() {
+                true => "",
+                false => " that is meant",
+            }
+        ));
+    }
+    match all {
+        true => Err(Error::Shown(Exit::Failed)),
+        false => Ok(()),
+    }
 }

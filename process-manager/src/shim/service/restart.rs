@@ -241,7 +241,7 @@ impl Service {
         };
         // It runs; from here on nobody waits.
         let oom = self.oom_kills();
-        self.output.finish();
+        self.output.finish_before(ended_at);
         let exit = self.exit_record(ended_at, oom);
         let before = self.request.generation;
         self.request.generation = permit.permit.generation;
