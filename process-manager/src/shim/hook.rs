@@ -47,7 +47,10 @@ impl Running {
     ) -> Result<Self, SpawnFailure> {
         let group = group(request.generation, number);
         more.push((HOOK, name.to_owned()));
-        let (plan, who) = prepare::beside(request, &hook.command, &more, &group, output)?;
+        let notify = super::notify_path(&request.socket);
+        let notify = Some(notify.as_path());
+        let (plan, who) =
+            prepare::beside(request, &hook.command, &more, &group, notify, None, output)?;
         let begun = exec::monotonic_ns();
         match start::run(request, &plan, &who, begun, Vec::new()) {
             Ok((pid, _)) => {

@@ -22,7 +22,7 @@
 //! | `idle`, `prepare`, `identity`, `start`, `exec`, `report`, `birth`, `capabilities`, `cgroups` | from a waiting shim to a running program |
 //! | `standby` | a child that waits before exec |
 //! | `service`, `connection`, `logs`, `notify`, `verdict` | the life of a service and its end |
-//! | `hook`, `passed`, `keeper` | programs beside it; sockets and descriptors that outlive it |
+//! | `hook`, `beside`, `passed`, `keeper` | programs beside it; sockets and descriptors that outlive it |
 //! | `tree` | finding and killing processes |
 //! | `lock`, `hint`, `sys` | locks with a holder, advice after failures, system calls |
 //!
@@ -30,6 +30,7 @@
 //! poll(2) without any periodic wake-up (but see `keeper`), keeps bounded buffers only, and goes on
 //! when the manager, the fork server, the run directory or the disk space are gone.
 
+pub(crate) mod beside;
 mod birth;
 mod capabilities;
 mod cgroups;
