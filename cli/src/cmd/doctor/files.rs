@@ -68,7 +68,6 @@ fn recipe<'a>(
     Recipe {
         env,
         files,
-        login: None,
         blackhole: &[],
     }
 }
