@@ -247,6 +247,24 @@ pub enum LogStream {
     Err,
 }
 
+impl Logs {
+    /// Whether there can be a line that is meant.
+    ///
+    /// # Errors
+    /// When the last moment comes before the first.
+    pub fn check(&self) -> Result<(), crate::error::Error> {
+        match (self.since, self.until) {
+            (Some(since), Some(until)) if since > until => {
+                Err(crate::error::Error::Usage(format!(
+                    "--since {since} is later than --until {until}: no line is between them; \
+                     exchange the two"
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 fn parse_regex(text: &str) -> Result<regex::bytes::Regex, String> {
     // A pattern from a command line may be large, not endless.
     regex::bytes::RegexBuilder::new(text)

@@ -23,6 +23,26 @@ pub fn process_state(pid: u32) -> Option<char> {
     stat.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
+/// Whether a successor of a service waits as a process, beside the service's own
+/// process `pid`: its shim has another child that has not executed a program yet
+/// and so goes by the shim's name. `None` where the kernel does not tell.
+pub fn successor_waits(pid: u32) -> Option<bool> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // State, then the parent; the name may hold anything.
+    let shim = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?;
+    let name = |pid: &str| std::fs::read(format!("/proc/{pid}/comm")).ok();
+    let shims = name(shim)?;
+    let children = std::fs::read_to_string(format!("/proc/{shim}/task/{shim}/children")).ok()?;
+    let others = children
+        .split_whitespace()
+        .filter(|child| child.parse() != Ok(pid));
+    Some(
+        others
+            .into_iter()
+            .any(|child| name(child).as_ref() == Some(&shims)),
+    )
+}
+
 /// The hierarchies, from the texts of /proc/self/cgroup and /proc/self/mountinfo.
 pub fn hierarchies(cgroup: &str, mountinfo: &str) -> Vec<Hierarchy> {
     let mut all = Vec::new();

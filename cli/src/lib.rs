@@ -10,6 +10,7 @@
 //! | [`client`], [`watch`] | questions over the bus; a live picture of the whole |
 //! | [`direct`] | start and stop without a supervisor |
 //! | [`offline`], [`offline_logs`] | break-glass: records, shims' sockets and log files |
+//! | [`notes`] | what is right in a configuration and probably not meant |
 //! | [`edited`] | whether the configuration was changed since the daemons were started |
 //! | [`host`], [`listeners`] | what the host offers, who listens on it |
 //! | [`view`] | what is shown: pure functions over the daemons' answers |
@@ -26,6 +27,7 @@ pub mod host;
 pub mod human;
 pub mod keeper_file;
 pub mod listeners;
+pub mod notes;
 pub mod offline;
 pub mod offline_logs;
 pub mod out;

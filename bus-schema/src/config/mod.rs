@@ -27,6 +27,7 @@ mod limits;
 mod listen;
 mod managers;
 mod model;
+mod notes;
 mod orchestrator;
 mod places;
 mod probe;
@@ -48,6 +49,7 @@ pub use model::{
     Condition, Config, Dependency, Document, Orchestrator, Priority, RestartMode, RestartPolicy,
     ServiceConfig,
 };
+pub use notes::{Note, STANDBY_PIDS};
 pub use places::Places;
 
 use section::Field;

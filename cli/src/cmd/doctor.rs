@@ -25,7 +25,7 @@ use crate::{host, human, keeper_file, offline};
 use daemons::{daemons, edited, keeper, orphaned, stale};
 use limits::{cgroups, open_files, rights};
 use places::{directory, room, socket_length};
-use services::{isolation, misplaced};
+use services::{isolation, notes};
 use subject::{At, Subject};
 
 /// How a check went.
@@ -115,11 +115,11 @@ pub(super) async fn run(context: &Context) -> Result<(), Error> {
         checks.extend(unknown);
         checks.push(isolation(&runners));
         checks.extend(files::directories(&subject, &runners));
-        checks.extend(misplaced(&Context::misplaced(path, &document.config)));
         let (environments, paths) = files::environments(&subject);
         checks.extend(environments);
         checks.extend(files::programs(&subject, &runners, &paths));
         checks.extend(ports::ports(dirs, &subject));
+        checks.extend(notes(&subject));
     }
     checks.extend(daemons(&found, offline::live(dirs).await.len()));
     let kept = keeper_file::find(dirs);

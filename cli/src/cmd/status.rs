@@ -6,7 +6,7 @@ use blackhole_bus_schema::dirs::Lock;
 use blackhole_bus_schema::managers;
 use blackhole_bus_schema::names::ServiceName;
 
-use crate::args;
+use crate::args::{self, Format};
 use crate::client::{self, Overview};
 use crate::context::Context;
 use crate::error::Error;
@@ -55,7 +55,12 @@ pub(super) async fn picture(context: &Context, names: &[String]) -> Result<Statu
     let now = human::now_ns();
     let view = StatusView::new(now, &answers, found).kept_by(keeper_file::find(&context.dirs));
     let edited = edited::find(&context.dirs, view.found(), &view.services, now);
-    let view = select(view.edited(edited), &filter)?;
+    let mut view = select(view.edited(edited), &filter)?;
+    if context.format != Format::Table {
+        for row in &mut view.services {
+            row.standby = row.pid.and_then(host::successor_waits);
+        }
+    }
     let hints = hints(context, &view.services);
     Ok(view.with_hints(hints))
 }

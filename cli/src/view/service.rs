@@ -43,6 +43,9 @@ pub struct ServiceRow {
     pub circuit: Option<Circuit>,
     /// How its process last ended.
     pub last_exit: Option<LastExit>,
+    /// Whether its successor waits as a process (`standby: true`); `None` without a
+    /// process, or where the kernel does not tell.
+    pub standby: Option<bool>,
     /// Its process-manager, where that has a name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub manager: Option<String>,
@@ -180,6 +183,7 @@ fn row(
         memory_bytes: usage.and_then(|usage| usage.memory_bytes),
         circuit: status.map(|status| status.circuit),
         last_exit: exit.map(last_exit),
+        standby: None,
         manager: status
             .and_then(|status| status.manager.as_ref())
             .map(ToString::to_string),

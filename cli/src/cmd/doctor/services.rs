@@ -1,11 +1,11 @@
-//! Checks of what the services of the configuration are to each other, and where they run.
+//! Checks of what the services of the configuration are to each other, and what is noted of them.
 
 use std::collections::BTreeMap;
 
+use super::subject::Subject;
 use super::user::Runner;
 use super::{Check, ok, warn};
-use crate::human;
-use crate::view::place::Misplaced;
+use crate::{human, notes};
 
 /// Services that run as one user can read each other's memory and tokens.
 pub(super) fn isolation(runners: &[(String, Runner)]) -> Check {
@@ -30,19 +30,13 @@ pub(super) fn isolation(runners: &[(String, Runner)]) -> Check {
     }
 }
 
-/// Arguments that are no file where the service runs.
-pub(super) fn misplaced(misplaced: &[Misplaced]) -> Vec<Check> {
-    let check = |one: &Misplaced| {
-        warn(
-            "working directory",
-            format!(
-                "{} runs in {}, where there is no {}",
-                one.service,
-                one.working_dir.display(),
-                one.argument
-            ),
-            one.text(),
-        )
-    };
-    misplaced.iter().map(check).collect()
+/// What is right in the configuration and probably not meant.
+pub(super) fn notes(subject: &Subject<'_>) -> Vec<Check> {
+    let notes = notes::of(subject.path, subject.document).into_iter();
+    notes
+        .map(|note| {
+            let keys: Vec<&str> = note.keys.iter().map(String::as_str).collect();
+            warn("note", note.message, note.hint).at(subject.at(&keys))
+        })
+        .collect()
 }

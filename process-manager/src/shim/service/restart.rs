@@ -6,6 +6,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use blackhole_bus_schema::config::STANDBY_PIDS;
 use blackhole_bus_schema::dirs::unix_now_ns;
 use blackhole_bus_schema::limits::LimitKind;
 use blackhole_bus_schema::names::Generation;
@@ -26,10 +27,6 @@ use crate::shim::{record, start, tree};
 /// How long after a start its successor is made ready: a start of many has
 /// better to do. One that fails before has its successor made then.
 const AHEAD: Duration = Duration::from_millis(500);
-
-/// Fewest processes that a service must be allowed for its successor to wait as
-/// one of them: it counts.
-const ROOM: u64 = 32;
 
 /// One restart that may be made.
 #[derive(Debug)]
@@ -166,8 +163,8 @@ impl Service {
         let limits = self.request.grant.iter().flat_map(|grant| &grant.report);
         let room = limits
             .filter(|limit| limit.limit == LimitKind::Pids)
-            .all(|limit| limit.requested >= ROOM);
-        if !room || !self.request.settings.standby {
+            .all(|limit| limit.requested >= u64::from(STANDBY_PIDS));
+        if !room || !self.request.settings.standby || !self.is_plain() {
             return Some(Ahead::Planned(Box::new(planned)));
         }
         Some(match StandBy::make(&planned.plan) {
@@ -201,12 +198,13 @@ impl Service {
         };
         let expires = permitted.permit.permit.expires_after_ms;
         let in_time = expires.is_none_or(|ms| self.began.elapsed() <= Duration::from_millis(ms));
-        // Hooks take their time: then it is started as usual.
+        failed && in_time && self.is_plain() && self.stopping.is_none()
+    }
+
+    /// Hooks take their time: a service that has them is started as usual.
+    fn is_plain(&self) -> bool {
         let hooks = &self.request.settings.hooks;
-        let plain = hooks.before_start.is_none()
-            && hooks.after_start.is_none()
-            && hooks.after_exit.is_none();
-        failed && in_time && plain && self.stopping.is_none()
+        hooks.before_start.is_none() && hooks.after_start.is_none() && hooks.after_exit.is_none()
     }
 
     /// Starts the successor, where that is permitted. Nothing of the service is
