@@ -93,6 +93,12 @@ pub enum Cmd {
     /// Send a signal to the first process of services
     Signal(Signal),
     /// Show what runs, what does not, and why
+    ///
+    /// RESTARTS counts the starts that followed an end that nobody asked for, or a start that failed,
+    /// also those that no daemon saw, and an end with success where the policy is `always`. It begins
+    /// with 0 again when an operator stops, restarts or resets the service, or starts it while it does
+    /// not run. Nobody's failure and not counted: a restart with a dependency, by the end of the host.
+    /// `-o json` has more, as whether a successor waits (`standby`).
     Status(Status),
     /// Show the output of services
     Logs(Logs),
@@ -143,7 +149,7 @@ pub struct Up {
 /// The services a command is about.
 #[derive(Debug, Clone, Args)]
 pub struct Targets {
-    /// Names of services
+    /// Names of services, each with all its instances (logs, status, kill and signal take one, too: web.1)
     #[arg(
         value_name = "SERVICE",
         required_unless_present = "all",

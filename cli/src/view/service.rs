@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use blackhole_bus_schema::health::Health;
-use blackhole_bus_schema::limits::{Enforcement, LimitKind, LimitReport};
+use blackhole_bus_schema::limits::{Enforcement, LimitReport};
 use blackhole_bus_schema::names::{InstanceName, ManagerName};
 use blackhole_bus_schema::process::{
     ExitRecord, ExitResult, ExitStatus, Failure, InstanceRecord, ProcessState, StateName,
@@ -76,6 +76,8 @@ pub struct Detail {
     pub circuit_open: bool,
     /// Why the last spawn failed, or another error.
     pub error: Option<String>,
+    /// Its latest start failed, before its program ran.
+    pub never_ran: bool,
     /// What the failing probe said.
     pub health: Option<String>,
     /// Its limits, as the kernel has them; `None` where none were made.
@@ -160,6 +162,9 @@ fn row(
         record.and_then(|record| record.state.exit()),
         status.and_then(|status| status.last_exit.as_ref()),
     );
+    let error = status
+        .and_then(|status| status.last_error.clone())
+        .or_else(|| spawn_error(record));
     let live = matches!(state, Some(StateName::Running | StateName::Stopping));
     let usage = usage.filter(|_| live);
     ServiceRow {
@@ -190,9 +195,11 @@ fn row(
         detail: Detail {
             phase: status.map(|status| status.phase.clone()),
             circuit_open: status.is_some_and(|status| status.circuit == Circuit::Open),
-            error: status
-                .and_then(|status| status.last_error.clone())
-                .or_else(|| spawn_error(record)),
+            never_ran: match record {
+                Some(record) => spawn_error(Some(record)).is_some(),
+                None => state == Some(StateName::Failed) && error.is_some(),
+            },
+            error,
             health: status.and_then(|status| status.detail.clone()),
             limits: status.and_then(|status| status.limits.clone()).or_else(|| {
                 record
@@ -314,21 +321,11 @@ pub fn limits_word(limits: Option<&[LimitReport]>) -> Option<&'static str> {
     })
 }
 
-/// The name of a limit, as it stands in the configuration.
-pub fn limit_name(kind: LimitKind) -> &'static str {
-    match kind {
-        LimitKind::Cpu => "cpu_percent",
-        LimitKind::CpuWeight => "cpu_weight",
-        LimitKind::Memory => "memory_mb",
-        LimitKind::IoWeight => "io_weight",
-        LimitKind::Pids => "pids",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::view::status::tests::{record, status};
+    use blackhole_bus_schema::limits::LimitKind;
     use blackhole_bus_schema::names::Generation;
 
     #[test]
