@@ -302,6 +302,10 @@ impl Manager {
                 actions
             }
             ShimEvent::Notify(notify) => self.notify(&name, generation, notify),
+            ShimEvent::Extended(left) => {
+                self.schedule.extend(Instant::now(), &name, left);
+                Vec::new()
+            }
             ShimEvent::Loss(loss) => {
                 self.loss(&name, generation, &loss);
                 Vec::new()

@@ -383,6 +383,11 @@ pub enum ShimMessage {
         /// All it said so far.
         notify: NotifyState,
     },
+    /// It runs, and has asked for time to come up: what waits for it is to wait longer.
+    Extended {
+        /// How much, from now on, in milliseconds.
+        left_ms: u64,
+    },
     /// A hook beside the service has ended, or could not be run.
     Hook {
         /// Its name: `after_start`, `before_stop`, `after_exit`.

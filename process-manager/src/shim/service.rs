@@ -35,7 +35,7 @@ use super::wait::wait;
 use super::{sys, tree};
 use restart::{Again, Permitted};
 use turns::{Reloading, Turn};
-use wishes::{Main, Refused};
+use wishes::{Asked, Main, Refused};
 
 /// Status texts and signs of life are told at most this often.
 const NOTIFY_INTERVAL: Duration = Duration::from_millis(20);
@@ -86,6 +86,8 @@ pub(crate) struct Service {
     /// How the first one ended that has left the main one behind.
     first_end: Option<ExitStatus>,
     hooks: Vec<(Turn, hook::Running)>,
+    /// The time that it has asked for to come up.
+    asked: Option<Asked>,
     /// Hooks run in this generation.
     hooks_run: u32,
     reload: Option<Reloading>,
@@ -160,6 +162,7 @@ impl Service {
             main: None,
             first_end: None,
             hooks: Vec::new(),
+            asked: None,
             hooks_run: 0,
             reload: None,
             exit: None,
@@ -457,6 +460,7 @@ impl Service {
             let notify = notify.state();
             self.tell(&ShimMessage::Notify { notify });
         }
+        self.tell_asked(now);
     }
 
     fn all_loss(&self) -> Loss {

@@ -47,6 +47,8 @@ pub enum ShimEvent {
     Status(Box<ShimStatus>),
     /// The service said something of itself.
     Notify(NotifyState),
+    /// It has asked for time to come up: this much, from now on.
+    Extended(Duration),
     /// Log lines or record writes were lost; counts since the start.
     Loss(Loss),
     /// A hook beside it has ended, or could not be run.
@@ -467,6 +469,9 @@ impl Holder {
                 return false;
             }
             ShimMessage::Notify { notify } => ShimEvent::Notify(notify),
+            ShimMessage::Extended { left_ms } => {
+                ShimEvent::Extended(Duration::from_millis(left_ms))
+            }
             ShimMessage::Loss { loss } => ShimEvent::Loss(loss),
             ShimMessage::Hook { hook, problem } => ShimEvent::Hook { hook, problem },
             ShimMessage::Stopping => ShimEvent::Stopping,
