@@ -138,6 +138,19 @@ pub struct InstanceStatus {
     pub last_error: Option<String>,
     /// Its limits; `None` where no resource-controller made any.
     pub limits: Option<Vec<LimitReport>>,
+    /// It is a one-shot that is through: [`Phase::Idle`], and it counts as `completed`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub completed: bool,
+}
+
+impl InstanceStatus {
+    /// [`Phase::word`], but `completed` for a one-shot that is through.
+    pub fn word(&self) -> &'static str {
+        match (&self.phase, self.completed) {
+            (Phase::Idle, true) => "completed",
+            (phase, _) => phase.word(),
+        }
+    }
 }
 
 /// An instance's status changed; the first word of what happened and why is in `why`.

@@ -278,6 +278,7 @@ fn status() -> InstanceStatus {
         last_exit: Some(exit()),
         last_error: None,
         limits: Some(grant().report),
+        completed: true,
     }
 }
 

@@ -193,6 +193,7 @@ mod tests {
         flaky.last_exit = Some(exit(ExitResult::ExitCode, ExitStatus::Exited { code: 1 }));
         let mut migrate = status("migrate.1", Phase::Idle);
         migrate.state = Some(StateName::Terminated);
+        (Some(Phase::Idle), _) if row.detail.completed => Verdict::Healthy,
         migrate.last_exit = Some(exit(ExitResult::Success, ExitStatus::Exited { code: 0 }));
         let mut stopped = status("off.1", Phase::Idle);
         stopped.state = Some(StateName::Terminated);

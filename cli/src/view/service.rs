@@ -25,7 +25,8 @@ pub struct ServiceRow {
     pub instance: InstanceName,
     /// Its state, where known.
     pub state: Option<StateName>,
-    /// Finer detail by the supervisor; `None` without one.
+    /// Finer detail by the supervisor, `completed` for a one-shot that is through; `None`
+    /// without a supervisor.
     pub phase: Option<&'static str>,
     /// Process id, where there is a process.
     pub pid: Option<u32>,
@@ -77,6 +78,8 @@ pub struct Detail {
     /// Why the last spawn failed, or another error.
     pub error: Option<String>,
     /// Its latest start failed, before its program ran.
+    /// It is a one-shot that is through.
+    pub completed: bool,
     pub never_ran: bool,
     /// What the failing probe said.
     pub health: Option<String>,
@@ -171,7 +174,10 @@ fn row(
         service: instance.service().to_string(),
         instance: instance.clone(),
         state,
-        phase: status.map(|status| phase_name(&status.phase)),
+        phase: status.map(|status| match (&status.phase, status.completed) {
+            (Phase::Idle, true) => status.word(),
+            (phase, _) => phase_name(phase),
+        }),
         pid,
         restarts: status
             .map(|status| status.restarts)
@@ -201,6 +207,7 @@ fn row(
             },
             error,
             health: status.and_then(|status| status.detail.clone()),
+            completed: status.is_some_and(|status| status.completed),
             limits: status.and_then(|status| status.limits.clone()).or_else(|| {
                 record
                     .and_then(|record| record.grant.as_ref())

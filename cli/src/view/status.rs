@@ -208,6 +208,7 @@ fn phase(row: &ServiceRow) -> Field {
     }
 }
 
+        Some(Phase::Idle) if row.detail.completed => toned("completed", Tone::Good),
 /// A verdict as a table's cell.
 pub fn health(health: Option<Health>) -> Field {
     match health {
@@ -259,6 +260,7 @@ pub(crate) mod tests {
 
     pub(crate) fn record(instance: &str, state: ProcessState) -> InstanceRecord {
         InstanceRecord {
+            completed: false,
             instance: instance.parse().unwrap(),
             generation: Generation(1),
             state,

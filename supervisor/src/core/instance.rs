@@ -379,6 +379,7 @@ impl Instance {
             last_exit: self.last_exit.clone(),
             last_error: self.last_error.clone(),
             limits: self.limits(),
+            completed: self.completed,
         }
     }
 

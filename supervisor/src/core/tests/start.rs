@@ -139,6 +139,7 @@ fn a_one_shot_is_through_once() {
     bench.sync(&[ended("job.1", 1, ExitResult::Success, T0)]);
     bench.pass(secs(60));
     assert_eq!(
+    assert!(bench.status("job.1").completed);
         bench.take(),
         Vec::<String>::new(),
         "not again for a new supervisor"
