@@ -75,6 +75,11 @@ pub enum Format {
 #[derive(Debug, Subcommand)]
 pub enum Cmd {
     /// Start the daemons and all services, show what happens, stop everything on Ctrl-C
+    ///
+    /// A service is ready when its probes pass. What has none counts as ready when it has run for 1.5 s, what
+    /// has failed meanwhile when it has run for twice as long as before (5 s to 1 m). What is waited for is told with the
+    /// reason after 10 s, 30 s, 70 s and so on; --detach waits for 2 m, or for --timeout, and then ends with exit code 5:
+    /// the keeper goes on.
     Up(Up),
     /// Stop all services in order, then the daemons
     Down,
@@ -102,7 +107,7 @@ pub enum Cmd {
     Status(Status),
     /// Show the output of services
     Logs(Logs),
-    /// Show the verdict on each instance; exit code 1 when one is unhealthy or has failed
+    /// Show the verdict on each instance; exit code 1 when one is unhealthy, has failed, or nobody can tell
     Health(Status),
     /// Show status and usage, live
     Monitor(Monitor),

@@ -81,6 +81,45 @@ fn kill_and_logs_say_whose_a_service_is_that_cannot_be_reached() {
 }
 
 #[test]
+fn health_does_not_vouch_for_what_nobody_can_tell() {
+    let deployment = without_gpu();
+    let output = deployment.cli(&["health"]).exits_with(1);
+    let line = |name: &str| {
+        let found = output.stdout.lines().find(|line| line.starts_with(name));
+        found.unwrap_or_else(|| panic!("{output:#?}")).to_owned()
+    };
+    let train = line("train.1");
+    assert!(
+        train.contains("unknown") && train.contains("the process-manager.gpu does not answer"),
+        "{train}"
+    );
+    assert!(line("web.1").contains("healthy"), "{output:#?}");
+    let json = deployment
+        .cli(&["health", "-o", "json"])
+        .exits_with(1)
+        .json();
+    assert_eq!(json["healthy"], false, "{json}");
+    assert_eq!(
+        json["away"],
+        serde_json::json!(["process-manager.gpu"]),
+        "{json}"
+    );
+    let rows = json["services"].as_array().unwrap();
+    let row = |name| rows.iter().find(|row| row["instance"] == name).unwrap();
+    assert_eq!(row("train.1")["verdict"], "unknown", "{json}");
+    assert_eq!(row("train.1")["away"], "process-manager.gpu", "{json}");
+    assert_eq!(row("web.1")["verdict"], "healthy", "{json}");
+    assert!(row("web.1")["away"].is_null(), "{json}");
+    let status = deployment.status();
+    assert_eq!(
+        status.instance("train.1").text("away"),
+        Some("process-manager.gpu")
+    );
+    deployment.cli(&["health", "web"]).ok();
+    deployment.down();
+}
+
+#[test]
 fn a_reload_of_several_does_all_and_tells_what_became_of_each() {
     let deployment = without_gpu();
     let all = ["reload", "train", "web", "idle", "later"];

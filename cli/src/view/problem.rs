@@ -93,6 +93,13 @@ fn of_one(now: u64, row: &ServiceRow) -> Vec<(u8, Tone, String)> {
             ));
         }
         Some(Phase::NotReady) => found.push((4, Tone::Warn, format!("runs, but is not ready{because}"))),
+        Some(Phase::Probing) => {
+            let because = match why.is_empty() {
+                true => " (no probe of it has passed yet)",
+                false => &because,
+            };
+            found.push((5, Tone::Warn, format!("runs, but is not ready yet{because}")));
+        }
         Some(Phase::WaitingForDependency { on }) => {
             found.push((6, Tone::Warn, format!("waits for {}", human::list(on, 6))));
         }

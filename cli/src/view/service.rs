@@ -30,7 +30,7 @@ pub struct ServiceRow {
     pub phase: Option<&'static str>,
     /// Process id, where there is a process.
     pub pid: Option<u32>,
-    /// Restarts after failures.
+    /// Restarts after failures, since an operator last started, restarted or reset it.
     pub restarts: Option<u32>,
     /// The supervisor's verdict; `None` without probes or without a supervisor.
     pub health: Option<Health>,
@@ -47,6 +47,11 @@ pub struct ServiceRow {
     /// Whether its successor waits as a process (`standby: true`); `None` without a
     /// process, or where the kernel does not tell.
     pub standby: Option<bool>,
+    /// Why it is not as it should be; `None` when all is well, or nobody wants it to run.
+    pub why: Option<String>,
+    /// The process-manager that has its process and does not answer: what is shown of it
+    /// is what was last known.
+    pub away: Option<String>,
     /// Its process-manager, where that has a name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub manager: Option<String>,
@@ -73,13 +78,13 @@ pub struct LastExit {
 pub struct Detail {
     /// The supervisor's phase, with its data.
     pub phase: Option<Phase>,
+    /// It is a one-shot that is through.
+    pub completed: bool,
     /// Restarts in a row are not made.
     pub circuit_open: bool,
     /// Why the last spawn failed, or another error.
     pub error: Option<String>,
     /// Its latest start failed, before its program ran.
-    /// It is a one-shot that is through.
-    pub completed: bool,
     pub never_ran: bool,
     /// What the failing probe said.
     pub health: Option<String>,
@@ -195,11 +200,14 @@ fn row(
         circuit: status.map(|status| status.circuit),
         last_exit: exit.map(last_exit),
         standby: None,
+        why: None,
+        away: None,
         manager: status
             .and_then(|status| status.manager.as_ref())
             .map(ToString::to_string),
         detail: Detail {
             phase: status.map(|status| status.phase.clone()),
+            completed: status.is_some_and(|status| status.completed),
             circuit_open: status.is_some_and(|status| status.circuit == Circuit::Open),
             never_ran: match record {
                 Some(record) => spawn_error(Some(record)).is_some(),
@@ -207,7 +215,6 @@ fn row(
             },
             error,
             health: status.and_then(|status| status.detail.clone()),
-            completed: status.is_some_and(|status| status.completed),
             limits: status.and_then(|status| status.limits.clone()).or_else(|| {
                 record
                     .and_then(|record| record.grant.as_ref())

@@ -39,8 +39,13 @@ pub struct StatusView {
 impl StatusView {
     /// Brings the answers together; `now` is Unix time in nanoseconds.
     pub fn new(now: u64, answers: &Answers, found: Vec<Found>) -> Self {
+        let mut services = service::rows(now, answers);
+        for row in &mut services {
+            row.away = component::away(&found, row);
+            row.why = crate::view::health::why(row);
+        }
         Self {
-            services: service::rows(now, answers),
+            services,
             components: found.iter().map(ComponentRow::from).collect(),
             keeper: None,
             edited: None,
@@ -203,12 +208,12 @@ fn phase(row: &ServiceRow) -> Field {
             toned(phase.word(), Tone::Bad)
         }
         Some(phase @ Phase::Ready) => toned(phase.word(), Tone::Good),
+        Some(Phase::Idle) if row.detail.completed => toned("completed", Tone::Good),
         Some(phase @ Phase::Idle) => plain(phase.word()),
         Some(phase) => toned(phase.word(), Tone::Warn),
     }
 }
 
-        Some(Phase::Idle) if row.detail.completed => toned("completed", Tone::Good),
 /// A verdict as a table's cell.
 pub fn health(health: Option<Health>) -> Field {
     match health {
@@ -255,12 +260,12 @@ pub(crate) mod tests {
             last_exit: None,
             last_error: None,
             limits: None,
+            completed: false,
         }
     }
 
     pub(crate) fn record(instance: &str, state: ProcessState) -> InstanceRecord {
         InstanceRecord {
-            completed: false,
             instance: instance.parse().unwrap(),
             generation: Generation(1),
             state,

@@ -9,7 +9,6 @@ use blackhole_bus_schema::supervision::Circuit;
 
 use super::Core;
 use super::deps::Service;
-use super::health::Probing;
 use super::instance::{Fate, Grant, Instance};
 use super::io::Now;
 use super::random::Random;
@@ -39,7 +38,7 @@ impl Core {
         let Some(instance) = self.instances.get_mut(name) else {
             return;
         };
-        instance.probing = Probing::default();
+        let probing = std::mem::take(&mut instance.probing);
         instance.stable_at = None;
         if let End::Exit(exit) = &end {
             instance.last_exit = Some(exit.clone());
@@ -53,6 +52,12 @@ impl Core {
         instance.drain = None;
         instance.refused = None;
         instance.retry.clear();
+        if let End::Exit(exit) = &end
+            && exit.result == ExitResult::Unhealthy
+        {
+            let detail = probing.detail().unwrap_or("its probes failed");
+            instance.last_error = Some(format!("unhealthy: {detail}"));
+        }
         if let End::NotStarted(failure) = &end {
             instance.last_error = Some(failure.to_string());
             instance.start_failed = true;
