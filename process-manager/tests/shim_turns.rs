@@ -416,7 +416,7 @@ async fn a_service_that_comes_up_slowly_asks_for_time_and_who_comes_later_is_tol
     let spec = rig.script(&script);
     let extended = async |events: &mut ShimEvents| loop {
         match events.next().await.unwrap() {
-            ShimEvent::Extended(left) => break left,
+            ShimEvent::Extended(left_ms) => break Duration::from_millis(left_ms),
             ShimEvent::Notify(_) => {}
             other => panic!("{other:?}"),
         }

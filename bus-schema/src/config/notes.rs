@@ -71,7 +71,6 @@ impl ServiceConfig {
         let hooks = &self.settings.hooks;
         let hook = [
             ("before_start", &hooks.before_start),
-            ("after_start", &hooks.after_start),
             ("after_exit", &hooks.after_exit),
         ];
         let hook = hook.into_iter().find(|(_, hook)| hook.is_some());
@@ -84,7 +83,7 @@ impl ServiceConfig {
         } else if self.restart_mode == RestartMode::Never {
             Some("its restart policy never restarts it".to_owned())
         } else if let Some((key, _)) = hook {
-            Some(format!("its hook {key} takes part in each restart"))
+            Some(format!("its hook {key} comes before each restart"))
         } else if let Some((on, _)) = waits_for {
             Some(format!(
                 "it depends on {on}, which is looked at before each restart"
@@ -165,14 +164,13 @@ mod tests {
     fn a_standby_that_would_never_be_used_is_noted_with_the_reason() {
         for (more, why) in [
             ("", None),
-            ("hooks: {before_stop: [x]}", None),
+            ("hooks: {before_stop: [x], after_start: [x]}", None),
             ("resources: {pids: 32}", None),
             ("depends_on: {b: completed}", None),
             ("restart: {policy: on-failure}", None),
             ("oneshot: true", Some("a one-shot")),
             ("restart: {policy: never}", Some("its restart policy")),
             ("hooks: {before_start: [x]}", Some("its hook before_start")),
-            ("hooks: {after_start: [x]}", Some("its hook after_start")),
             ("hooks: {after_exit: [x]}", Some("its hook after_exit")),
             ("depends_on: {b: started}", Some("it depends on b")),
             ("resources: {pids: 31}", Some("it may have 31 processes")),

@@ -302,7 +302,8 @@ impl Manager {
                 actions
             }
             ShimEvent::Notify(notify) => self.notify(&name, generation, notify),
-            ShimEvent::Extended(left) => {
+            ShimEvent::Extended(left_ms) => {
+                let left = Duration::from_millis(left_ms);
                 self.schedule.extend(Instant::now(), &name, left);
                 Vec::new()
             }
@@ -315,6 +316,12 @@ impl Manager {
                 Vec::new()
             }
             ShimEvent::Stopping => self.stopping(&name, generation),
+            ShimEvent::Ended => {
+                // Nobody is there to be asked, and no verdict is to disturb what follows.
+                let probes = self.schedule.remove(&name);
+                self.abort(probes);
+                Vec::new()
+            }
             ShimEvent::Restarted {
                 exit,
                 generation,

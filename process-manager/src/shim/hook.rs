@@ -191,26 +191,23 @@ pub(crate) fn before_start(
     match problem {
         _ if !wanted => Err(Before::Unwanted),
         None => Ok(output),
-        Some(problem) => {
-            let operation = format!("run hook before_start: {problem}");
-            let step = SpawnStep::PrepareEnvironment;
-            Err(failure(
-                step,
-                operation,
-                0,
-                "what it wrote is in the log of the instance",
-            )
-            .into())
-        }
+        Some(problem) => Err(not_passed(&problem).into()),
     }
 }
 
-/// A failure to run a hook, with the hook's name.
-fn named(failure: SpawnFailure) -> Before {
-    Before::Failed(SpawnFailure {
+/// A spawn whose first hook has failed.
+pub(crate) fn not_passed(problem: &str) -> SpawnFailure {
+    let operation = format!("run hook before_start: {problem}");
+    let hint = "what it wrote is in the log of the instance";
+    failure(SpawnStep::PrepareEnvironment, operation, 0, hint)
+}
+
+/// A failure to run the first hook, with its name.
+pub(crate) fn named(failure: SpawnFailure) -> SpawnFailure {
+    SpawnFailure {
         operation: format!("run hook before_start: {}", failure.operation),
         ..failure
-    })
+    }
 }
 
 /// Takes children that have ended, until it is this one.

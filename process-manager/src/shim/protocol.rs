@@ -403,6 +403,8 @@ pub enum ShimMessage {
     },
     /// It was asked to end, or ended and its rest is being killed.
     Stopping,
+    /// It has ended, and hooks run that follow: what becomes of it is told after them.
+    Ended,
     /// It failed, and its successor runs by permit; everything before it is of
     /// the generation that ended.
     Restarted {

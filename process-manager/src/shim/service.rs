@@ -33,7 +33,7 @@ use super::start::Running;
 use super::verdict::{Facts, verdict};
 use super::wait::wait;
 use super::{sys, tree};
-use restart::{Again, Permitted};
+use restart::{Again, Before, Permitted};
 use turns::{Reloading, Turn};
 use wishes::{Asked, Main, Refused};
 
@@ -88,6 +88,8 @@ pub(crate) struct Service {
     hooks: Vec<(Turn, hook::Running)>,
     /// The time that it has asked for to come up.
     asked: Option<Asked>,
+    /// The hook before a start by permit.
+    before: Option<Before>,
     /// Hooks run in this generation.
     hooks_run: u32,
     reload: Option<Reloading>,
@@ -163,6 +165,7 @@ impl Service {
             first_end: None,
             hooks: Vec::new(),
             asked: None,
+            before: None,
             hooks_run: 0,
             reload: None,
             exit: None,
@@ -211,6 +214,8 @@ impl Service {
                         // What is ready is asked anew: some of it belonged to the one before.
                         continue;
                     }
+                    // The hook before it runs.
+                    Again::Waits => {}
                     Again::No => break,
                     Again::Failed(exit, failure) => return self.not_restarted(exit, failure),
                 }

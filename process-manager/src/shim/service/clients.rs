@@ -126,14 +126,15 @@ impl Service {
             RequestBody::Unknown => Err(format!("not known to protocol version {PROTOCOL}")),
         };
         // News for who watches from here on, which a greeting does not hold.
-        let news = self.extended(Instant::now()).filter(|_| watch);
+        let ended = self.exit.is_some().then_some(ShimMessage::Ended);
+        let news = [self.extended(Instant::now()), ended];
         if let Some(client) = self.connections.get_mut(index) {
             client.send(&ShimMessage::Answer {
                 id: request.id,
                 error: result.err(),
             });
-            if let Some(news) = news {
-                client.send(&news);
+            for news in news.iter().flatten().filter(|_| watch) {
+                client.send(news);
             }
         }
     }
