@@ -109,9 +109,21 @@ fn judge(
         End::Cancelled => return,
         End::NotStarted(_) => (true, FailureKind::NotStarted),
         // Nobody's fault, and every service of the host is in the same place:
-        // begin anew.
-        End::Exit(exit) if exit.result == ExitResult::HostRestarted => {
+        // begin anew. Also where it ended just before, while the host went down, which
+        // cannot be told from a failure.
+        End::Exit(exit)
+            if exit.result == ExitResult::HostRestarted
+                || instance.booted.is_some_and(|booted| exit.ended_at < booted) =>
+        {
+            instance.restarts.due = None;
             instance.why = Some("the host was restarted".to_owned());
+            return;
+        }
+        // By the command line, `down` or a shim that was told to end: nobody could ask for
+        // it here. Who wants it to stay stopped says so to the supervisor.
+        End::Exit(exit) if matches!(exit.result, ExitResult::Stopped | ExitResult::StopTimeout) => {
+            instance.restarts.due = None;
+            instance.why = Some(format!("was stopped without the supervisor: {what}"));
             return;
         }
         End::Exit(exit) => (exit.result.is_failure(), FailureKind::Ended),
