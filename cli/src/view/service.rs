@@ -47,10 +47,12 @@ pub struct ServiceRow {
     /// Whether its successor waits as a process (`standby: true`); `None` without a
     /// process, or where the kernel does not tell.
     pub standby: Option<bool>,
-    /// Why it is not as it should be; `None` when all is well, or nobody wants it to run.
+    /// Why it is not as it should be; `None` (left out) when all is well, or nobody wants it to run.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
     /// The process-manager that has its process and does not answer: what is shown of it
-    /// is what was last known.
+    /// is what was last known. Left out where it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub away: Option<String>,
     /// Its process-manager, where that has a name.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -130,10 +130,12 @@ fn latest_start(record: &InstanceRecord) -> Option<u64> {
         // Nothing ran: all that is there is from before.
         _ => return None,
     };
-    // A restart by permit is made where there is no hook, at the very time that the last
-    // words of the run before bear.
-    if record.previous_exit.is_some() {
-        return Some(started_at);
+    // With a restart by permit the last words of the run before bear the time of its end,
+    // and what follows is of the new one.
+    if let Some(previous) = &record.previous_exit
+        && previous.generation.next() == record.generation
+    {
+        return Some(previous.ended_at.saturating_add(1_000));
     }
     let before = record.steps.iter().filter(|time| {
         matches!(
