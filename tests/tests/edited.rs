@@ -81,10 +81,16 @@ fn an_edited_file_is_told_until_it_holds() {
     });
     let (found, advice) = told(&deployment).unwrap();
     assert!(
-        found.starts_with("web: what runs was started before"),
+        found.starts_with("web: what runs has settings from before"),
         "{found}"
     );
     assert_eq!(advice, "`blackhole restart web`");
+    // A restart that was granted ahead goes by what was said then.
+    deployment.cli(&["kill", "web"]).ok();
+    deployment.wait_until("its successor", |status| {
+        status.is_in("web.1", "ready") && status.instance("web.1").restarts() == Some(1)
+    });
+    assert_eq!(told(&deployment).unwrap(), (found, advice));
     deployment.cli(&["restart", "web"]).ok();
     assert_eq!(told(&deployment), None);
     let pid = deployment.status().instance("web.1").pid().unwrap();
@@ -94,6 +100,21 @@ fn an_edited_file_is_told_until_it_holds() {
             .split(|byte| *byte == 0)
             .any(|one| one == b"A=2")
     );
+
+    // What the supervisor alone goes by holds at once; a limit does not.
+    let policy = after.replace("A: \"2\"}", "A: \"2\"}, restart: {max_attempts: 3}");
+    assert_ne!(policy, after);
+    write(&deployment, &policy);
+    deployment.cli(&["component", "restart", "supervisor"]).ok();
+    assert_eq!(told(&deployment), None);
+    let limit = policy.replace("same: {", "same: {resources: {pids: 500}, ");
+    write(&deployment, &limit);
+    deployment.cli(&["component", "restart", "supervisor"]).ok();
+    let (_, advice) = told(&deployment).unwrap();
+    assert_eq!(advice, "`blackhole restart same`");
+    deployment.cli(&["restart", "same"]).ok();
+    assert_eq!(told(&deployment), None);
+    let after = limit;
 
     write(&deployment, "services: {web: {comand: [x]}}");
     let (found, advice) = told(&deployment).unwrap();

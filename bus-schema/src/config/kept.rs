@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::error::ConfigError;
 use super::model::{Document, RestartPolicy};
-use crate::dirs::{Dirs, hex, unix_now_ns};
+use crate::dirs::{Dirs, hex};
 use crate::names::{Component, ServiceName};
 
 /// Longest file that is read: a hundred thousand services.
@@ -39,8 +39,8 @@ pub struct Kept {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Print {
     digest: String,
-    /// Since when they are as they are, Unix time in nanoseconds; 0 where they never changed.
-    since: u64,
+    /// Whether a life before was started with others.
+    changed: bool,
 }
 
 /// How a file differs from what a daemon was started with.
@@ -108,7 +108,13 @@ impl Kept {
         orchestrator.restart_policy = RestartPolicy::default();
         let services = document.config.services.iter().map(|(name, service)| {
             let digest = digest(service);
-            (name.clone(), Print { digest, since: 0 })
+            (
+                name.clone(),
+                Print {
+                    digest,
+                    changed: false,
+                },
+            )
         });
         let kept = Self {
             incarnation: 0,
@@ -139,7 +145,7 @@ impl Kept {
     ) -> std::io::Result<()> {
         self.incarnation = incarnation;
         if let Some(before) = Self::read(dirs, component) {
-            self.follow(&before, unix_now_ns());
+            self.follow(&before);
         }
         let path = Self::file(dirs, component);
         let temporary = path.with_extension("new");
@@ -147,20 +153,12 @@ impl Kept {
         std::fs::rename(&temporary, &path)
     }
 
-    /// Takes over since when the settings are as they are.
-    fn follow(&mut self, before: &Self, now: u64) {
-        let same_text = self.path == before.path
-            && self.text == before.text
-            && self.variables == before.variables;
-        let comparable = self.version == before.version;
+    /// Takes over which settings have changed.
+    fn follow(&mut self, before: &Self) {
         for (name, print) in &mut self.services {
-            let Some(earlier) = before.services.get(name) else {
-                continue;
-            };
-            print.since = match same_text || !comparable || print.digest == earlier.digest {
-                true => earlier.since,
-                false => now,
-            };
+            if let Some(earlier) = before.services.get(name) {
+                print.changed = earlier.changed || print.digest != earlier.digest;
+            }
         }
     }
 
@@ -175,10 +173,20 @@ impl Kept {
         let _ = std::fs::remove_file(Self::file(dirs, component));
     }
 
-    /// Since when the settings of a service are as they are, Unix time in
-    /// nanoseconds: a process that is older has others. 0 where they never changed.
-    pub fn since(&self, service: &ServiceName) -> u64 {
-        self.services.get(service).map_or(0, |print| print.since)
+    /// Whether a service may still run with what was said before: its settings were
+    /// others in an earlier life of the component.
+    pub fn has_changed(&self, service: &ServiceName) -> bool {
+        self.services
+            .get(service)
+            .is_some_and(|print| print.changed)
+    }
+
+    /// What the file says now.
+    ///
+    /// # Errors
+    /// As [`Document::load`].
+    pub fn document(&self) -> Result<Document, ConfigError> {
+        Document::load_with(&self.path, self.variables.clone())
     }
 
     /// How the file differs now.
@@ -297,7 +305,7 @@ services:
     }
 
     #[test]
-    fn the_age_of_settings_outlives_starts_that_change_nothing() {
+    fn that_settings_have_changed_outlives_starts_that_change_nothing() {
         let temp = tempfile::tempdir().unwrap();
         let dirs = Dirs::resolve(Some(temp.path().join("r")), Some(temp.path().join("s"))).unwrap();
         dirs.create().unwrap();
@@ -309,14 +317,17 @@ services:
             kept.write(&dirs, &component, incarnation).unwrap();
             Kept::read(&dirs, &component).unwrap()
         };
-        let since = |kept: &Kept| kept.since(&"web".parse().unwrap());
-        assert_eq!(since(&start(BEFORE, 1)), 0);
+        let changed = |kept: &Kept| {
+            let names = names(&["web", "db", "old"]).into_iter();
+            names
+                .filter(|name| kept.has_changed(name))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(changed(&start(BEFORE, 1)), []);
         let edited = BEFORE.replace("[web]", "[web, now]");
-        let second = start(&edited, 2);
-        assert!(since(&second) > 0);
-        assert_eq!(second.since(&"db".parse().unwrap()), 0);
+        assert_eq!(changed(&start(&edited, 2)), names(&["web"]));
         let third = start(&edited, 3);
-        assert_eq!((since(&third), third.incarnation), (since(&second), 3));
+        assert_eq!((changed(&third), third.incarnation), (names(&["web"]), 3));
         Kept::remove(&dirs, &component);
         assert_eq!(Kept::read(&dirs, &component), None);
     }

@@ -54,7 +54,7 @@ pub(super) async fn picture(context: &Context, names: &[String]) -> Result<Statu
     }
     let now = human::now_ns();
     let view = StatusView::new(now, &answers, found).kept_by(keeper_file::find(&context.dirs));
-    let edited = edited::find(&context.dirs, view.found(), &view.services, now);
+    let edited = edited::find(&context.dirs, view.found(), &view.services);
     let mut view = select(view.edited(edited), &filter)?;
     if context.format != Format::Table {
         for row in &mut view.services {

@@ -52,7 +52,7 @@ impl Edited {
         if !self.older.is_empty() {
             lines.push((
                 format!(
-                    "{}: what runs was started before the configuration was changed",
+                    "{}: what runs has settings from before the configuration was changed",
                     human::list(&texts(&self.older), 8)
                 ),
                 restart(&self.older),

@@ -95,7 +95,7 @@ pub(super) fn edited(
     if found.iter().all(|found| found.info().is_none()) {
         return Vec::new();
     }
-    match edited::find(dirs, found, rows, human::now_ns()) {
+    match edited::find(dirs, found, rows) {
         None => vec![ok(WHAT, "the daemons were started with what the file says")],
         Some(edited) => {
             let lines = edited.lines(keeper).into_iter();
