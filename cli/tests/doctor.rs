@@ -206,19 +206,27 @@ fn it_is_the_services_user_who_has_to_have_the_right() {
         set(&at(name).join("run"), 0o744);
         set(&at(name), mode);
     }
-    let config = "
+    let own = rustix::process::geteuid();
+    let other = if own.is_root() {
+        65534
+    } else {
+        own.as_raw() + 1
+    };
+    let config = format!(
+        "
 services:
   other:
     command: [open/run]
     working_dir: closed
-    user: 65534
-    group: 65534
+    user: {other}
+    group: {other}
     stdin: closed/run
-  own: {command: [open/run], working_dir: closed}
-";
-    let found = findings(&doctor(dir, config));
+  own: {{command: [open/run], working_dir: closed}}
+"
+    );
+    let found = findings(&doctor(dir, &config));
     let keys: Vec<&str> = found.iter().map(|one| one.1.as_str()).collect();
-    if rustix::process::geteuid().is_root() {
+    if own.is_root() {
         let expected = [
             "services.other.working_dir",
             "services.other.stdin",
