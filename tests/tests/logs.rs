@@ -459,20 +459,29 @@ services:
     deployment.down();
 }
 
-/// A restart by permit comes at once: what the run before said last is its own.
+/// A restart by permit comes at once: what the run before said last is its own, and what
+/// the hook says that comes before the next one is not.
 #[test]
 fn last_words_before_a_restart_at_once_belong_to_the_run_before() {
-    let deployment = Deployment::new(
+    let script = "if test -e $PWD/again-$0; then echo second; exec sleep 100000; fi; \
+                  touch $PWD/again-$0; echo first; echo last words; exit 3";
+    let deployment = Deployment::new(&format!(
         r#"
 services:
-  one:
-    command: [sh, -c, "if test -e $PWD/again; then echo second; exec sleep 100000; fi; touch $PWD/again; echo first; echo last words; exit 3"]
+  one: {{command: [sh, -c, "{script}", one], working_dir: "."}}
+  two:
+    command: [sh, -c, "{script}", two]
     working_dir: "."
-"#,
-    );
+    hooks: {{before_start: [echo, before], after_exit: [echo, after]}}
+"#
+    ));
     deployment.up();
-    wait_for_text(&deployment, "one", "second");
+    for service in ["one", "two"] {
+        wait_for_text(&deployment, service, "second");
+    }
     let before = shown(&deployment, &["one", "--previous"]);
     assert_eq!(texts(&before), ["first", "last words"]);
+    let before = shown(&deployment, &["two", "--previous"]);
+    assert_eq!(texts(&before), ["before", "first", "last words", "after"]);
     deployment.down();
 }

@@ -130,13 +130,6 @@ fn latest_start(record: &InstanceRecord) -> Option<u64> {
         // Nothing ran: all that is there is from before.
         _ => return None,
     };
-    // With a restart by permit the last words of the run before bear the time of its end,
-    // and what follows is of the new one.
-    if let Some(previous) = &record.previous_exit
-        && previous.generation.next() == record.generation
-    {
-        return Some(previous.ended_at.saturating_add(1_000));
-    }
     let before = record.steps.iter().filter(|time| {
         matches!(
             time.step,
@@ -144,12 +137,18 @@ fn latest_start(record: &InstanceRecord) -> Option<u64> {
         )
     });
     let took = before.map(|time| time.took_ns).sum();
-    Some(started_at.saturating_sub(took))
+    let begun = started_at.saturating_sub(took);
+    // With a restart by permit that can be the microsecond that the last words of the run
+    // before bear.
+    let previous = record.previous_exit.iter();
+    let ended = previous.filter(|exit| exit.generation.next() == record.generation);
+    let after = ended.map(|exit| exit.ended_at.saturating_add(1_000)).max();
+    Some(begun.max(after.unwrap_or_default()))
 }
 
 #[cfg(test)]
 mod tests {
-    use blackhole_bus_schema::process::StepTime;
+    use blackhole_bus_schema::process::{ExitRecord, ExitResult, ExitStatus, StepTime};
     use clap::Parser;
 
     use super::*;
@@ -234,6 +233,20 @@ mod tests {
         let own = previous.of(Some(&hooked));
         assert_eq!(own.judge(&line("29.000000", "out", "x")), Verdict::Shown);
         assert_eq!(own.judge(&line("29.000001", "out", "x")), Verdict::Past);
+        let mut permitted = running.clone();
+        let ended = |ended_at| ExitRecord {
+            generation: blackhole_bus_schema::names::Generation(1),
+            pid: 1,
+            status: ExitStatus::Exited { code: 3 },
+            result: ExitResult::ExitCode,
+            started_at: 0,
+            ended_at,
+            killed_leftovers: 0,
+        };
+        permitted.previous_exit = Some(ended(1_795_388_730_000_001_000));
+        let own = previous.of(Some(&permitted));
+        assert_eq!(own.judge(&line("30.000001", "out", "x")), Verdict::Shown);
+        assert_eq!(own.judge(&line("30.000002", "out", "x")), Verdict::Past);
         let never = previous.of(Some(&record(ProcessState::Spawn {})));
         assert_eq!(never.judge(&line("59.000000", "out", "x")), Verdict::Shown);
     }
