@@ -102,7 +102,7 @@ pub enum Cmd {
     /// RESTARTS counts the starts that followed an end that nobody asked for, or a start that failed,
     /// also those that no daemon saw, and an end with success where the policy is `always`. It begins
     /// with 0 again when an operator stops, restarts or resets the service, or starts it while it does
-    /// not run. Nobody's failure and not counted: a restart with a dependency, by the end of the host.
+    /// not run. Not counted, since nothing failed: a restart together with a dependency, or with the host.
     /// `-o json` has more, as whether a successor waits (`standby`).
     Status(Status),
     /// Show the output of services
