@@ -103,8 +103,8 @@ class Peer:
         raise NotImplementedError
 
     def down(self, name):
-        """Stops a service; returns when the manager knows that it is stopped."""
-        raise NotImplementedError
+        """Stops a service; returns when the manager knows that it is stopped. A peer has this or `many_down`."""
+        self.many_down([name])
 
     def cli_start(self, name):
         """The command line of a start."""
@@ -122,7 +122,7 @@ class Peer:
 
     def log_files(self, name):
         """Where the output of a service is."""
-        raise NotImplementedError
+        return [self.path(name + ".log")]
 
 
 class Scanned(Peer):
@@ -146,6 +146,12 @@ class Scanned(Peer):
     def log_run(self, directory):
         raise NotImplementedError
 
+    def launch(self, services, auto=False, capture=False):
+        self.write(services, auto, capture)
+        self.relaunch()
+        for name in self.names:
+            await_(lambda: self.supervised(name), f"nobody supervises {name}", pause=0.01)
+
     def control(self, name, letter):
         if name not in self.fifos:
             path = self.path("services", name, "supervise/control")
@@ -159,10 +165,6 @@ class Scanned(Peer):
         except OSError:
             return False
 
-    def await_supervised(self):
-        for name in self.names:
-            await_(lambda: self.supervised(name), f"nobody supervises {name}", pause=0.01)
-
     def starter(self, name):
         self.control(name, b"")
         fifo = self.fifos[name]
@@ -173,9 +175,6 @@ class Scanned(Peer):
             self.control(name, b"d")
         for name in names:
             await_(lambda: self.is_down(name), f"{name} does not stop")
-
-    def down(self, name):
-        self.many_down([name])
 
     def is_down(self, name):
         raise NotImplementedError
@@ -201,11 +200,6 @@ class Runit(Scanned):
             file.write("s16777215\nn1000\n")
         return f"#!/bin/sh\nexec svlogd -tt -b 65536 {directory}\n"
 
-    def launch(self, services, auto=False, capture=False):
-        self.write(services, auto, capture)
-        self.relaunch()
-        self.await_supervised()
-
     def relaunch(self):
         self.spawn([self.which("runsvdir"), self.path("services")])
 
@@ -229,11 +223,6 @@ class S6(Scanned):
 
     def log_run(self, directory):
         return f"#!/bin/sh\nexec s6-log -b n1000 s16777215 T {directory}\n"
-
-    def launch(self, services, auto=False, capture=False):
-        self.write(services, auto, capture)
-        self.relaunch()
-        self.await_supervised()
 
     def relaunch(self):
         self.spawn([self.which("s6-svscan"), "-c", "2200", self.path("services")])
@@ -271,9 +260,6 @@ class Dinit(Peer):
     def starter(self, name):
         data = self.socket.command(wire.Dinit.START, name)
         return lambda: self.socket.sock.sendall(data)
-
-    def down(self, name):
-        self.many_down([name])
 
     def many_down(self, names):
         self.socket.stop(names)
@@ -334,9 +320,6 @@ class Supervisord(Peer):
         self.answer = None
         return [self.which("supervisorctl"), "-c", self.path("supervisord.conf"), "start", f"all:{name}"]
 
-    def log_files(self, name):
-        return [self.path(name + ".log")]
-
 
 @peer
 class Circus(Peer):
@@ -367,11 +350,10 @@ class Circus(Peer):
 
     def starter(self, name):
         data, self.id = self.link.command("start", name=name, waiting=True)
-        return lambda: self.link.dealer.send(data)
+        return lambda: self.link.send(data)
 
     def many_starter(self, names):
-        data, self.id = self.link.command("start", name="all", waiting=True)
-        return lambda: self.link.dealer.send(data)
+        return self.starter("all")
 
     def down(self, name):
         if self.id:
@@ -380,17 +362,11 @@ class Circus(Peer):
         self.link.request("stop", name=name, waiting=True)
 
     def many_down(self, names):
-        if self.id:
-            self.link.wait(self.id)
-            self.id = None
-        self.link.request("stop", name="all", waiting=True)
+        self.down("all")
 
     def cli_start(self, name):
         self.id = None
         return [self.which("circusctl"), "--endpoint", f"ipc://{self.path('e')}", "start", name, "--waiting"]
-
-    def log_files(self, name):
-        return [self.path(name + ".log")]
 
 
 @peer
@@ -430,18 +406,12 @@ class Pm2(Peer):
         data = b"".join(data for data, _ in calls)
         return lambda: self.rpc.send(data)
 
-    def down(self, name):
-        self.many_down([name])
-
     def many_down(self, names):
         for name in names:
             self.rpc.request("stopProcessId", self.ids[name])
 
     def cli_start(self, name):
         return [self.which("pm2"), "start", name]
-
-    def log_files(self, name):
-        return [self.path(name + ".log")]
 
 
 @peer
@@ -515,9 +485,6 @@ class Horust(Peer):
         """It starts everything when it is started: from there, then."""
         return self.relaunch
 
-    def log_files(self, name):
-        return [self.path(name + ".log")]
-
 
 @peer
 class Blackhole(Peer):
@@ -562,10 +529,7 @@ class Blackhole(Peer):
     def many_starter(self, names):
         target = {"target": {"services": list(names)}}
         data, self.id = self.bus.command("supervision.start", target)
-        return lambda: self.bus.commands.send(data)
-
-    def down(self, name):
-        self.many_down([name])
+        return lambda: self.bus.send(data)
 
     def many_down(self, names):
         if self.id:

@@ -107,6 +107,52 @@ def connect(path, patience=20):
             time.sleep(0.02)
 
 
+def exactly(sock, count, who):
+    """So many bytes of a stream."""
+    data = b""
+    while len(data) < count:
+        more = sock.recv(count - len(data))
+        if not more:
+            raise EOFError(f"{who} is gone")
+        data += more
+    return data
+
+
+class Channel:
+    """A channel of commands: `command` makes the bytes of one and its id, `wait` waits for its answer."""
+
+    who = ""  # the other end, in errors
+
+    def __init__(self, path):
+        self.sock = connect(path)
+        self.number = 0
+
+    def command(self, *args, **properties):
+        """The bytes of a command, and its id."""
+        raise NotImplementedError
+
+    def wait(self, id):
+        """The answer to a command; others before it are passed over."""
+        raise NotImplementedError
+
+    def send(self, data):
+        """Sends what `command` made."""
+        self.sock.sendall(data)
+
+    def request(self, *args, **properties):
+        """A command and its answer."""
+        data, id = self.command(*args, **properties)
+        self.send(data)
+        return self.wait(id)
+
+    def close(self):
+        """Ends the connection."""
+        self.sock.close()
+
+    def _exactly(self, count):
+        return exactly(self.sock, count, self.who)
+
+
 class Zmtp:
     """One connection over ipc (rfc.zeromq.org/spec/23). Messages that arrive are in `messages`."""
 
@@ -114,7 +160,7 @@ class Zmtp:
         self.sock = connect(path)
         self.messages = queue.SimpleQueue()
         self.sock.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32))
-        self._exactly(64)
+        exactly(self.sock, 64, path)
         kind = kind.encode()
         ready = b"\x05READY\x0bSocket-Type" + len(kind).to_bytes(4, "big") + kind
         if kind == b"DEALER":
@@ -150,19 +196,10 @@ class Zmtp:
             pass
         self.sock.close()
 
-    def _exactly(self, count):
-        data = b""
-        while len(data) < count:
-            more = self.sock.recv(count - len(data))
-            if not more:
-                raise EOFError
-            data += more
-        return data
-
     def _frame(self):
-        flags = self._exactly(1)[0]
-        size = 8 if flags & 2 else 1
-        return flags, self._exactly(int.from_bytes(self._exactly(size), "big"))
+        flags = exactly(self.sock, 1, "a peer")[0]
+        size = int.from_bytes(exactly(self.sock, 8 if flags & 2 else 1, "a peer"), "big")
+        return flags, exactly(self.sock, size, "a peer")
 
     def _read(self):
         frames = []
@@ -182,7 +219,7 @@ class Zmtp:
             self.messages.put(None)
 
 
-class Bus:
+class Bus(Channel):
     """Commands to one of Blackhole's components, see docs/protocol.md."""
 
     def __init__(self, run, component):
@@ -198,7 +235,6 @@ class Bus:
         raise TimeoutError(f"{component} does not answer")
 
     def command(self, kind, body, budget=60):
-        """The bytes of a command, and its id."""
         id = uuid.uuid4().bytes
         envelope = {
             "v": 1, "id": id, "at": time.time_ns(), "seq": 0,
@@ -208,7 +244,6 @@ class Bus:
         return Zmtp.encode([f"cmd.{self.component}.".encode(), pack(envelope)]), id
 
     def wait(self, id, patience=60):
-        """Waits for the end of a command."""
         until = time.monotonic() + patience
         while time.monotonic() < until:
             body = self._reply(1)
@@ -221,14 +256,10 @@ class Bus:
                 return body
         raise TimeoutError("no answer")
 
-    def request(self, kind, body):
-        """A command and its answer."""
-        data, id = self.command(kind, body)
+    def send(self, data):
         self.commands.send(data)
-        return self.wait(id)
 
     def close(self):
-        """Ends the connections."""
         self.replies.close()
         self.commands.close()
 
@@ -242,20 +273,18 @@ class Bus:
         return unpack(frames[1])["body"]
 
 
-class Circus:
+class Circus(Channel):
     """circusd's endpoint: JSON over a DEALER."""
 
     def __init__(self, path):
         self.dealer = Zmtp(path, "DEALER")
 
     def command(self, verb, **properties):
-        """The bytes of a command, and its id."""
         id = uuid.uuid4().hex
         text = json.dumps({"command": verb, "properties": properties, "id": id})
         return Zmtp.encode([text.encode()]), id
 
     def wait(self, id, patience=60):
-        """The answer to a command."""
         until = time.monotonic() + patience
         while time.monotonic() < until:
             frames = self.dealer.messages.get(timeout=patience)
@@ -268,29 +297,22 @@ class Circus:
                 return answer
         raise TimeoutError("no answer")
 
-    def request(self, verb, **properties):
-        """A command and its answer."""
-        data, id = self.command(verb, **properties)
+    def send(self, data):
         self.dealer.send(data)
-        return self.wait(id)
 
     def close(self):
-        """Ends the connection."""
         self.dealer.close()
 
 
 # ----------------------------------------------------------------------- AMP
 
 
-class Pm2:
+class Pm2(Channel):
     """pm2's rpc.sock: calls of its God daemon in AMP."""
 
-    def __init__(self, path):
-        self.sock = connect(path)
-        self.number = 0
+    who = "pm2"
 
     def command(self, method, *args):
-        """The bytes of a call, and its id."""
         self.number += 1
         id = f"compare:{self.number}"
         call = json.dumps({"type": "call", "method": method, "args": list(args)})
@@ -299,12 +321,7 @@ class Pm2:
             data += len(part).to_bytes(4, "big") + part
         return data, id
 
-    def send(self, data):
-        """Sends what `command` made."""
-        self.sock.sendall(data)
-
     def wait(self, id):
-        """The answer to a call: other answers before it are passed over."""
         while True:
             count = self._exactly(1)[0] & 15
             parts = [self._exactly(int.from_bytes(self._exactly(4), "big")) for _ in range(count)]
@@ -313,25 +330,6 @@ class Pm2:
                 if "error" in answer:
                     raise RuntimeError(answer["error"])
                 return answer["args"]
-
-    def request(self, method, *args):
-        """A call and its answer."""
-        data, id = self.command(method, *args)
-        self.send(data)
-        return self.wait(id)
-
-    def close(self):
-        """Ends the connection."""
-        self.sock.close()
-
-    def _exactly(self, count):
-        data = b""
-        while len(data) < count:
-            more = self.sock.recv(count - len(data))
-            if not more:
-                raise EOFError("pm2 is gone")
-            data += more
-        return data
 
 
 # ------------------------------------------------------------------- XML-RPC
@@ -429,14 +427,14 @@ class Dinit:
 # ---------------------------------------------------------------------- shep
 
 
-class Shep:
+class Shep(Channel):
     """shep's socket: JSON behind its length."""
 
     PROTOCOL = 15
+    who = "shep"
 
     def __init__(self, path):
-        self.sock = connect(path)
-        self.number = 0
+        super().__init__(path)
         self.sock.sendall(self._encode({"client_version": "0.23.0", "protocol": self.PROTOCOL}))
         self._frame()
 
@@ -446,17 +444,11 @@ class Shep:
         return len(data).to_bytes(4, "big") + data
 
     def command(self, kind, selector):
-        """The bytes of a request, and its id."""
         self.number += 1
         body = {"kind": kind, "selector": selector}
         return self._encode({"id": self.number, "deadline_ms": 60000, "body": body}), self.number
 
-    def send(self, data):
-        """Sends what `command` made."""
-        self.sock.sendall(data)
-
     def wait(self, id):
-        """The answer to a request; others before it are passed over."""
         while True:
             frame = self._frame()
             if frame.get("id") == id:
@@ -464,24 +456,5 @@ class Shep:
                     raise RuntimeError(str(frame["result"]))
                 return frame["result"]["Ok"]
 
-    def request(self, kind, selector):
-        """A request and its answer."""
-        data, id = self.command(kind, selector)
-        self.send(data)
-        return self.wait(id)
-
-    def close(self):
-        """Ends the connection."""
-        self.sock.close()
-
     def _frame(self):
         return json.loads(self._exactly(int.from_bytes(self._exactly(4), "big")))
-
-    def _exactly(self, count):
-        data = b""
-        while len(data) < count:
-            more = self.sock.recv(count - len(data))
-            if not more:
-                raise EOFError("shep is gone")
-            data += more
-        return data

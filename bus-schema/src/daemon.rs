@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tracing_subscriber::EnvFilter;
 
 use crate::bus::{BusError, Incoming, Server};
-use crate::config::{Config, ConfigError, Document, Listen};
+use crate::config::{Config, ConfigError, Document, Kept, Listen};
 use crate::dirs::{Dirs, DirsError, Lock, next_incarnation};
 use crate::names::Component;
 
@@ -153,8 +153,9 @@ where
     let dirs = Dirs::resolve(args.run_dir, args.state_dir)?;
     dirs.check(&component)?;
     dirs.create()?;
-    let document = args.config.as_deref().map(Document::load).transpose()?;
-    let listen = document.as_ref().map(|document| document.listen);
+    let path = args.config.as_deref();
+    let (document, kept) = path.map(Document::load_to_keep).transpose()?.unzip();
+    let listen = document.as_ref().map(|document: &Document| document.listen);
     let listen = listen.unwrap_or_default();
     let config = document.map(|document| document.config);
     crate::priority::raise();
@@ -173,6 +174,14 @@ where
         }
     };
     let incarnation = next_incarnation(&dirs, &component)?;
+    match kept {
+        Some(kept) => {
+            if let Err(error) = kept.write(&dirs, &component, incarnation) {
+                tracing::warn!(%error, "what the configuration was cannot be kept: nobody is told when it is edited");
+            }
+        }
+        None => Kept::remove(&dirs, &component),
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

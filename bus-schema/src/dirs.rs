@@ -1,7 +1,7 @@
 //! Run and state directories: where sockets, locks, incarnations and records are.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -13,6 +13,9 @@ use crate::names::{Component, InstanceName};
 
 /// A unix socket's path is at most this long, without the final NUL, see unix(7).
 pub const MAX_SOCKET_PATH: usize = 107;
+
+/// More than any incarnation has.
+const MAX_INCARNATION_BYTES: u64 = 64;
 
 /// What can go wrong with the directories.
 #[derive(Debug, thiserror::Error)]
@@ -170,7 +173,7 @@ impl Dirs {
             make(&self.run.join(name), mode)?;
         }
         make(&self.state, 0o700)?;
-        for name in ["lock", "incarnation", "instances", "log"] {
+        for name in ["lock", "incarnation", "config", "instances", "log"] {
             make(&self.state.join(name), 0o700)?;
         }
         for private in [
@@ -356,7 +359,7 @@ impl Lock {
 
     /// The pid that the holder of a lock wrote, if the lock is held.
     pub fn holder(path: &Path) -> Option<u32> {
-        let mut file = File::open(path).ok()?;
+        let mut file = crate::regular::reader(path).ok()?;
         match flock(&file, FlockOperation::NonBlockingLockShared) {
             Err(rustix::io::Errno::WOULDBLOCK) => {}
             _ => return None,
@@ -382,28 +385,33 @@ impl Drop for Lock {
 /// When the file cannot be written; without it two lives could not be told apart.
 pub fn next_incarnation(dirs: &Dirs, component: &Component) -> Result<u64, DirsError> {
     let path = dirs.state.join("incarnation").join(component.to_string());
-    let last = match std::fs::read_to_string(&path) {
+    let in_seconds = || unix_now_ns() / 1_000_000_000;
+    let last = match crate::regular::read(&path, MAX_INCARNATION_BYTES) {
         // A damaged file: the seconds since 1970 are above any count of starts.
-        Ok(text) => text
-            .trim()
-            .parse()
-            .unwrap_or_else(|_| unix_now_ns() / 1_000_000_000),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
-        Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
-            unix_now_ns() / 1_000_000_000
-        }
-        Err(error) => return Err(io("read", &path)(error)),
+        Ok(bytes) => std::str::from_utf8(&bytes)
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or_else(in_seconds),
+        Err(error) => match error.kind() {
+            ErrorKind::NotFound => 0,
+            ErrorKind::FileTooLarge => in_seconds(),
+            // Something that is no file stands there.
+            ErrorKind::InvalidInput => {
+                std::fs::remove_file(&path).map_err(io("remove", &path))?;
+                in_seconds()
+            }
+            _ => return Err(io("read", &path)(error)),
+        },
     };
     let next: u64 = last + 1;
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(io("open", &path))?;
-    file.write_all_at(format!("{next:020}\n").as_bytes(), 0)
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600);
+    let file = crate::regular::open(&path, &mut options).map_err(io("open", &path))?;
+    let text = format!("{next:020}\n");
+    file.write_all_at(text.as_bytes(), 0)
         .map_err(io("write", &path))?;
+    // A damaged file may have been longer.
+    let _ = file.set_len(text.len() as u64);
     Ok(next)
 }
 
@@ -477,5 +485,32 @@ mod tests {
         assert!(next_incarnation(&dirs, &Component::Bridge).unwrap() > 1_000_000);
         std::fs::write(dirs.state.join("incarnation/bridge"), b"junk").unwrap();
         assert!(next_incarnation(&dirs, &Component::Bridge).unwrap() > 1_000_000);
+    }
+
+    #[test]
+    fn an_incarnation_that_is_no_file_holds_nobody_up() {
+        let temp = tempfile::tempdir().unwrap();
+        let dirs = dirs(temp.path());
+        dirs.create().unwrap();
+        let path = dirs.state.join("incarnation/bridge");
+        let elsewhere = temp.path().join("elsewhere");
+        let next = || next_incarnation(&dirs, &Component::Bridge).unwrap();
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        let first = next();
+        assert!(first > 1_000_000);
+        assert_eq!(next(), first + 1);
+        std::fs::write(&elsewhere, "7").unwrap();
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
+        assert!(next() > 1_000_000);
+        assert_eq!(
+            std::fs::read_to_string(&elsewhere).unwrap(),
+            "7",
+            "it is not written to"
+        );
+        std::fs::write(&path, "9".repeat(100)).unwrap();
+        let damaged = next();
+        assert_eq!(next(), damaged + 1, "it was cut to its length");
     }
 }

@@ -75,6 +75,19 @@ pub enum LimitKind {
     Pids,
 }
 
+impl LimitKind {
+    /// Its name, as it stands in the configuration.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu_percent",
+            Self::CpuWeight => "cpu_weight",
+            Self::Memory => "memory_mb",
+            Self::IoWeight => "io_weight",
+            Self::Pids => "pids",
+        }
+    }
+}
+
 /// Whether a limit holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]

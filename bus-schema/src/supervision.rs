@@ -8,6 +8,7 @@ use crate::limits::LimitReport;
 use crate::message::{Command, Message, Snapshot};
 use crate::names::{Generation, InstanceName, ManagerName, ServiceName};
 use crate::process::{ExitRecord, StateName, command, query};
+use crate::reply::{Code, known_code};
 
 /// What an operator wants of a service. Survives the supervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -137,6 +138,19 @@ pub struct InstanceStatus {
     pub last_error: Option<String>,
     /// Its limits; `None` where no resource-controller made any.
     pub limits: Option<Vec<LimitReport>>,
+    /// It is a one-shot that is through: [`Phase::Idle`], and it counts as `completed`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub completed: bool,
+}
+
+impl InstanceStatus {
+    /// [`Phase::word`], but `completed` for a one-shot that is through.
+    pub fn word(&self) -> &'static str {
+        match (&self.phase, self.completed) {
+            (Phase::Idle, true) => "completed",
+            (phase, _) => phase.word(),
+        }
+    }
 }
 
 /// An instance's status changed; the first word of what happened and why is in `why`.
@@ -195,11 +209,25 @@ pub struct ResetServices {
 }
 
 /// Have services read their own configuration again, as their `reload` says, one
-/// instance after the other. Answered when all have; the first that fails ends it.
+/// instance after the other. One that fails, or cannot be asked, does not keep the
+/// others from it: answered when all were asked, with what became of each.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReloadServices {
     /// Which; of all, those that have a `reload`.
     pub target: Target,
+}
+
+/// What a [`ReloadServices`] came to for one instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// Which.
+    pub instance: InstanceName,
+    /// [`Code::Ok`] where it has.
+    #[serde(deserialize_with = "known_code")]
+    pub code: Code,
+    /// What went wrong, for a person; empty where nothing did.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
 }
 
 /// Ask for the status of all instances, in pages.
@@ -221,5 +249,5 @@ command!(StartServices, "supervision.start", Outcome);
 command!(StopServices, "supervision.stop", Outcome);
 command!(RestartServices, "supervision.restart", Outcome);
 command!(ResetServices, "supervision.reset", Outcome);
-command!(ReloadServices, "supervision.reload", Outcome);
+command!(ReloadServices, "supervision.reload", Vec<Reloaded>);
 query!(ListStatus, "supervision.list", Snapshot<InstanceStatus>);

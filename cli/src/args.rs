@@ -75,6 +75,11 @@ pub enum Format {
 #[derive(Debug, Subcommand)]
 pub enum Cmd {
     /// Start the daemons and all services, show what happens, stop everything on Ctrl-C
+    ///
+    /// A service is ready when its probes pass. What has none counts as ready when it has run for 1.5 s, what
+    /// has failed meanwhile when it has run for twice as long as before (5 s to 1 m). What is waited for is told with the
+    /// reason after 10 s, 30 s, 70 s and so on; --detach waits for 2 m, or for --timeout, and then ends with exit code 5:
+    /// the keeper goes on.
     Up(Up),
     /// Stop all services in order, then the daemons
     Down,
@@ -93,10 +98,16 @@ pub enum Cmd {
     /// Send a signal to the first process of services
     Signal(Signal),
     /// Show what runs, what does not, and why
+    ///
+    /// RESTARTS counts the starts that followed an end that nobody asked for, or a start that failed,
+    /// also those that no daemon saw, and an end with success where the policy is `always`. It begins
+    /// with 0 again when an operator stops, restarts or resets the service, or starts it while it does
+    /// not run. Not counted, since nothing failed: a restart together with a dependency, or with the host.
+    /// `-o json` has more, as whether a successor waits (`standby`).
     Status(Status),
     /// Show the output of services
     Logs(Logs),
-    /// Show the verdict on each instance; exit code 1 when one is unhealthy or has failed
+    /// Show the verdict on each instance; exit code 1 when one is unhealthy, has failed, or nobody can tell
     Health(Status),
     /// Show status and usage, live
     Monitor(Monitor),
@@ -115,7 +126,12 @@ pub enum Cmd {
     /// The bus between the daemons
     #[command(subcommand)]
     Bus(BusCmd),
-    /// Check this host and say what to do about what is wrong
+    /// Check this host and what the configuration needs of it, and say what to do about what is wrong
+    ///
+    /// Of the configuration: users and groups, working directories, files of variables, references,
+    /// programs, and addresses to listen on that somebody else has; each with its line. As root this is
+    /// tried with the rights of the service's user. References to variables are looked up in the
+    /// environment of the process-manager that runs, else in this one.
     Doctor,
     /// Print the completions of a shell
     Completions {
@@ -138,7 +154,7 @@ pub struct Up {
 /// The services a command is about.
 #[derive(Debug, Clone, Args)]
 pub struct Targets {
-    /// Names of services
+    /// Names of services, each with all its instances (logs, status, kill and signal take one, too: web.1)
     #[arg(
         value_name = "SERVICE",
         required_unless_present = "all",
@@ -204,7 +220,7 @@ pub struct Logs {
     /// Services or instances [default: all]
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
-    /// Go on with new lines as they come
+    /// Go on with new lines as they come, until everything has gone down
     #[arg(short, long)]
     pub follow: bool,
     /// Last lines to show of each instance [default: 100; with --since, --until, --grep or --previous all]
@@ -225,7 +241,7 @@ pub struct Logs {
     /// With --grep: only lines that do not match
     #[arg(short = 'v', long, requires = "grep")]
     pub invert_match: bool,
-    /// What was written before the latest start
+    /// What was written before the latest start (and its hook before_start); exit code 1 when there is nothing
     #[arg(long, conflicts_with = "follow")]
     pub previous: bool,
     /// Only the text, as the service wrote it: no time, name or stream
@@ -240,6 +256,24 @@ pub enum LogStream {
     Out,
     /// Standard error.
     Err,
+}
+
+impl Logs {
+    /// Whether there can be a line that is meant.
+    ///
+    /// # Errors
+    /// When the last moment comes before the first.
+    pub fn check(&self) -> Result<(), crate::error::Error> {
+        match (self.since, self.until) {
+            (Some(since), Some(until)) if since > until => {
+                Err(crate::error::Error::Usage(format!(
+                    "--since {since} is later than --until {until}: no line is between them; \
+                     exchange the two"
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 fn parse_regex(text: &str) -> Result<regex::bytes::Regex, String> {

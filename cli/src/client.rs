@@ -52,7 +52,7 @@ pub fn components_with(dirs: &Dirs, managers: &[ManagerName]) -> Vec<Component> 
 /// Whether somebody holds a lock file. Unlike its text this is true on a full disk, too.
 pub fn is_locked(path: &Path) -> bool {
     // Opened for reading only: asking must not create anything.
-    let Ok(file) = std::fs::File::open(path) else {
+    let Ok(file) = blackhole_bus_schema::regular::reader(path) else {
         return false;
     };
     matches!(

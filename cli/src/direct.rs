@@ -114,9 +114,7 @@ pub async fn stop(context: &Context, target: &Target) -> Result<(), Error> {
             .filter(|record| level.contains(record.instance.service()))
         {
             touched.insert(record.instance.clone());
-            if !record.state.is_live() {
-                continue;
-            }
+            // Also one that has ended: what is kept for its successor is closed by that.
             let (instance, generation) = (record.instance.clone(), record.generation);
             let home = managers.homes.get(&instance).cloned().unwrap_or_default();
             let manager = managers.link(&format!("stop {instance}"), &home)?.clone();

@@ -71,6 +71,16 @@ pub enum Error {
         /// Who should have answered.
         component: String,
     },
+    /// The process-managers that have what was meant do not answer, others may.
+    #[error("cannot {operation}: no answer from {component}")]
+    Away {
+        /// What was wanted, as a verb, and of what.
+        operation: String,
+        /// Who should have answered.
+        component: String,
+        /// The command that does without them.
+        offline: String,
+    },
     /// No daemon at all answers.
     #[error("cannot {operation}: no daemon answers in {}", .run.display())]
     Nobody {
@@ -201,7 +211,7 @@ impl Error {
             | Self::NoConfig { .. }
             | Self::Dirs(DirsError::Unknown { .. } | DirsError::TooLong { .. }) => Exit::Usage,
             Self::NotFound { .. } => Exit::NotFound,
-            Self::Unreachable { .. } | Self::Nobody { .. } => Exit::Unreachable,
+            Self::Unreachable { .. } | Self::Away { .. } | Self::Nobody { .. } => Exit::Unreachable,
             Self::TimedOut { .. } | Self::Waited { .. } => Exit::TimedOut,
             Self::Refused { status, .. } | Self::Called { status, .. } => exit_of(status.code),
             Self::Forbidden { .. } => Exit::Refused,
@@ -245,6 +255,11 @@ impl Error {
                  missing; status, logs, stop and kill also work without daemons, with --offline"
                     .to_owned()
             }
+            Self::Away { offline, .. } => format!(
+                "what runs there runs on, and `{offline}` does without the process-manager; \
+                 `blackhole up -d` starts what is missing, `blackhole component list` shows who is \
+                 there"
+            ),
             Self::TimedOut { .. } => "it may still go on: `blackhole status` shows how far it is; \
                  --timeout allows more time"
                 .to_owned(),

@@ -1,4 +1,4 @@
-//! What the host offers: cgroups, limits, disk, users. Only reads.
+//! What the host offers: cgroups, limits, disk. Only reads.
 
 use std::path::{Path, PathBuf};
 
@@ -21,6 +21,26 @@ pub fn process_state(pid: u32) -> Option<char> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name, in parentheses, may hold anything, also parentheses.
     stat.rsplit_once(')')?.1.trim_start().chars().next()
+}
+
+/// Whether a successor of a service waits as a process, beside the service's own
+/// process `pid`: its shim has another child that has not executed a program yet
+/// and so goes by the shim's name. `None` where the kernel does not tell.
+pub fn successor_waits(pid: u32) -> Option<bool> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // State, then the parent; the name may hold anything.
+    let shim = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?;
+    let name = |pid: &str| std::fs::read(format!("/proc/{pid}/comm")).ok();
+    let shims = name(shim)?;
+    let children = std::fs::read_to_string(format!("/proc/{shim}/task/{shim}/children")).ok()?;
+    let others = children
+        .split_whitespace()
+        .filter(|child| child.parse() != Ok(pid));
+    Some(
+        others
+            .into_iter()
+            .any(|child| name(child).as_ref() == Some(&shims)),
+    )
 }
 
 /// The hierarchies, from the texts of /proc/self/cgroup and /proc/self/mountinfo.
@@ -89,19 +109,6 @@ pub fn own_cgroups() -> Vec<PathBuf> {
         .collect()
 }
 
-/// The numeric id of a user named in the configuration, from the text of /etc/passwd.
-pub fn uid_of(passwd: &str, user: &str) -> Option<u32> {
-    if let Ok(id) = user.parse() {
-        return Some(id);
-    }
-    passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        (fields.next() == Some(user))
-            .then(|| fields.nth(1)?.parse().ok())
-            .flatten()
-    })
-}
-
 /// Whether a process may write into a directory, as access(2) tells it.
 pub fn writable(path: &Path) -> bool {
     rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok()
@@ -146,13 +153,5 @@ mod tests {
     #[test]
     fn a_controller_that_is_not_mounted_is_left_out() {
         assert!(hierarchies("3:pids:/\n", MOUNTS).is_empty());
-    }
-
-    #[test]
-    fn users() {
-        let passwd = "root:x:0:0:root:/root:/bin/sh\nweb:x:33:33::/:/bin/false\n";
-        assert_eq!(uid_of(passwd, "web"), Some(33));
-        assert_eq!(uid_of(passwd, "1000"), Some(1000));
-        assert_eq!(uid_of(passwd, "nobody"), None);
     }
 }

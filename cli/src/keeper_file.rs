@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use blackhole_bus_schema::dirs::{Dirs, Lock};
 use blackhole_bus_schema::names::ManagerName;
+use blackhole_bus_schema::regular;
 use serde::{Deserialize, Serialize};
 
 use crate::client;
@@ -12,6 +13,9 @@ use crate::view::keeper::{Keeper, State};
 
 /// Name of the keeper's lock in the state directory.
 pub const LOCK: &str = "up";
+
+/// More than it ever has: some managers' names.
+const MOST_BYTES: u64 = 1024 * 1024;
 
 /// `<state>/keeper.json`. It outlives a killed keeper, so it tells what was
 /// meant, not what is: the lock tells that.
@@ -47,7 +51,7 @@ impl KeeperFile {
 
     /// Reads it; `None` when there is none or it is damaged.
     pub fn read(dirs: &Dirs) -> Option<Self> {
-        serde_json::from_slice(&std::fs::read(Self::path(dirs)).ok()?).ok()
+        serde_json::from_slice(&regular::read(&Self::path(dirs), MOST_BYTES).ok()?).ok()
     }
 
     /// Writes it whole or not at all.

@@ -10,7 +10,9 @@
 //! | [`client`], [`watch`] | questions over the bus; a live picture of the whole |
 //! | [`direct`] | start and stop without a supervisor |
 //! | [`offline`], [`offline_logs`] | break-glass: records, shims' sockets and log files |
-//! | [`host`] | what the host offers |
+//! | [`notes`] | what is right in a configuration and probably not meant |
+//! | [`edited`] | whether the configuration was changed since the daemons were started |
+//! | [`host`], [`listeners`] | what the host offers, who listens on it |
 //! | [`view`] | what is shown: pure functions over the daemons' answers |
 //! | [`human`], [`out`], [`table`] | numbers for people, the two outputs, tables |
 
@@ -19,10 +21,13 @@ pub mod client;
 pub mod cmd;
 pub mod context;
 pub mod direct;
+pub mod edited;
 pub mod error;
 pub mod host;
 pub mod human;
 pub mod keeper_file;
+pub mod listeners;
+pub mod notes;
 pub mod offline;
 pub mod offline_logs;
 pub mod out;

@@ -12,6 +12,7 @@ use blackhole_process_manager::shim::client::{
     instance_lock_held, read_record,
 };
 use blackhole_process_manager::shim::record::Record;
+use blackhole_process_manager::shim::{keeps, release_now};
 use tokio::task::JoinSet;
 
 use crate::error::Error;
@@ -116,6 +117,8 @@ fn held(record: Record) -> InstanceRecord {
 
 fn from_disk(record: Record) -> InstanceRecord {
     let restarts = record.spec().map_or(0, |spec| spec.restarts);
+    let steps = record.started.as_ref();
+    let steps = steps.map_or_else(Vec::new, |started| started.steps.clone());
     let state = match (record.exit, record.failure, record.started) {
         (Some(exit), _, _) if exit.result.is_failure() => ProcessState::Failed {
             failure: Failure::Exit { exit },
@@ -132,11 +135,11 @@ fn from_disk(record: Record) -> InstanceRecord {
         generation: record.generation,
         state,
         notify: NotifyState::default(),
-        steps: Vec::new(),
+        steps,
         grant: record.grant,
         adopted: false,
         lost_log_lines: 0,
-        previous_exit: None,
+        previous_exit: record.previous_exit,
         restarts,
     }
 }
@@ -179,6 +182,11 @@ pub async fn stop(
 async fn stop_one(dirs: &Dirs, instance: &InstanceName, kill: bool) -> Result<(), Error> {
     if let Some(mut attached) = ask_to_end(dirs, instance, kill).await? {
         ended(&mut attached.events).await;
+    }
+    // What is kept for the successor of one that has ended by itself.
+    let socket = dirs.shim_socket(instance);
+    if keeps(&socket) && !is_held(dirs, instance) {
+        let _ = tokio::task::spawn_blocking(move || release_now(&socket)).await;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use blackhole_bus_schema::names::InstanceName;
 use rustix::fs::inotify;
 use tokio::io::unix::AsyncFd;
 
-use crate::cmd::logs::{Mark, Origin, Printer, Selection, Source, print_merged};
+use crate::cmd::logs::{Mark, Origin, Printer, Selection, Source, of_a_run_before, print_merged};
 use crate::context::Context;
 use crate::error::Error;
 use crate::offline;
@@ -42,7 +42,7 @@ pub(crate) async fn run(
     let mut printer = Printer::new(context, raw, meant.iter());
     print_merged(&mut sources, &mut printer).await?;
     let Some(mut watch) = watch else {
-        return Ok(());
+        return of_a_run_before(selection, &sources);
     };
     let mut marks: BTreeMap<InstanceName, Mark> = meant
         .into_iter()

@@ -93,6 +93,12 @@ fn exit_codes() {
         (&["config", "validate", "-c", "b.yaml"], 0),
         (&["config", "validate", "-c", "missing.yaml"], 2),
         (&["stop", "web.1"], 2),
+        (&["start", "web.1", "-c", "b.yaml"], 2),
+        (&["restart", "web.1"], 2),
+        (&["reset", "web.1"], 2),
+        (&["logs", "web.1"], 4),
+        (&["logs", "--since", "10m", "--until", "1h"], 2),
+        (&["logs", "--since", "1h", "--until", "10m"], 4),
         (&["stop", "WEB"], 2),
         (&["stop"], 2),
         (&["signal", "NOPE", "web"], 2),
@@ -407,4 +413,111 @@ fn daemons_beside_the_program_are_needed() {
         "{}",
         err(&output)
     );
+}
+
+#[test]
+fn what_is_probably_not_meant_is_noted_in_the_order_of_the_file() {
+    let temp = temp();
+    let path = temp.path().join("b.yaml");
+    std::fs::write(temp.path().join("app.py"), "").unwrap();
+    let text = r#"
+services:
+  web:
+    command: [python3, app.py]
+    sockets: {http: "127.0.0.1:8080"}
+    health: {liveness: {tcp: "127.0.0.1:8080"}}
+  api: {command: [sh], standby: true, oneshot: true}
+"#;
+    std::fs::write(&path, text).unwrap();
+    let file = path.display();
+    let expected = [
+        format!("{file}:4:5: services.web.command: web runs in /, where there is no app.py"),
+        format!("{file}:6:30: services.web.health.liveness.tcp: connects to its own socket http"),
+        format!("{file}:7:33: services.api.standby: has no effect: a one-shot"),
+    ];
+    let output = run(&temp, &["config", "validate", "-c", "b.yaml"]);
+    assert_eq!(code(&output), 0);
+    let notes = err(&output);
+    let notes: Vec<&str> = notes.lines().collect();
+    assert_eq!(notes.len(), expected.len(), "{notes:#?}");
+    for (note, expected) in notes.iter().zip(&expected) {
+        assert!(note.starts_with(&format!("note: {expected}")), "{note}");
+    }
+    let output = run(&temp, &["config", "validate", "-c", "b.yaml", "-o", "json"]);
+    assert_eq!(err(&output), "");
+    let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(document["notes"].as_array().unwrap().len(), expected.len());
+    assert!(document["notes"][2].as_str().unwrap().contains("one-shot"));
+    // Doctor has the same.
+    let output = run(&temp, &["doctor", "-c", "b.yaml"]);
+    assert_eq!(out(&output).matches("note ").count(), 3, "{}", out(&output));
+
+    for empty in ["", "services: {}\n"] {
+        std::fs::write(&path, empty).unwrap();
+        let output = run(&temp, &["config", "validate", "-c", "b.yaml"]);
+        assert_eq!(code(&output), 0);
+        assert!(
+            out(&output).contains("valid, 0 services"),
+            "{}",
+            out(&output)
+        );
+        assert!(
+            err(&output).contains("there are no services"),
+            "{}",
+            err(&output)
+        );
+    }
+}
+
+#[test]
+fn a_key_that_is_not_known_has_its_nearest_one_beside_it() {
+    let temp = temp();
+    for (text, hint) in [
+        ("service: {a: {command: [x]}}", "did you mean services?"),
+        ("services: {a: {comand: [x]}}", "did you mean command?"),
+        (
+            "services: {a: {command: [x], memory_mb: 5}}",
+            "it belongs under services.a.resources",
+        ),
+        (
+            "services: {a: {command: [x], stop: {garce: 5s}}}",
+            "did you mean grace?",
+        ),
+        (
+            "runtime: {orchestrator: {max_procesess: 5}}",
+            "did you mean max_processes?",
+        ),
+    ] {
+        std::fs::write(temp.path().join("b.yaml"), text).unwrap();
+        let output = run(&temp, &["config", "validate", "-c", "b.yaml"]);
+        assert_eq!(code(&output), 2);
+        assert!(err(&output).contains(hint), "{text}: {}", err(&output));
+    }
+}
+
+#[test]
+fn who_exchanges_the_moments_or_names_an_instance_is_told_what_to_write() {
+    let temp = temp();
+    let reversed = [
+        "logs",
+        "--since",
+        "2026-11-22T10:00Z",
+        "--until",
+        "2026-11-22T09:00Z",
+    ];
+    let text = err(&run(&temp, &reversed));
+    let expected = "--since 2026-11-22T10:00:00Z is later than --until 2026-11-22T09:00:00Z";
+    assert!(
+        text.contains(expected) && text.contains("exchange the two"),
+        "{text}"
+    );
+    for command in ["start", "stop", "restart", "reset"] {
+        let text = err(&run(&temp, &[command, "web.2", "-c", "b.yaml"]));
+        assert!(
+            text.contains(
+                "\"web.2\" is an instance; this command takes whole services: write \"web\""
+            ),
+            "{text}"
+        );
+    }
 }

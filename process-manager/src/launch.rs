@@ -21,7 +21,6 @@ use crate::shim::client::{
 };
 use crate::shim::protocol::PROTOCOL;
 use crate::shim::sweep;
-use crate::users::Identity;
 
 /// Spawns on their way to the fork server at one time; others wait. It forks
 /// one after the other, so more would only fill its socket's backlog.
@@ -57,22 +56,15 @@ pub struct Environs {
 }
 
 impl Environs {
-    /// The environment of a service, with what belongs to its user where that
-    /// is given. May block on files.
+    /// The environment of a service, without what belongs to its user. May block on files.
     ///
     /// # Errors
     /// When a reference cannot be resolved.
-    pub fn build(
-        &self,
-        spec: &SpawnSpec,
-        identity: Option<&Identity>,
-    ) -> Result<Environment, SpawnFailure> {
-        let login = identity.and_then(|identity| identity.login.as_ref());
+    pub fn build(&self, spec: &SpawnSpec) -> Result<Environment, SpawnFailure> {
         let blackhole = self.own(&spec.instance, spec.generation);
         let recipe = Recipe {
             env: &spec.env,
             files: &spec.settings.env_files,
-            login: login.map(|(user, home)| (user.as_str(), home.as_str())),
             blackhole: &blackhole,
         };
         environment::build(&recipe, &Host).map_err(environment::EnvironmentError::into_failure)
@@ -101,6 +93,23 @@ impl Environs {
 }
 
 impl Environs {
+    /// What the shim is sent. Blocks where files are asked for. Users are looked up
+    /// by the shim, which also sets `HOME` and `USER`.
+    ///
+    /// # Errors
+    /// When a reference cannot be resolved.
+    pub fn request(&self, spec: &SpawnSpec) -> Result<SpawnRequest, SpawnFailure> {
+        let environment = self.build(spec)?.into_map();
+        let encoded = SpawnRequest::from_spec(&self.dirs, spec, environment, self.inherited_nofile);
+        let mut request =
+            encoded.map_err(|error| failure(&format!("encode the specification: {error}"), ""))?;
+        request.permit = spec.permit.clone().map(|permit| ShimPermit {
+            env: self.differences(&spec.instance, permit.generation),
+            permit,
+        });
+        Ok(request)
+    }
+
     /// What a shim gets with a permit that comes after the spawn of `spec`: the
     /// whole environment of the successor.
     ///
@@ -116,7 +125,7 @@ impl Environs {
                 generation: permit.generation,
                 ..(*spec).clone()
             };
-            let env = self.build(&successor, None);
+            let env = self.build(&successor);
             let env = env.map_err(|failure| failure.to_string())?.into_map();
             Ok(ShimPermit { permit, env })
         };
@@ -283,7 +292,7 @@ impl Launcher {
             adopt::claim(&dirs, &spec.instance, &owner).map_err(|error| {
                 failure(&format!("claim {}: {}", spec.instance, chain(&error)), "")
             })?;
-            request(&environs, &dirs, &spec)
+            environs.request(&spec)
         };
         if !blocks {
             return work();
@@ -447,28 +456,6 @@ impl Launcher {
             _ => Ok(None),
         }
     }
-}
-
-/// What the shim is sent. Blocks where files are asked for. Users are looked up
-/// by the shim, which also sets `HOME` and `USER`.
-fn request(
-    environs: &Environs,
-    dirs: &Dirs,
-    spec: &SpawnSpec,
-) -> Result<SpawnRequest, SpawnFailure> {
-    let environment = environs.build(spec, None)?;
-    let mut request = SpawnRequest::from_spec(
-        dirs,
-        spec,
-        environment.into_map(),
-        environs.inherited_nofile,
-    )
-    .map_err(|error| failure(&format!("encode the specification: {error}"), ""))?;
-    request.permit = spec.permit.clone().map(|permit| ShimPermit {
-        env: environs.differences(&spec.instance, permit.generation),
-        permit,
-    });
-    Ok(request)
 }
 
 fn failure(operation: &str, hint: &str) -> SpawnFailure {

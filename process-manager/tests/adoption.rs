@@ -6,22 +6,12 @@
 mod support;
 
 use blackhole_bus_schema::names::Generation;
-use blackhole_bus_schema::process::{
-    ExitResult, ExitStatus, Failure, InstanceRecord, ProcessState, StateName,
-};
+use blackhole_bus_schema::process::{ExitResult, ExitStatus, Failure, ProcessState, StateName};
 use blackhole_process_manager::shim::client::{ForkServer, ForkServerOptions, SpawnRequest};
 use rustix::process::Signal;
 use support::*;
 
 use StateName::{Failed, Running, Stopping, Terminated};
-
-fn find<'a>(records: &'a [InstanceRecord], instance: &str) -> &'a InstanceRecord {
-    let name = name(instance);
-    records
-        .iter()
-        .find(|record| record.instance == name)
-        .unwrap_or_else(|| panic!("{instance} is missing: {records:#?}"))
-}
 
 /// The last state that was told of an instance, from the `from`th thing told on.
 fn told_since(bench: &Bench, from: usize, instance: &str) -> Vec<(Option<StateName>, StateName)> {

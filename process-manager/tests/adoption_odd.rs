@@ -6,19 +6,11 @@
 mod support;
 
 use blackhole_bus_schema::names::Generation;
-use blackhole_bus_schema::process::{ExitResult, InstanceRecord, Permit, StateName};
+use blackhole_bus_schema::process::{ExitResult, Permit, StateName};
 use rustix::process::Signal;
 use support::*;
 
 use StateName::{Failed, Running, Terminated};
-
-fn find<'a>(records: &'a [InstanceRecord], instance: &str) -> &'a InstanceRecord {
-    let name = name(instance);
-    records
-        .iter()
-        .find(|record| record.instance == name)
-        .unwrap_or_else(|| panic!("{instance} is missing: {records:#?}"))
-}
 
 /// Puts a FIFO in the place of what stands at `path`.
 fn fifo(path: &std::path::Path) {

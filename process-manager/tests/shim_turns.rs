@@ -17,7 +17,7 @@ use blackhole_bus_schema::process::{
     ExitResult, ExitStatus, Hook, ReloadAction, ReloadSpec, SpawnSpec, SpawnStep,
 };
 use blackhole_process_manager::shim::client::{
-    ClientError, ShimEvent, StopRequest, instance_lock_held, read_record,
+    ClientError, ShimEvent, ShimEvents, StopRequest, attach, instance_lock_held, read_record,
 };
 use shim_support::{Rig, end, line_of, lives, tagged, until};
 
@@ -407,6 +407,28 @@ async fn a_service_that_asks_for_time_without_end_is_killed_all_the_same() {
     line_of(&said).await;
     running.stop(Duration::from_millis(200)).await;
     assert_eq!(running.exited().await.result, ExitResult::StopTimeout);
+}
+
+#[tokio::test]
+async fn a_service_that_comes_up_slowly_asks_for_time_and_who_comes_later_is_told_as_well() {
+    let rig = Rig::new().await;
+    let script = format!("{}; exec sleep 1000", say("EXTEND_TIMEOUT_USEC=3600000000"));
+    let spec = rig.script(&script);
+    let extended = async |events: &mut ShimEvents| loop {
+        match events.next().await.unwrap() {
+            ShimEvent::Extended(left_ms) => break Duration::from_millis(left_ms),
+            ShimEvent::Notify(_) => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    let mut running = rig.spawn(&spec).await;
+    let hour = Duration::from_secs(3600);
+    assert!(extended(&mut running.events).await <= hour);
+    drop(running);
+    let mut attached = attach(&rig.dirs, &spec.instance).await.unwrap();
+    let left = extended(&mut attached.events).await;
+    assert!(!left.is_zero() && left <= hour);
+    attached.handle.kill(false).await.unwrap();
 }
 
 #[tokio::test]

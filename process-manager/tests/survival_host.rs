@@ -72,11 +72,6 @@ fn fill(directory: &Path) -> PathBuf {
     path
 }
 
-fn find<'a>(records: &'a [InstanceRecord], instance: &str) -> &'a InstanceRecord {
-    let found = records.iter().find(|one| one.instance == name(instance));
-    found.unwrap_or_else(|| panic!("{instance} is missing: {records:#?}"))
-}
-
 async fn notes(bench: &Bench) -> Vec<String> {
     bench.request(&Ping {}).await.unwrap().notes
 }

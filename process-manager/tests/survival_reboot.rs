@@ -9,7 +9,7 @@ mod support;
 use std::path::Path;
 use std::process::{Child, Command};
 
-use blackhole_bus_schema::process::{ExitResult, ExitStatus, InstanceRecord, StateName};
+use blackhole_bus_schema::process::{ExitResult, ExitStatus, StateName};
 use blackhole_process_manager::host;
 use blackhole_process_manager::shim::client::{instance_lock_held, read_record};
 use support::*;
@@ -102,11 +102,6 @@ async fn cut(bench: &mut Bench, pids: &[u32]) {
     for pid in pids {
         gone(*pid).await;
     }
-}
-
-fn find<'a>(records: &'a [InstanceRecord], instance: &str) -> &'a InstanceRecord {
-    let found = records.iter().find(|one| one.instance == name(instance));
-    found.unwrap_or_else(|| panic!("{instance} is missing: {records:#?}"))
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 //!
 //! `golden/shim-v1.hex` has frames as version 1 wrote them and is never made anew.
 //! Between the sources of the two versions lie the fields in `LATER`, the request
-//! `reload` and the message `hook`, and nothing else: the bytes of today without
+//! `reload` and the messages `hook`, `extended` and `ended`, and nothing else: the bytes of today without
 //! them are those of then. The shim of version 1 in these tests says these frames.
 
 // A test that cannot go on panics: that is its way to fail.

@@ -231,13 +231,16 @@ impl Service {
         if missing.is_some() != self.limited {
             self.note_problem().await?;
         }
+        if let Some(missing) = &missing {
+            tracing::debug!(instance = %instance, missing, "not every limit is enforced");
+        }
+        let missing = match required {
+            true => prepared.not_enforced_as_asked(),
+            false => None,
+        };
         let Some(missing) = missing else {
             return Ok(Ok(prepared.grant));
         };
-        if !required {
-            tracing::debug!(instance = %instance, missing, "not every limit is enforced");
-            return Ok(Ok(prepared.grant));
-        }
         self.ledger.restore(&instance, earlier);
         if prepared.fresh {
             self.book.end(&instance, None);

@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 use crate::binaries;
 use crate::daemon::Daemon;
+use crate::observe::files;
 use crate::processes::{self, Process};
 use crate::status::Status;
 use crate::wait::{wait_at_most, wait_for};
@@ -448,18 +449,6 @@ impl Left {
             && self.locks.is_empty()
             && self.cgroups.is_empty()
     }
-}
-
-fn files(below: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(below).into_iter().flatten().flatten() {
-        match entry.file_type() {
-            Ok(kind) if kind.is_dir() => found.extend(files(&entry.path())),
-            _ => found.push(entry.path()),
-        }
-    }
-    found.sort();
-    found
 }
 
 fn sockets(below: &Path) -> Vec<PathBuf> {

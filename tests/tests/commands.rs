@@ -95,7 +95,7 @@ fn the_json_of_status_has_the_promised_fields() {
     let status = deployment.cli(&["status", "-o", "json"]).ok().json();
     assert_eq!(
         keys(&status),
-        BTreeSet::from(["components", "keeper", "services"].map(str::to_owned))
+        BTreeSet::from(["components", "edited", "keeper", "services"].map(str::to_owned))
     );
     let service = [
         "service",
@@ -110,6 +110,7 @@ fn the_json_of_status_has_the_promised_fields() {
         "memory_bytes",
         "circuit",
         "last_exit",
+        "standby",
     ];
     let component = [
         "component",

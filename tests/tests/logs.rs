@@ -165,7 +165,7 @@ services:
     );
     deployment.up();
     wait_for_text(&deployment, "web", "begin 1");
-    assert!(shown(&deployment, &["--previous"]).is_empty());
+    deployment.cli(&["logs", "--previous"]).exits_with(1);
     deployment.cli(&["restart", "web"]).ok();
     wait_for_text(&deployment, "web", "begin 2");
     assert_eq!(
@@ -354,4 +354,134 @@ fn has_rotated(root: &Path) -> bool {
         .flatten()
         .flatten()
         .any(|entry| entry.file_name().to_string_lossy().starts_with("log.0"))
+}
+
+/// Reads what `blackhole logs -f` prints; ended when dropped.
+struct Trail {
+    child: Child,
+    out: std::path::PathBuf,
+    err: std::path::PathBuf,
+}
+
+impl Trail {
+    fn begin(deployment: &Deployment, service: &str) -> Self {
+        let [out, err] = ["follow.out", "follow.err"].map(|name| deployment.path().join(name));
+        let file = |path: &Path| std::fs::File::create(path).expect("a file");
+        let child = deployment
+            .command(&deployment.binaries().join("blackhole"))
+            .args(["logs", "-f", service])
+            .stdout(file(&out))
+            .stderr(file(&err))
+            .spawn()
+            .expect("it runs");
+        Self { child, out, err }
+    }
+
+    #[track_caller]
+    fn says(&self, words: &str) {
+        wait_for(words, || {
+            let said = std::fs::read_to_string(&self.out).unwrap_or_default();
+            said.contains(words).then_some(()).ok_or(said)
+        });
+    }
+}
+
+impl Drop for Trail {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// It goes on over another life of the process-manager, and ends with the deployment,
+/// after the last line.
+#[test]
+fn following_ends_when_everything_has_gone_down() {
+    let deployment = Deployment::new(
+        r#"
+services:
+  one: {command: [sh, -c, "trap 'echo last words; exit 0' TERM; trap 'echo again' HUP; echo up; while :; do sleep 0.05; done"]}
+"#,
+    );
+    deployment.up();
+    let mut following = Trail::begin(&deployment, "one");
+    following.says("up");
+    deployment.kill_component("process-manager");
+    deployment.wait_until("the next one", |status| status.is_in("one.1", "ready"));
+    wait_for("a signal to be sent", || {
+        let output = deployment.cli(&["signal", "HUP", "one"]);
+        (output.code == Some(0))
+            .then_some(())
+            .ok_or_else(|| format!("{output:#?}"))
+    });
+    following.says("again");
+    deployment.down();
+    let status = wait_for("its end", || {
+        let ended = following.child.try_wait().expect("a child");
+        ended.ok_or_else(|| std::fs::read_to_string(&following.err).unwrap_or_default())
+    });
+    let said = std::fs::read_to_string(&following.err).expect("its notes");
+    assert!(status.success(), "{said}");
+    assert!(said.contains("everything has gone down"), "{said}");
+    following.says("last words");
+}
+
+#[test]
+fn the_run_before_is_without_the_hook_of_the_present_one_and_may_not_be() {
+    let deployment = Deployment::new(
+        r#"
+services:
+  one:
+    command: [sh, -c, "echo run; exec sleep 100000"]
+    hooks: {before_start: [sh, -c, "echo before; sleep 0.2"]}
+"#,
+    );
+    deployment.up();
+    wait_for_text(&deployment, "one", "run");
+    for offline in [&[][..], &["--offline"]] {
+        let arguments = [offline, &["logs", "one", "--previous"]].concat();
+        let none = deployment.cli(&arguments).exits_with(1);
+        assert_eq!(none.stdout, "", "{none:#?}");
+        let words = "one.1: nothing of a run before the latest start is in its log";
+        assert!(none.stderr.contains(words), "{none:#?}");
+    }
+    deployment.cli(&["restart", "one"]).ok();
+    wait_for("both runs", || {
+        let log = deployment.cli(&["logs", "one"]).ok().stdout;
+        (log.lines().count() == 4).then_some(()).ok_or(log)
+    });
+    let before = shown(&deployment, &["one", "--previous"]);
+    assert_eq!(texts(&before), ["before", "run"]);
+    // Of a process that has ended, too.
+    deployment.cli(&["stop", "one"]).ok();
+    let before = shown(&deployment, &["one", "--previous"]);
+    assert_eq!(texts(&before), ["before", "run"]);
+    deployment.down();
+}
+
+/// A restart by permit comes at once: what the run before said last is its own, and what
+/// the hook says that comes before the next one is not.
+#[test]
+fn last_words_before_a_restart_at_once_belong_to_the_run_before() {
+    let script = "if test -e $PWD/again-$0; then echo second; exec sleep 100000; fi; \
+                  touch $PWD/again-$0; echo first; echo last words; exit 3";
+    let deployment = Deployment::new(&format!(
+        r#"
+services:
+  one: {{command: [sh, -c, "{script}", one], working_dir: "."}}
+  two:
+    command: [sh, -c, "{script}", two]
+    working_dir: "."
+    hooks: {{before_start: [echo, before], after_exit: [echo, after]}}
+"#
+    ));
+    deployment.up();
+    for service in ["one", "two"] {
+        wait_for_text(&deployment, service, "second");
+    }
+    let before = shown(&deployment, &["one", "--previous"]);
+    assert_eq!(texts(&before), ["first", "last words"]);
+    let before = shown(&deployment, &["two", "--previous"]);
+    assert_eq!(texts(&before), ["before", "first", "last words", "after"]);
+    deployment.down();
 }

@@ -219,3 +219,50 @@ fn down_closes_what_was_kept_for_a_service_that_had_failed() {
     TcpListener::bind(("127.0.0.1", port)).expect("it is free");
     deployment.assert_nothing_left();
 }
+
+/// One that has failed for good has no process; what is kept for its next start is
+/// closed all the same, with a supervisor, without one, and without any daemon.
+#[test]
+fn a_stop_closes_what_was_kept_for_a_service_that_had_failed() {
+    let ports = [free_port(), free_port(), free_port(), free_port()];
+    let [never, circuit, direct, offline] = ports;
+    let deployment = Deployment::new(&format!(
+        "
+services:
+  never: {{command: [sh, -c, exit 3], restart: {{policy: never}}, sockets: {{x: \"127.0.0.1:{never}\"}}}}
+  circuit: {{command: [sh, -c, exit 3], restart: {{max_attempts: 1}}, sockets: {{x: \"127.0.0.1:{circuit}\"}}}}
+  direct: {{command: [sh, -c, exit 3], restart: {{policy: never}}, sockets: {{x: \"127.0.0.1:{direct}\"}}}}
+  offline: {{command: [sh, -c, exit 3], restart: {{policy: never}}, sockets: {{x: \"127.0.0.1:{offline}\"}}}}
+"
+    ));
+    let daemons = deployment.daemons();
+    deployment.wait_until("all to have failed", |status| {
+        status.is_in("circuit.1", "circuit_open")
+            && ["never.1", "direct.1", "offline.1"]
+                .iter()
+                .all(|one| status.is_in(one, "gave_up"))
+    });
+    for port in ports {
+        TcpStream::connect(("127.0.0.1", port)).expect("it is kept");
+    }
+    let is_free = |port| TcpListener::bind(("127.0.0.1", port)).map(|_| ());
+    deployment.cli(&["stop", "never", "circuit"]).ok();
+    is_free(never).expect("it is free");
+    is_free(circuit).expect("it is free");
+    let mut left = Vec::new();
+    for daemon in daemons {
+        match daemon.component() {
+            "supervisor" => daemon.kill(),
+            _ => left.push(daemon),
+        }
+    }
+    // It says that it has failed.
+    deployment.cli(&["stop", "direct"]);
+    is_free(direct).expect("it is free");
+    TcpStream::connect(("127.0.0.1", offline)).expect("it is kept");
+    deployment.cli(&["--offline", "stop", "offline"]).ok();
+    is_free(offline).expect("it is free");
+    drop(left);
+    deployment.cli(&["down"]).ok();
+    deployment.assert_nothing_left();
+}

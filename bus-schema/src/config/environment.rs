@@ -7,7 +7,7 @@ use super::orchestrator::OVERRIDABLE;
 use super::section::nearest;
 use super::tree::{Entry, Node, Value, scalar, shortened};
 
-const PREFIX: &str = "BLACKHOLE_RUNTIME_";
+pub(super) const PREFIX: &str = "BLACKHOLE_RUNTIME_";
 
 fn variable(path: &[&str]) -> String {
     format!(

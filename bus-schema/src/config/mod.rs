@@ -22,11 +22,14 @@ mod all;
 mod environment;
 mod error;
 mod graph;
+mod kept;
 mod limits;
 mod listen;
 mod managers;
 mod model;
+mod notes;
 mod orchestrator;
+mod places;
 mod probe;
 pub mod reference;
 mod section;
@@ -40,11 +43,14 @@ use std::io::Read;
 use std::path::Path;
 
 pub use error::{ConfigError, Invalid};
+pub use kept::{Changed, Difference, Kept};
 pub use listen::Listen;
 pub use model::{
     Condition, Config, Dependency, Document, Orchestrator, Priority, RestartMode, RestartPolicy,
     ServiceConfig,
 };
+pub use notes::{Note, STANDBY_PIDS};
+pub use places::Places;
 
 use section::Field;
 

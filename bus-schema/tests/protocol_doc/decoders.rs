@@ -24,7 +24,7 @@ use blackhole_bus_schema::resource::{
     Capacity, GetCapacity, ListUsage, OomKilled, Prepare, Pressure, Release, Usage, UsageTick,
 };
 use blackhole_bus_schema::supervision::{
-    Circuit, Desired, InstanceStatus, ListStatus, Phase, ReloadServices, ResetServices,
+    Circuit, Desired, InstanceStatus, ListStatus, Phase, ReloadServices, Reloaded, ResetServices,
     RestartServices, StartServices, StopServices, SupervisionChanged, Target,
 };
 use blackhole_bus_schema::value::from_value;
@@ -103,6 +103,7 @@ pub(super) fn structures() -> BTreeMap<&'static str, Decodes> {
         "supervision.list" => ListStatus,
         "supervision.changed" => SupervisionChanged,
         "Target" => Target,
+        "Reloaded" => Reloaded,
         "InstanceStatus" => InstanceStatus,
         "Phase" => Phase,
         "resource.prepare" => Prepare,

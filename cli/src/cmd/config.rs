@@ -9,8 +9,7 @@ use crate::args::Format;
 use crate::context::Context;
 use crate::error::Error;
 use crate::view::config;
-use crate::view::place::Misplaced;
-use crate::{human, out};
+use crate::{human, notes, out};
 
 #[derive(Serialize)]
 struct Verdict {
@@ -18,7 +17,7 @@ struct Verdict {
     config: PathBuf,
     services: usize,
     instances: usize,
-    /// What is right and probably not meant.
+    /// What is right and probably not meant, in the order of the file.
     notes: Vec<String>,
 }
 
@@ -77,7 +76,7 @@ fn refused(context: &Context, error: &Error) -> Result<(), Error> {
 }
 
 pub(super) fn validate(context: &Context) -> Result<(), Error> {
-    let (path, config) = match context.config() {
+    let (path, document) = match context.document() {
         Ok(read) => read,
         Err(error) => {
             refused(context, &error)?;
@@ -86,11 +85,11 @@ pub(super) fn validate(context: &Context) -> Result<(), Error> {
     };
     let verdict = Verdict {
         valid: true,
-        services: config.services.len(),
-        instances: config.instances().count(),
-        notes: Context::misplaced(&path, &config)
+        services: document.config.services.len(),
+        instances: document.config.instances().count(),
+        notes: notes::of(&path, &document)
             .iter()
-            .map(Misplaced::text)
+            .map(ToString::to_string)
             .collect(),
         config: path,
     };

@@ -1,13 +1,17 @@
 //! `blackhole doctor`: checks this host and says what to do about what is wrong.
 
 mod daemons;
+mod files;
 mod limits;
 mod places;
+mod ports;
 mod services;
+mod subject;
+mod user;
 
 use std::path::PathBuf;
 
-use blackhole_bus_schema::config::Config;
+use blackhole_bus_schema::config::Document as ConfigDocument;
 use serde::Serialize;
 
 use crate::client::{self, Overview};
@@ -15,12 +19,14 @@ use crate::context::Context;
 use crate::error::{Error, Exit};
 use crate::out::{self, Tone};
 use crate::table::{Table, plain, toned};
+use crate::view::service;
 use crate::{host, human, keeper_file, offline};
 
-use daemons::{daemons, keeper, orphaned, stale};
+use daemons::{daemons, edited, keeper, orphaned, stale};
 use limits::{cgroups, open_files, rights};
 use places::{directory, room, socket_length};
-use services::{directories, isolation, programs};
+use services::{isolation, notes};
+use subject::{At, Subject};
 
 /// How a check went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -39,6 +45,18 @@ struct Check {
     found: String,
     /// What to do about it.
     advice: Option<String>,
+    /// Where in the configuration it stands.
+    at: Option<At>,
+}
+
+impl Check {
+    /// The same, about this place in the configuration.
+    fn at(self, at: At) -> Self {
+        Self {
+            at: Some(at),
+            ..self
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -52,6 +70,7 @@ fn ok(what: &str, found: impl Into<String>) -> Check {
         what: what.to_owned(),
         found: found.into(),
         advice: None,
+        at: None,
     }
 }
 
@@ -61,6 +80,7 @@ fn warn(what: &str, found: impl Into<String>, advice: impl Into<String>) -> Chec
         what: what.to_owned(),
         found: found.into(),
         advice: Some(advice.into()),
+        at: None,
     }
 }
 
@@ -84,19 +104,28 @@ pub(super) async fn run(context: &Context) -> Result<(), Error> {
     checks.push(room(&dirs.state));
     checks.extend(cgroups(&host::own_hierarchies(), root));
     checks.push(rights(root));
-    checks.push(open_files(config.as_ref().map(|(_, config)| config)));
-    if let Some((path, config)) = &config {
-        checks.extend(directories(&Context::misplaced(path, config)));
-        checks.push(isolation(
-            config,
-            &std::fs::read_to_string("/etc/passwd").unwrap_or_default(),
-        ));
-        checks.extend(programs(config));
-    }
+    checks.push(open_files(
+        config.as_ref().map(|(_, document)| &document.config),
+    ));
     let overview = Overview::open(dirs, context.timeout(client::WAIT)).await?;
-    let found = overview.who().await;
+    let (answers, found) = overview.ask().await;
+    if let Some((path, document)) = &config {
+        let subject = Subject::new(path, document, &found);
+        let (unknown, runners) = user::users(&subject);
+        checks.extend(unknown);
+        checks.push(isolation(&runners));
+        checks.extend(files::directories(&subject, &runners));
+        let (environments, paths) = files::environments(&subject);
+        checks.extend(environments);
+        checks.extend(files::programs(&subject, &runners, &paths));
+        checks.extend(ports::ports(dirs, &subject));
+        checks.extend(notes(&subject));
+    }
     checks.extend(daemons(&found, offline::live(dirs).await.len()));
-    checks.extend(keeper(keeper_file::find(dirs), &found));
+    let kept = keeper_file::find(dirs);
+    checks.extend(keeper(kept, &found));
+    let rows = service::rows(human::now_ns(), &answers);
+    checks.extend(edited(dirs, &found, &rows, kept));
     checks.push(stale(dirs));
     checks.extend(orphaned(dirs));
     let document = Document { checks };
@@ -127,23 +156,26 @@ fn table(context: &Context, checks: &[Check]) -> String {
         table.row(vec![
             toned(word, tone),
             plain(&check.what),
-            plain(&check.found),
+            plain(match &check.at {
+                Some(at) => format!("{}: {}", at.text(), check.found),
+                None => check.found.clone(),
+            }),
             plain(check.advice.clone().unwrap_or_default()),
         ]);
     }
     table.render()
 }
 
-fn config(context: &Context) -> (Option<(PathBuf, Config)>, Check) {
+fn config(context: &Context) -> (Option<(PathBuf, ConfigDocument)>, Check) {
     const WHAT: &str = "configuration";
-    match context.config() {
-        Ok((path, config)) => {
+    match context.document() {
+        Ok((path, document)) => {
             let found = format!(
                 "{}, {}",
                 path.display(),
-                human::count(config.services.len(), "service")
+                human::count(document.config.services.len(), "service")
             );
-            (Some((path, config)), ok(WHAT, found))
+            (Some((path, document)), ok(WHAT, found))
         }
         Err(error @ Error::NoConfig { .. }) => (
             None,

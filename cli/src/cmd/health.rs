@@ -11,7 +11,7 @@ use super::status;
 
 pub(super) async fn run(context: &Context, args: &args::Status) -> Result<(), Error> {
     let view = status::picture(context, &args.names).await?;
-    let health = HealthView::new(&view.services, view.keeper);
+    let health = HealthView::new(&view.services, view.found(), view.keeper);
     out::document(context.format, &health, || health.table(context.style))?;
     let problems = problem::of_components(view.found())
         .into_iter()

@@ -7,6 +7,7 @@ mod config;
 mod doctor;
 mod events;
 mod health;
+mod homes;
 pub(crate) mod logs;
 mod metrics;
 mod monitor;
@@ -79,7 +80,10 @@ async fn dispatch(context: &Context, command: Cmd) -> Result<(), Error> {
         Cmd::Kill(args) => signal::run(context, &args.names, args.signal).await,
         Cmd::Signal(args) => signal::run(context, &args.names, args.signal).await,
         Cmd::Status(args) => status::run(context, &args).await,
-        Cmd::Logs(args) => logs::run(context, &args).await,
+        Cmd::Logs(args) => {
+            args.check()?;
+            logs::run(context, &args).await
+        }
         Cmd::Health(args) => health::run(context, &args).await,
         Cmd::Monitor(args) => monitor::run(context, &args).await,
         Cmd::Events(args) => events::run(context, &args).await,

@@ -24,7 +24,7 @@ use crate::direct;
 use crate::error::{Error, Exit};
 use crate::view::event;
 use crate::view::names::{self, Filter};
-use crate::view::service::{Answers, ServiceRow, rows};
+use crate::view::service::{Answers, ServiceRow, exit_words, rows};
 use crate::view::status;
 use crate::{human, offline, out};
 
@@ -44,14 +44,19 @@ pub(super) async fn start(context: &Context, targets: &Targets) -> Result<(), Er
     let target = target(targets)?;
     match supervisor(context).await? {
         Some(way) => {
-            supervised(
+            let begun = human::now_ns();
+            let outcome = supervised(
                 context,
                 way,
                 &words("start", targets),
                 targets.watch,
                 StartServices { target },
             )
-            .await
+            .await?;
+            for text in outcome.iter().filter_map(|one| through_before(begun, one)) {
+                out::note(text);
+            }
+            Ok(())
         }
         None => direct::start(context, &target).await,
     }
@@ -63,19 +68,18 @@ pub(super) async fn stop(context: &Context, targets: &Targets) -> Result<(), Err
     }
     let target = target(targets)?;
     match supervisor(context).await? {
-        Some(way) => {
-            supervised(
-                context,
-                way,
-                &words("stop", targets),
-                None,
-                StopServices {
-                    target,
-                    transient: false,
-                },
-            )
-            .await
-        }
+        Some(way) => supervised(
+            context,
+            way,
+            &words("stop", targets),
+            None,
+            StopServices {
+                target,
+                transient: false,
+            },
+        )
+        .await
+        .map(|_| ()),
         None => direct::stop(context, &target).await,
     }
 }
@@ -83,16 +87,15 @@ pub(super) async fn stop(context: &Context, targets: &Targets) -> Result<(), Err
 pub(super) async fn restart(context: &Context, targets: &Targets) -> Result<(), Error> {
     let target = target(targets)?;
     match supervisor(context).await? {
-        Some(way) => {
-            supervised(
-                context,
-                way,
-                &words("restart", targets),
-                targets.watch,
-                RestartServices { target },
-            )
-            .await
-        }
+        Some(way) => supervised(
+            context,
+            way,
+            &words("restart", targets),
+            targets.watch,
+            RestartServices { target },
+        )
+        .await
+        .map(|_| ()),
         None => {
             direct::stop(context, &target).await?;
             direct::start(context, &target).await
@@ -103,16 +106,15 @@ pub(super) async fn restart(context: &Context, targets: &Targets) -> Result<(), 
 pub(super) async fn reset(context: &Context, targets: &Targets) -> Result<(), Error> {
     let target = target(targets)?;
     match supervisor(context).await? {
-        Some(way) => {
-            supervised(
-                context,
-                way,
-                &words("reset", targets),
-                targets.watch,
-                ResetServices { target },
-            )
-            .await
-        }
+        Some(way) => supervised(
+            context,
+            way,
+            &words("reset", targets),
+            targets.watch,
+            ResetServices { target },
+        )
+        .await
+        .map(|_| ()),
         None => Err(Error::Unreachable {
             operation: words("reset", targets),
             component: "the supervisor".to_owned(),
@@ -139,7 +141,7 @@ fn words(verb: &str, targets: &Targets) -> String {
 type Way = (Link, mpsc::Receiver<LinkEvent>);
 
 /// The way to the supervisor, if it answers.
-async fn supervisor(context: &Context) -> Result<Option<Way>, Error> {
+pub(super) async fn supervisor(context: &Context) -> Result<Option<Way>, Error> {
     let component = Component::Supervisor;
     if !client::lives(&context.dirs, &component) {
         return Ok(None);
@@ -163,7 +165,7 @@ async fn supervised<C>(
     operation: &str,
     watch: Option<Duration>,
     command: C,
-) -> Result<(), Error>
+) -> Result<Outcome, Error>
 where
     C: Command<Reply = Outcome>,
 {
@@ -230,13 +232,13 @@ where
         rows(
             human::now_ns(),
             &Answers {
-                status: Some(outcome),
+                status: Some(outcome.clone()),
                 ..Answers::default()
             },
         ),
     )?;
     if ended.is_empty() {
-        return Ok(());
+        return Ok(outcome);
     }
     Err(Error::Failed {
         message: format!(
@@ -246,6 +248,19 @@ where
         hint: "`blackhole logs` tells what they wrote; a readiness probe tells when a service is \
                really up"
             .to_owned(),
+    })
+}
+
+/// A one-shot that was through before it was to be started is not started again.
+fn through_before(begun: u64, status: &InstanceStatus) -> Option<String> {
+    let exit = status.last_exit.as_ref()?;
+    (status.completed && exit.ended_at < begun).then(|| {
+        format!(
+            "{} has completed already ({}), and is not run again: `blackhole restart {}` does that",
+            status.instance,
+            exit_words(exit),
+            status.service
+        )
     })
 }
 

@@ -3,15 +3,17 @@
 use std::time::Duration;
 
 use blackhole_bus_schema::bus::Link;
-use blackhole_bus_schema::names::{Component, InstanceName};
-use blackhole_bus_schema::process::{InstanceRecord, ListProcesses, Signal, signal_name};
+use blackhole_bus_schema::names::InstanceName;
+use blackhole_bus_schema::process::{InstanceRecord, Signal, signal_name};
 use serde::Serialize;
 
-use crate::client::{self, Peer};
+use crate::client;
 use crate::context::Context;
 use crate::error::Error;
 use crate::view::names::Filter;
 use crate::{human, offline, out};
+
+use super::homes::{Homes, Left, unreached};
 
 /// Time for one signal to be sent.
 const BUDGET: Duration = Duration::from_secs(5);
@@ -30,22 +32,30 @@ struct Document {
 
 pub(super) async fn run(context: &Context, names: &[String], signal: i32) -> Result<(), Error> {
     let filter = Filter::parse(names)?;
-    let known = if context.offline {
-        offline::records(&context.dirs)
-            .await?
+    let name = signal_name(signal).map_or_else(|| format!("signal {signal}"), str::to_owned);
+    let (known, left) = if context.offline {
+        let records = offline::records(&context.dirs).await?;
+        let meant = filter.select(records.iter().map(|record| &record.instance))?;
+        let known = records
             .into_iter()
+            .filter(|record| meant.contains(&record.instance))
             .map(|record| (None, record))
-            .collect()
+            .collect();
+        (known, Left::new())
     } else {
-        processes(context).await?
+        let homes = Homes::ask(context, "send a signal").await?;
+        let (meant, left) = homes.select(&filter)?;
+        let known: Vec<(Option<Link>, InstanceRecord)> = homes
+            .known()
+            .into_iter()
+            .filter(|(instance, _)| meant.contains(instance))
+            .map(|(_, (link, record))| (Some(link.clone()), record.clone()))
+            .collect();
+        (known, left)
     };
-    let meant = filter.select(known.iter().map(|(_, record)| &record.instance))?;
     let mut signalled = Vec::new();
     let mut without = Vec::new();
-    for (link, record) in known
-        .iter()
-        .filter(|(_, record)| meant.contains(&record.instance))
-    {
+    for (link, record) in &known {
         let instance = &record.instance;
         let Some(pid) = record.state.pid() else {
             without.push(format!("{instance} ({})", record.state.name()));
@@ -70,7 +80,6 @@ pub(super) async fn run(context: &Context, names: &[String], signal: i32) -> Res
             signal,
         });
     }
-    let name = signal_name(signal).map_or_else(|| format!("signal {signal}"), str::to_owned);
     let document = Document { signalled };
     out::document(context.format, &document, || {
         document
@@ -85,6 +94,14 @@ pub(super) async fn run(context: &Context, names: &[String], signal: i32) -> Res
             })
             .collect()
     })?;
+    // The others have been sent it.
+    let command = match signal {
+        9 => "kill".to_owned(),
+        _ => format!("kill -s {}", name.trim_start_matches("signal ")),
+    };
+    if let Some(error) = unreached(&left, &format!("send {name} to"), &command) {
+        return Err(error);
+    }
     // Some of several instances without a process are as good as signalled.
     if document.signalled.is_empty() {
         return Err(Error::Failed {
@@ -96,48 +113,4 @@ pub(super) async fn run(context: &Context, names: &[String], signal: i32) -> Res
         });
     }
     Ok(())
-}
-
-type Known = Vec<(Option<Link>, InstanceRecord)>;
-
-/// All instances that a process-manager knows, with the way to it.
-async fn processes(context: &Context) -> Result<Known, Error> {
-    let mut known: Known = Vec::new();
-    let mut answered = false;
-    for component in client::components(&context.dirs) {
-        if !matches!(component, Component::ProcessManager(_)) {
-            continue;
-        }
-        let peer = Peer::open(&context.dirs, component).await?;
-        if peer
-            .found(context.timeout(client::WAIT))
-            .await
-            .info()
-            .is_none()
-        {
-            continue;
-        }
-        let Some(link) = peer.link else { continue };
-        let records = client::all::<ListProcesses>(&link, BUDGET)
-            .await
-            .map_err(|error| client::request_error("list the instances", error, BUDGET))?;
-        answered = true;
-        for record in records {
-            // One that has moved may be remembered where it was.
-            let same =
-                |(_, one): &&mut (Option<Link>, InstanceRecord)| one.instance == record.instance;
-            match known.iter_mut().find(same) {
-                Some((_, before)) if before.generation > record.generation => {}
-                Some(before) => *before = (Some(link.clone()), record),
-                None => known.push((Some(link.clone()), record)),
-            }
-        }
-    }
-    if !answered {
-        return Err(Error::Unreachable {
-            operation: "send a signal".to_owned(),
-            component: "the process-manager".to_owned(),
-        });
-    }
-    Ok(known)
 }

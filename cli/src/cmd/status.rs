@@ -6,7 +6,7 @@ use blackhole_bus_schema::dirs::Lock;
 use blackhole_bus_schema::managers;
 use blackhole_bus_schema::names::ServiceName;
 
-use crate::args;
+use crate::args::{self, Format};
 use crate::client::{self, Overview};
 use crate::context::Context;
 use crate::error::Error;
@@ -16,7 +16,7 @@ use crate::view::names::Filter;
 use crate::view::problem::{self, Problem};
 use crate::view::service::{Answers, ServiceRow};
 use crate::view::status::StatusView;
-use crate::{host, human, keeper_file, offline, out};
+use crate::{edited, host, human, keeper_file, offline, out};
 
 /// Longest time for the lists themselves, once a daemon has answered at all.
 pub(super) const LISTS: Duration = Duration::from_secs(5);
@@ -52,9 +52,15 @@ pub(super) async fn picture(context: &Context, names: &[String]) -> Result<Statu
     if answers.status.is_none() {
         answers.owners = managers::owned(&context.dirs).into_iter().collect();
     }
-    let view =
-        StatusView::new(human::now_ns(), &answers, found).kept_by(keeper_file::find(&context.dirs));
-    let view = select(view, &filter)?;
+    let now = human::now_ns();
+    let view = StatusView::new(now, &answers, found).kept_by(keeper_file::find(&context.dirs));
+    let edited = edited::find(&context.dirs, view.found(), &view.services);
+    let mut view = select(view.edited(edited), &filter)?;
+    if context.format != Format::Table {
+        for row in &mut view.services {
+            row.standby = row.pid.and_then(host::successor_waits);
+        }
+    }
     let hints = hints(context, &view.services);
     Ok(view.with_hints(hints))
 }

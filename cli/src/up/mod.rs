@@ -33,7 +33,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use blackhole_bus_schema::config::Config;
+use blackhole_bus_schema::config::{Config, Document};
 use blackhole_bus_schema::dirs::{Dirs, Lock};
 use blackhole_bus_schema::managers;
 use blackhole_bus_schema::names::{Component, InstanceName, ManagerName, ServiceName};
@@ -52,7 +52,7 @@ use crate::out::{self, Tone};
 use crate::view::progress::Assessment;
 use crate::view::status::StatusView;
 use crate::watch::Model;
-use crate::{human, offline, watch};
+use crate::{human, notes, offline, watch};
 
 use binaries::Binaries;
 use keeper::{Keeper, Launch, Takeover};
@@ -66,13 +66,18 @@ struct Plan {
     launch: Launch,
     expected: BTreeSet<InstanceName>,
     oneshots: BTreeSet<ServiceName>,
+    /// What is right in the configuration and probably not meant.
+    notes: Vec<String>,
 }
 
 impl Plan {
     fn new(context: &Context) -> Result<Self, Error> {
         let path: PathBuf = context.config_path_for_up()?;
-        let config = Config::load(&path).map_err(|first| Error::of_config(&path, first))?;
+        let document = Document::load(&path).map_err(|first| Error::of_config(&path, first))?;
+        let notes = notes::of(&path, &document);
+        let config = document.config;
         Ok(Self {
+            notes: notes.iter().map(ToString::to_string).collect(),
             expected: config.instances().collect(),
             oneshots: config
                 .services
@@ -143,6 +148,11 @@ pub async fn run(context: &Context, args: &args::Up) -> Result<(), Error> {
     let plan = Plan::new(context)?;
     refuse_foreign(&context.dirs)?;
     context.dirs.create()?;
+    if !args.keeper {
+        for text in &plan.notes {
+            out::note(format!("note: {text}"));
+        }
+    }
     if args.detach && !args.keeper {
         refuse_second(&context.dirs)?;
         return detached::run(context, &plan).await;

@@ -126,25 +126,22 @@ pub(super) fn assess_all(
     oneshots: &BTreeSet<ServiceName>,
 ) -> Assessment {
     // What an earlier configuration left does not count.
-    let all: Vec<InstanceStatus> = all
+    let all = all
         .iter()
-        .filter(|status| expected.contains(&status.instance))
-        .cloned()
-        .collect();
-    let mut assessment = assess(&all);
-    for status in &all {
-        if status.phase == Phase::Ready
+        .filter(|status| expected.contains(&status.instance));
+    let told: BTreeSet<&InstanceName> = all.clone().map(|status| &status.instance).collect();
+    let (running, rest): (Vec<_>, Vec<_>) = all.cloned().partition(|status| {
+        status.phase == Phase::Ready
             && status.desired == Desired::Up
             && oneshots.contains(&status.service)
-        {
-            assessment.ready -= 1;
-            let name = status.instance.to_string();
-            assessment
-                .pending
-                .push((name, "runs, is not through yet".to_owned()));
-        }
+    });
+    let mut assessment = assess(human::now_ns(), &rest);
+    for status in &running {
+        let name = status.instance.to_string();
+        assessment
+            .pending
+            .push((name, "runs, is not through yet".to_owned()));
     }
-    let told: BTreeSet<&InstanceName> = all.iter().map(|status| &status.instance).collect();
     let silent = expected.iter().filter(|instance| !told.contains(instance));
     assessment
         .pending
@@ -242,16 +239,22 @@ mod tests {
 
     #[test]
     fn outcomes() {
-        let ready = assess(&[status("a.1", Phase::Ready), status("a.2", Phase::Ready)]);
+        let ready = assess(
+            0,
+            &[status("a.1", Phase::Ready), status("a.2", Phase::Ready)],
+        );
         assert_eq!(
             outcome(&ready, "1.2 s"),
             "all 2 instances are ready in 1.2 s"
         );
-        let failed = assess(&[status("a.1", Phase::Ready), status("b.1", Phase::GaveUp)]);
+        let failed = assess(
+            0,
+            &[status("a.1", Phase::Ready), status("b.1", Phase::GaveUp)],
+        );
         assert_eq!(
             outcome(&failed, "1.2 s"),
             "1 of 2 instances ready after 1.2 s: b.1 no reason known"
         );
-        assert_eq!(outcome(&assess(&[]), "1.2 s"), "nothing to run");
+        assert_eq!(outcome(&assess(0, &[]), "1.2 s"), "nothing to run");
     }
 }

@@ -1,5 +1,6 @@
 //! When a start is through: everything that should run is ready and stays so
-//! for a moment, or it is clear that something will not get there.
+//! for a moment, what has no probe a bit longer, or it is clear that something will not
+//! get there.
 
 use std::time::Duration;
 
@@ -7,27 +8,32 @@ use tokio::time::Instant;
 
 use crate::view::progress::Assessment;
 
-/// How long all must stay ready. A service without probes counts as ready as
-/// soon as it runs; one that dies of its own start does so within this time.
+/// How long all must stay ready.
 const HOLD: Duration = Duration::from_millis(500);
 
 /// Watches the assessments of a start. Pure: the time is passed in.
 #[derive(Debug, Default)]
 pub(super) struct Settle {
     ready_since: Option<Instant>,
+    /// When to look again although nothing changes.
+    again: Option<Instant>,
 }
 
 impl Settle {
     /// Takes in how things stand; `None` when that is not known yet. Tells
     /// whether the start is through.
     pub(super) fn look(&mut self, now: Instant, assessment: Option<&Assessment>) -> bool {
+        self.again = None;
         match assessment {
             Some(assessment) if assessment.is_ready() => {
                 let since = *self.ready_since.get_or_insert(now);
-                now.saturating_duration_since(since) >= HOLD
+                let until = (since + HOLD).max(now + assessment.watched);
+                self.again = Some(until);
+                until <= now
             }
             Some(assessment) => {
                 self.ready_since = None;
+                self.again = assessment.again.map(|left| now + left);
                 assessment.is_settled()
             }
             None => {
@@ -44,8 +50,8 @@ impl Settle {
 
     /// Waits until it is time to look again although nothing changed. Cancel safe.
     pub(super) async fn due(&self) {
-        match self.ready_since {
-            Some(since) => tokio::time::sleep_until(since + HOLD).await,
+        match self.again {
+            Some(at) => tokio::time::sleep_until(at).await,
             None => std::future::pending().await,
         }
     }
@@ -83,6 +89,19 @@ mod tests {
         );
         assert!(settle.look(now + HOLD * 2, Some(&ready())));
         assert_eq!(settle.ready_since(), Some(now + HOLD));
+    }
+
+    #[test]
+    fn what_has_no_probe_is_watched_longer() {
+        let now = Instant::now();
+        let mut settle = Settle::default();
+        let mut young = ready();
+        young.watched = HOLD * 3;
+        assert!(!settle.look(now, Some(&young)));
+        young.watched = HOLD;
+        assert!(!settle.look(now + HOLD * 2, Some(&young)));
+        assert!(settle.look(now + HOLD * 3, Some(&ready())));
+        assert_eq!(settle.ready_since(), Some(now), "it was ready then");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use serde::{Serialize, Serializer};
 use crate::human;
 use crate::out::{Style, Tone};
 use crate::table::{Table, maybe, plain, toned};
+use crate::view::service::ServiceRow;
 
 /// Whether a daemon answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,6 +91,18 @@ impl From<&Found> for ComponentRow {
             version: info.map(|info| info.version.clone()),
         }
     }
+}
+
+/// The process-manager of an instance that has a process, where it does not answer.
+pub fn away(found: &[Found], row: &ServiceRow) -> Option<String> {
+    row.pid?;
+    let name = row.manager.as_ref().map(|name| name.parse()).transpose();
+    let manager = Component::ProcessManager(name.ok()?);
+    let missing = |found: &&Found| {
+        found.component == manager && matches!(found.presence, Presence::Missing { .. })
+    };
+    let found = found.iter().find(missing)?;
+    Some(found.component.to_string())
 }
 
 /// The component's name without that of a single process-manager.

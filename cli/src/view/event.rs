@@ -290,7 +290,7 @@ pub fn supervision(change: &SupervisionChanged) -> Told {
         _ => Tone::Warn,
     };
     let why = human::printable(&change.why);
-    let word = status.phase.word();
+    let word = status.word();
     let text = if why.is_empty() {
         word.to_owned()
     } else if why.starts_with(word) {

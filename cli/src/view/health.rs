@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::out::{Style, Tone};
 use crate::table::{Table, plain, toned};
+use crate::view::component::{Found, Presence};
 use crate::view::keeper::Keeper;
 use crate::view::problem;
 use crate::view::service::{LastExit, ServiceRow};
@@ -25,6 +26,8 @@ pub enum Verdict {
     Unhealthy,
     /// It does not run and should.
     Failed,
+    /// It ran when its process-manager was last heard of, and that does not answer.
+    Unknown,
 }
 
 /// One instance. The serialized field names are part of the interface.
@@ -48,13 +51,17 @@ pub struct HealthRow {
     pub why: Option<String>,
     /// How its process last ended.
     pub last_exit: Option<LastExit>,
+    /// The process-manager that does not answer: state and health are those last known.
+    pub away: Option<String>,
 }
 
 /// All verdicts.
 #[derive(Debug, Clone, Serialize)]
 pub struct HealthView {
-    /// Whether none is unhealthy and none has failed.
+    /// Whether none is unhealthy, none has failed, and none is unknown.
     pub healthy: bool,
+    /// The daemons that do not answer.
+    pub away: Vec<String>,
     /// The instances.
     pub services: Vec<HealthRow>,
     /// Who restarts the daemons; `null` where no `up` did that.
@@ -63,13 +70,19 @@ pub struct HealthView {
 
 impl HealthView {
     /// Judges the rows.
-    pub fn new(rows: &[ServiceRow], keeper: Option<Keeper>) -> Self {
+    pub fn new(rows: &[ServiceRow], found: &[Found], keeper: Option<Keeper>) -> Self {
         let services: Vec<HealthRow> = rows.iter().map(row).collect();
-        let healthy = !services
-            .iter()
-            .any(|row| matches!(row.verdict, Verdict::Unhealthy | Verdict::Failed));
+        let healthy = !services.iter().any(|row| {
+            matches!(
+                row.verdict,
+                Verdict::Unhealthy | Verdict::Failed | Verdict::Unknown
+            )
+        });
+        let missing = |found: &&Found| matches!(found.presence, Presence::Missing { .. });
+        let away = found.iter().filter(missing);
         Self {
             healthy,
+            away: away.map(|found| found.component.to_string()).collect(),
             services,
             keeper,
         }
@@ -89,6 +102,7 @@ impl HealthView {
                 Verdict::Down => ("down", Tone::Dim),
                 Verdict::Unhealthy => ("unhealthy", Tone::Bad),
                 Verdict::Failed => ("failed", Tone::Bad),
+                Verdict::Unknown => ("unknown", Tone::Bad),
             };
             table.row(vec![
                 toned(&row.instance, Tone::Strong),
@@ -105,10 +119,19 @@ impl HealthView {
     }
 }
 
-fn row(row: &ServiceRow) -> HealthRow {
-    let verdict = judge(row);
-    let why = match verdict {
+/// Why an instance is not as it should be; `None` when it is, or is down as it should be.
+pub fn why(row: &ServiceRow) -> Option<String> {
+    let why = match judge(row) {
         Verdict::Healthy | Verdict::Down => String::new(),
+        Verdict::Unknown => format!(
+            "last known as {}: the {} does not answer",
+            match last_known(row) {
+                Verdict::Healthy => "healthy",
+                Verdict::Starting => "starting",
+                _ => "not healthy",
+            },
+            row.away.as_deref().unwrap_or("process-manager")
+        ),
         _ => match (problem::why(row), row.detail.circuit_open) {
             (why, true) if why.is_empty() => "circuit open".to_owned(),
             (why, true) => format!("circuit open; {why}"),
@@ -116,16 +139,21 @@ fn row(row: &ServiceRow) -> HealthRow {
             (why, false) => why,
         },
     };
+    Some(why).filter(|why| !why.is_empty())
+}
+
+fn row(row: &ServiceRow) -> HealthRow {
     HealthRow {
         service: row.service.clone(),
         instance: row.instance.to_string(),
-        verdict,
+        verdict: judge(row),
         state: row.state,
         health: row.health,
         circuit: row.circuit,
         restarts: row.restarts,
-        why: Some(why).filter(|why| !why.is_empty()),
+        why: why(row),
         last_exit: row.last_exit.clone(),
+        away: row.away.clone(),
     }
 }
 
@@ -134,11 +162,20 @@ fn waiting(row: &ServiceRow) -> String {
         Some(Phase::WaitingForDependency { on }) => format!("waits for {}", on.join(", ")),
         Some(Phase::WaitingForComponent { component }) => format!("waits for the {component}"),
         Some(Phase::Refused { reason }) => reason.clone(),
+        Some(Phase::Probing) => "no probe of it has passed yet".to_owned(),
         _ => String::new(),
     }
 }
 
 fn judge(row: &ServiceRow) -> Verdict {
+    match row.away {
+        // Nobody can tell.
+        Some(_) => Verdict::Unknown,
+        None => last_known(row),
+    }
+}
+
+fn last_known(row: &ServiceRow) -> Verdict {
     if row.detail.circuit_open || row.state == Some(StateName::Failed) {
         return Verdict::Failed;
     }
@@ -156,6 +193,7 @@ fn judge(row: &ServiceRow) -> Verdict {
             Verdict::Unhealthy
         }
         (Some(Phase::Ready), _) => Verdict::Healthy,
+        (Some(Phase::Idle), _) if row.detail.completed => Verdict::Healthy,
         (Some(Phase::Idle), _) => match row.last_exit.as_ref().map(|exit| exit.result) {
             Some(blackhole_bus_schema::process::ExitResult::Success) => Verdict::Healthy,
             _ => Verdict::Down,
@@ -206,7 +244,7 @@ mod tests {
             status: Some(vec![db.clone(), api, flaky, migrate, stopped, web]),
             ..Answers::default()
         };
-        let view = HealthView::new(&rows(0, &answers), None);
+        let view = HealthView::new(&rows(0, &answers), &[], None);
         assert!(!view.healthy);
         insta::assert_snapshot!(view.table(Style::PLAIN), @r"
         INSTANCE   VERDICT    STATE       RESTARTS  WHY
@@ -221,6 +259,41 @@ mod tests {
             status: Some(vec![db]),
             ..Answers::default()
         };
-        assert!(HealthView::new(&rows(0, &well), None).healthy);
+        assert!(HealthView::new(&rows(0, &well), &[], None).healthy);
+    }
+
+    #[test]
+    fn what_nobody_can_tell_is_unknown() {
+        use crate::view::status::StatusView;
+        let gpu: blackhole_bus_schema::names::Component = "process-manager.gpu".parse().unwrap();
+        let at_gpu = |name: &str, phase| {
+            let mut one = status(name, phase);
+            one.manager = Some("gpu".parse().unwrap());
+            one
+        };
+        let mut train = at_gpu("train.1", Phase::Ready);
+        train.state = Some(StateName::Running);
+        train.pid = Some(7);
+        let mut web = status("web.1", Phase::Ready);
+        web.state = Some(StateName::Running);
+        web.pid = Some(8);
+        let answers = Answers {
+            status: Some(vec![train, web, at_gpu("off.1", Phase::Idle)]),
+            ..Answers::default()
+        };
+        let found = vec![Found {
+            component: gpu,
+            presence: Presence::Missing { lock_held: false },
+        }];
+        let view = StatusView::new(0, &answers, found);
+        let health = HealthView::new(&view.services, view.found(), None);
+        assert!(!health.healthy);
+        assert_eq!(health.away, ["process-manager.gpu"]);
+        insta::assert_snapshot!(health.table(Style::PLAIN), @r"
+        INSTANCE  VERDICT  STATE    RESTARTS  WHY
+        off.1     down     -               0
+        train.1   unknown  RUNNING         0  last known as healthy: the process-manager.gpu does not answer
+        web.1     healthy  RUNNING         0
+        ");
     }
 }

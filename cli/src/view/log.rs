@@ -54,14 +54,16 @@ pub fn item(entry: &Entry) -> LogItem<'_> {
     }
 }
 
-/// A line for a person, with its newline. `terminal` tells that control
+/// A line for a person, with its newline: its time of day, and its date where that
+/// is not `today` (`2026-11-22`, in UTC as the log is). `terminal` tells that control
 /// characters must not get through; colours of the service's own do.
-pub fn show(style: Style, terminal: bool, width: usize, entry: &Entry) -> Vec<u8> {
+pub fn show(style: Style, terminal: bool, width: usize, today: &str, entry: &Entry) -> Vec<u8> {
     let line = Parsed::of(&entry.raw);
-    let time = line
-        .at
-        .and_then(|at| at.get(11..23))
-        .unwrap_or("--:--:--.---");
+    let time = match line.at.map(|at| (at.get(..10), at.get(11..23))) {
+        Some((Some(date), Some(time))) if date != today => format!("{date} {time}"),
+        Some((_, Some(time))) => time.to_owned(),
+        _ => "--:--:--.---".to_owned(),
+    };
     let name = format!("{:<width$}", entry.instance.to_string());
     let bar = if line.err {
         style.paint(Tone::Warn, "!")
@@ -70,7 +72,7 @@ pub fn show(style: Style, terminal: bool, width: usize, entry: &Entry) -> Vec<u8
     };
     let mut out = format!(
         "{} {} {bar} ",
-        style.paint(Tone::Dim, time),
+        style.paint(Tone::Dim, &time),
         style.paint(Tone::Tag(tag(&entry.instance)), &name),
     )
     .into_bytes();
@@ -196,15 +198,29 @@ mod tests {
             "web.1",
             "2026-11-22T23:05:30.123456Z web.1 out F a\x1b[2Jb\x1b[31mred\x1b]0;title\x07\tc\r",
         );
-        let shown = String::from_utf8(show(Style::PLAIN, true, 6, &line)).unwrap();
+        let show = |terminal| show(Style::PLAIN, terminal, 6, "2026-11-22", &line);
+        let shown = String::from_utf8(show(true)).unwrap();
         assert_eq!(
             shown,
             "23:05:30.123 web.1  | a\\u{1b}[2Jb\x1b[31mred\\u{1b}]0;title\\u{7}\tc\n"
         );
-        let piped = show(Style::PLAIN, false, 6, &line);
+        let piped = show(false);
         assert!(
             piped.ends_with(b"\x07\tc\r\n"),
             "bytes are kept as they are in a pipe"
         );
+    }
+
+    #[test]
+    fn a_line_of_another_day_has_its_date() {
+        let line = entry("web.1", "2026-11-22T23:05:30.123456Z web.1 out F x");
+        for (today, shown) in [
+            ("2026-11-22", "23:05:30.123 web.1 | x\n"),
+            ("2026-11-23", "2026-11-22 23:05:30.123 web.1 | x\n"),
+        ] {
+            assert_eq!(show(Style::PLAIN, false, 5, today, &line), shown.as_bytes());
+        }
+        let torn = entry("web.1", "torn");
+        assert!(show(Style::PLAIN, false, 5, "2026-11-22", &torn).starts_with(b"--:--:--.--- "));
     }
 }

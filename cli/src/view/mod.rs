@@ -1,6 +1,7 @@
 //! What is shown: pure functions from what the daemons answered to rows,
 //! documents and lines. Nothing here reads a clock, a socket or a file.
 
+pub mod changed;
 pub mod component;
 pub mod config;
 pub mod event;

@@ -10,7 +10,7 @@ use blackhole_bus_schema::supervision::Phase;
 use crate::human;
 use crate::out::Tone;
 use crate::view::component::{Found, Presence};
-use crate::view::service::{ServiceRow, exit_words, limit_name};
+use crate::view::service::{ServiceRow, exit_words};
 
 /// One line: how bad, and the text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,11 +61,15 @@ fn of_one(now: u64, row: &ServiceRow) -> Vec<(u8, Tone, String)> {
         format!(" ({why})")
     };
     let service = &row.service;
+    let look = match wrote_nothing(row) {
+        true => "it was not started and has no log of that, mend what is named here".to_owned(),
+        false => format!("`blackhole logs {service}`"),
+    };
     match &row.detail.phase {
         Some(Phase::CircuitOpen) => found.push((
             0,
             Tone::Bad,
-            format!("circuit open, it is not restarted any more{because}: `blackhole logs {service}`, then `blackhole reset {service}`"),
+            format!("circuit open, it is not restarted any more{because}: {look}, then `blackhole reset {service}`"),
         )),
         _ if row.detail.circuit_open => found.push((
             0,
@@ -75,7 +79,7 @@ fn of_one(now: u64, row: &ServiceRow) -> Vec<(u8, Tone, String)> {
         Some(Phase::GaveUp) => found.push((
             1,
             Tone::Bad,
-            format!("failed and its policy does not restart it{because}: `blackhole logs {service}`, then `blackhole start {service}`"),
+            format!("failed and its policy does not restart it{because}: {look}, then `blackhole start {service}`"),
         )),
         Some(Phase::Refused { reason }) => {
             found.push((2, Tone::Bad, format!("refused: {}", human::printable(reason))));
@@ -89,6 +93,13 @@ fn of_one(now: u64, row: &ServiceRow) -> Vec<(u8, Tone, String)> {
             ));
         }
         Some(Phase::NotReady) => found.push((4, Tone::Warn, format!("runs, but is not ready{because}"))),
+        Some(Phase::Probing) => {
+            let because = match why.is_empty() {
+                true => " (no probe of it has passed yet)",
+                false => &because,
+            };
+            found.push((5, Tone::Warn, format!("runs, but is not ready yet{because}")));
+        }
         Some(Phase::WaitingForDependency { on }) => {
             found.push((6, Tone::Warn, format!("waits for {}", human::list(on, 6))));
         }
@@ -112,6 +123,13 @@ fn of_one(now: u64, row: &ServiceRow) -> Vec<(u8, Tone, String)> {
         ));
     }
     found
+}
+
+/// Whether its latest start failed without a word of it in its log.
+fn wrote_nothing(row: &ServiceRow) -> bool {
+    // What a hook wrote stands there.
+    let hook = |error: &String| error.starts_with("run hook ");
+    row.detail.never_ran && !row.detail.error.as_ref().is_some_and(hook)
 }
 
 /// What the kernel's word on a process means, where that is a trouble that no
@@ -139,7 +157,7 @@ fn limits(report: &[LimitReport]) -> Vec<(u8, Tone, String)> {
         .iter()
         .filter_map(|line| match &line.enforcement {
             Enforcement::NotEnforced { reason } => {
-                Some((limit_name(line.limit), human::printable(reason)))
+                Some((line.limit.key(), human::printable(reason)))
             }
             _ => None,
         })
@@ -158,7 +176,7 @@ fn limits(report: &[LimitReport]) -> Vec<(u8, Tone, String)> {
         if let Enforcement::Partly { reason } = &line.enforcement {
             let text = format!(
                 "{} holds only in part: {}",
-                limit_name(line.limit),
+                line.limit.key(),
                 human::printable(reason)
             );
             found.push((8, Tone::Dim, text));
@@ -291,6 +309,33 @@ mod tests {
             line(LimitKind::Memory, no()),
         ]);
         assert_eq!(some[0].2, "memory_mb is not enforced: rootless");
+    }
+
+    #[test]
+    fn who_was_never_started_is_not_sent_to_a_log() {
+        use crate::view::service::{Answers, rows};
+        use crate::view::status::tests::status;
+        let text = |error: &str| {
+            let mut one = status("web.1", Phase::CircuitOpen);
+            one.state = Some(StateName::Failed);
+            one.last_error = Some(error.to_owned());
+            let answers = Answers {
+                status: Some(vec![one]),
+                ..Answers::default()
+            };
+            let problems = of_services(0, &rows(0, &answers));
+            assert_eq!(problems.len(), 1);
+            problems[0].text.clone()
+        };
+        let spawn = text("exec /no/program: No such file or directory (os error 2)");
+        assert_eq!(
+            spawn,
+            "web.1: circuit open, it is not restarted any more (exec /no/program: No such file or \
+             directory (os error 2)): it was not started and has no log of that, mend what is \
+             named here, then `blackhole reset web`"
+        );
+        let hook = text("run hook before_start: exit code 1");
+        assert!(hook.contains("`blackhole logs web`, then"), "{hook}");
     }
 
     #[test]

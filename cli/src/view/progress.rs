@@ -1,13 +1,25 @@
 //! How far a start is: pure judgement over the instances' status.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
+use blackhole_bus_schema::health::Health;
 use blackhole_bus_schema::names::ServiceName;
 use blackhole_bus_schema::process::{ExitResult, StateName};
 use blackhole_bus_schema::supervision::{Desired, InstanceStatus, Phase};
 
 use crate::human;
 use crate::view::service::exit_words;
+
+/// Without a probe a service counts as ready as soon as it runs. One that dies of its
+/// own start mostly does so within this time.
+const WATCHED: Duration = Duration::from_millis(1500);
+
+/// One that has failed and runs again counts as ready when it has done so for twice as
+/// long as before, and for at least this time …
+const AGAIN_LEAST: Duration = Duration::from_secs(5);
+/// … and at most this: then it is no crash loop that anybody would wait for.
+const AGAIN_MOST: Duration = Duration::from_secs(60);
 
 /// How far a start is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -20,6 +32,10 @@ pub struct Assessment {
     pub pending: Vec<(String, String)>,
     /// Instances that will not get there without help, with the reason.
     pub failed: Vec<(String, String)>,
+    /// How long those that are ready have to be watched yet.
+    pub watched: Duration,
+    /// When what has failed and runs again will count as ready, at the earliest.
+    pub again: Option<Duration>,
 }
 
 impl Assessment {
@@ -41,6 +57,10 @@ impl Assessment {
 
 enum Stage {
     Ready,
+    /// Ready, if it lives for so long.
+    Young(Duration),
+    /// It has failed, and runs again: ready if it lives for so long.
+    Again(Duration, String),
     Down,
     Pending(String),
     /// Waits for services by name.
@@ -48,11 +68,13 @@ enum Stage {
     Failed(String),
 }
 
-/// Judges how far a start is. What waits for something that has failed for
-/// good counts as failed, too.
-pub fn assess(all: &[InstanceStatus]) -> Assessment {
-    let stages: Vec<(&InstanceStatus, Stage)> =
-        all.iter().map(|status| (status, stage(status))).collect();
+/// Judges how far a start is at `now`, Unix time in nanoseconds. What waits for
+/// something that has failed for good counts as failed, too.
+pub fn assess(now: u64, all: &[InstanceStatus]) -> Assessment {
+    let stages: Vec<(&InstanceStatus, Stage)> = all
+        .iter()
+        .map(|status| (status, stage(now, status)))
+        .collect();
     let mut stuck: BTreeSet<&ServiceName> = stages
         .iter()
         .filter(|(_, stage)| matches!(stage, Stage::Failed(_) | Stage::Down))
@@ -85,6 +107,15 @@ pub fn assess(all: &[InstanceStatus]) -> Assessment {
         let name = status.instance.to_string();
         match stage {
             Stage::Ready => assessment.ready += 1,
+            Stage::Young(left) => {
+                assessment.ready += 1;
+                assessment.watched = assessment.watched.max(left);
+            }
+            Stage::Again(left, why) => {
+                assessment.pending.push((name, why));
+                let first = assessment.again.map_or(left, |again| again.min(left));
+                assessment.again = Some(first);
+            }
             Stage::Down => assessment.down += 1,
             Stage::Pending(what) => assessment.pending.push((name, what)),
             Stage::Failed(why) => assessment.failed.push((name, why)),
@@ -99,12 +130,20 @@ pub fn assess(all: &[InstanceStatus]) -> Assessment {
     assessment
 }
 
-fn stage(status: &InstanceStatus) -> Stage {
+fn stage(now: u64, status: &InstanceStatus) -> Stage {
     if status.desired == Desired::Down {
         return Stage::Down;
     }
     match &status.phase {
-        Phase::Ready => Stage::Ready,
+        Phase::Ready => running(now, status),
+        Phase::Idle if status.completed => Stage::Ready,
+        Phase::Probing | Phase::NotReady => Stage::Pending(format!(
+            "is not ready: {}",
+            status.detail.as_deref().map_or_else(
+                || "no probe of it has passed yet".to_owned(),
+                human::printable
+            )
+        )),
         Phase::Idle => match (&status.last_exit, status.state) {
             (Some(exit), _) if exit.result == ExitResult::Success => Stage::Ready,
             // Stopped, by an earlier `down` for instance: it is started yet.
@@ -133,6 +172,40 @@ fn stage(status: &InstanceStatus) -> Stage {
     }
 }
 
+/// One whose phase is ready. A flash of that between two failures is not meant.
+fn running(now: u64, status: &InstanceStatus) -> Stage {
+    let since = |at: u64| Duration::from_nanos(now.saturating_sub(at));
+    let Some(age) = status.started_at.map(since) else {
+        return Stage::Ready;
+    };
+    let failed = status.last_exit.as_ref().filter(|exit| {
+        status.restarts > 0
+            && exit.generation < status.generation
+            && exit.result.is_failure()
+            && exit.result != ExitResult::HostRestarted
+    });
+    if let Some(exit) = failed {
+        let ran = Duration::from_nanos(exit.ended_at.saturating_sub(exit.started_at));
+        let long = ran.saturating_mul(2).clamp(AGAIN_LEAST, AGAIN_MOST);
+        if age < long {
+            let text = format!(
+                "runs again after {} ({}), and counts as ready when it has for {}",
+                human::count(
+                    usize::try_from(status.restarts).unwrap_or(usize::MAX),
+                    "failure"
+                ),
+                exit_words(exit),
+                human::duration(long)
+            );
+            return Stage::Again(long.saturating_sub(age), text);
+        }
+    }
+    match status.health {
+        Health::Unknown if age < WATCHED => Stage::Young(WATCHED.saturating_sub(age)),
+        _ => Stage::Ready,
+    }
+}
+
 fn reason(status: &InstanceStatus) -> String {
     if let Some(error) = &status.last_error {
         return human::printable(error);
@@ -147,7 +220,11 @@ fn reason(status: &InstanceStatus) -> String {
 mod tests {
     use super::*;
     use crate::view::status::tests::{exit, status};
+    use blackhole_bus_schema::names::Generation;
     use blackhole_bus_schema::process::ExitStatus;
+
+    const NOW: u64 = 1_000_000_000_000_000;
+    const MS: u64 = 1_000_000;
 
     fn waiting(name: &str, on: &str) -> InstanceStatus {
         status(
@@ -164,7 +241,7 @@ mod tests {
         migrate.last_exit = Some(exit(ExitResult::Success, ExitStatus::Exited { code: 0 }));
         let mut off = status("off.1", Phase::Idle);
         off.desired = Desired::Down;
-        let done = assess(&[status("db.1", Phase::Ready), migrate, off]);
+        let done = assess(NOW, &[status("db.1", Phase::Ready), migrate, off]);
         assert!(done.is_ready());
         assert_eq!((done.ready, done.down, done.wanted()), (2, 1, 2));
     }
@@ -175,7 +252,7 @@ mod tests {
         let mut web = status("web.1", Phase::Idle);
         web.state = Some(StateName::Terminated);
         web.last_exit = Some(exit(ExitResult::Stopped, ExitStatus::Exited { code: 0 }));
-        let assessment = assess(&[status("db.1", Phase::Ready), web]);
+        let assessment = assess(NOW, &[status("db.1", Phase::Ready), web]);
         assert!(!assessment.is_settled(), "{assessment:?}");
     }
 
@@ -188,7 +265,7 @@ mod tests {
             waiting("api.1", "db ready"),
             db,
         ];
-        let assessment = assess(&list);
+        let assessment = assess(NOW, &list);
         assert!(assessment.is_settled() && !assessment.is_ready());
         assert_eq!(
             assessment.failed,
@@ -215,14 +292,75 @@ mod tests {
                 },
             ),
         ];
-        let assessment = assess(&list);
+        let assessment = assess(NOW, &list);
         assert!(!assessment.is_settled());
         assert_eq!(assessment.pending.len(), 2);
     }
 
     #[test]
     fn a_dependency_cycle_in_the_answers_ends() {
-        let assessment = assess(&[waiting("a.1", "b ready"), waiting("b.1", "a ready")]);
+        let assessment = assess(NOW, &[waiting("a.1", "b ready"), waiting("b.1", "a ready")]);
         assert_eq!(assessment.pending.len(), 2);
+    }
+
+    /// Ready, `age` ms after it failed for the `restarts`th time, and ran for `ran` ms before.
+    fn again(age: u64, restarts: u32, ran: u64) -> InstanceStatus {
+        let mut one = status("a.1", Phase::Ready);
+        let mut last = exit(ExitResult::ExitCode, ExitStatus::Exited { code: 1 });
+        last.ended_at = NOW - age * MS;
+        last.started_at = last.ended_at - ran * MS;
+        one.started_at = Some(NOW - age * MS);
+        one.last_exit = Some(last);
+        one.restarts = restarts;
+        one.generation = Generation(2);
+        one
+    }
+
+    #[test]
+    fn a_flash_of_readiness_in_a_crash_loop_is_not_ready() {
+        let looping = assess(NOW, &[again(700, 3, 1000)]);
+        assert_eq!((looping.ready, looping.is_settled()), (0, false));
+        assert_eq!(looping.again, Some(Duration::from_millis(4300)));
+        insta::assert_snapshot!(looping.pending[0].1, @"runs again after 3 failures (exit code 1), and counts as ready when it has for 5.0 s");
+        // With a probe that passes as well.
+        let mut probed = again(9_000, 1, 5_000);
+        probed.health = Health::Healthy;
+        assert_eq!(assess(NOW, &[probed.clone()]).ready, 0);
+        for long in [again(5_000, 3, 1000), again(60_000, 9, 1_000_000)] {
+            assert!(assess(NOW, &[long]).is_ready());
+        }
+        // Before an operator started it, or the whole host went down.
+        assert!(assess(NOW, &[again(1_500, 0, 1000)]).is_ready());
+        probed.last_exit = probed.last_exit.map(|mut exit| {
+            exit.result = ExitResult::HostRestarted;
+            exit
+        });
+        assert!(assess(NOW, &[probed]).is_ready());
+    }
+
+    #[test]
+    fn what_has_no_probe_is_watched_for_a_moment() {
+        let mut plain = status("a.1", Phase::Ready);
+        plain.started_at = Some(NOW - 500 * MS);
+        let young = assess(NOW, &[plain.clone()]);
+        assert_eq!((young.ready, young.watched), (1, Duration::from_secs(1)));
+        plain.health = Health::Healthy;
+        assert_eq!(assess(NOW, &[plain]).watched, Duration::ZERO);
+    }
+
+    #[test]
+    fn what_is_waited_for_is_told_with_the_reason() {
+        let mut probing = status("a.1", Phase::Probing);
+        let text = |status: &InstanceStatus| {
+            assess(NOW, std::slice::from_ref(status)).pending[0]
+                .1
+                .clone()
+        };
+        assert_eq!(
+            text(&probing),
+            "is not ready: no probe of it has passed yet"
+        );
+        probing.detail = Some("connection refused".to_owned());
+        assert_eq!(text(&probing), "is not ready: connection refused");
     }
 }

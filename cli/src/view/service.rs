@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use blackhole_bus_schema::health::Health;
-use blackhole_bus_schema::limits::{Enforcement, LimitKind, LimitReport};
+use blackhole_bus_schema::limits::{Enforcement, LimitReport};
 use blackhole_bus_schema::names::{InstanceName, ManagerName};
 use blackhole_bus_schema::process::{
     ExitRecord, ExitResult, ExitStatus, Failure, InstanceRecord, ProcessState, StateName,
@@ -25,11 +25,12 @@ pub struct ServiceRow {
     pub instance: InstanceName,
     /// Its state, where known.
     pub state: Option<StateName>,
-    /// Finer detail by the supervisor; `None` without one.
+    /// Finer detail by the supervisor, `completed` for a one-shot that is through; `None`
+    /// without a supervisor.
     pub phase: Option<&'static str>,
     /// Process id, where there is a process.
     pub pid: Option<u32>,
-    /// Restarts after failures.
+    /// Restarts after failures, since an operator last started, restarted or reset it.
     pub restarts: Option<u32>,
     /// The supervisor's verdict; `None` without probes or without a supervisor.
     pub health: Option<Health>,
@@ -43,6 +44,16 @@ pub struct ServiceRow {
     pub circuit: Option<Circuit>,
     /// How its process last ended.
     pub last_exit: Option<LastExit>,
+    /// Whether its successor waits as a process (`standby: true`); `None` without a
+    /// process, or where the kernel does not tell.
+    pub standby: Option<bool>,
+    /// Why it is not as it should be; `None` (left out) when all is well, or nobody wants it to run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// The process-manager that has its process and does not answer: what is shown of it
+    /// is what was last known. Left out where it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub away: Option<String>,
     /// Its process-manager, where that has a name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub manager: Option<String>,
@@ -69,10 +80,14 @@ pub struct LastExit {
 pub struct Detail {
     /// The supervisor's phase, with its data.
     pub phase: Option<Phase>,
+    /// It is a one-shot that is through.
+    pub completed: bool,
     /// Restarts in a row are not made.
     pub circuit_open: bool,
     /// Why the last spawn failed, or another error.
     pub error: Option<String>,
+    /// Its latest start failed, before its program ran.
+    pub never_ran: bool,
     /// What the failing probe said.
     pub health: Option<String>,
     /// Its limits, as the kernel has them; `None` where none were made.
@@ -157,13 +172,19 @@ fn row(
         record.and_then(|record| record.state.exit()),
         status.and_then(|status| status.last_exit.as_ref()),
     );
+    let error = status
+        .and_then(|status| status.last_error.clone())
+        .or_else(|| spawn_error(record));
     let live = matches!(state, Some(StateName::Running | StateName::Stopping));
     let usage = usage.filter(|_| live);
     ServiceRow {
         service: instance.service().to_string(),
         instance: instance.clone(),
         state,
-        phase: status.map(|status| phase_name(&status.phase)),
+        phase: status.map(|status| match (&status.phase, status.completed) {
+            (Phase::Idle, true) => status.word(),
+            (phase, _) => phase_name(phase),
+        }),
         pid,
         restarts: status
             .map(|status| status.restarts)
@@ -180,15 +201,21 @@ fn row(
         memory_bytes: usage.and_then(|usage| usage.memory_bytes),
         circuit: status.map(|status| status.circuit),
         last_exit: exit.map(last_exit),
+        standby: None,
+        why: None,
+        away: None,
         manager: status
             .and_then(|status| status.manager.as_ref())
             .map(ToString::to_string),
         detail: Detail {
             phase: status.map(|status| status.phase.clone()),
+            completed: status.is_some_and(|status| status.completed),
             circuit_open: status.is_some_and(|status| status.circuit == Circuit::Open),
-            error: status
-                .and_then(|status| status.last_error.clone())
-                .or_else(|| spawn_error(record)),
+            never_ran: match record {
+                Some(record) => spawn_error(Some(record)).is_some(),
+                None => state == Some(StateName::Failed) && error.is_some(),
+            },
+            error,
             health: status.and_then(|status| status.detail.clone()),
             limits: status.and_then(|status| status.limits.clone()).or_else(|| {
                 record
@@ -310,21 +337,11 @@ pub fn limits_word(limits: Option<&[LimitReport]>) -> Option<&'static str> {
     })
 }
 
-/// The name of a limit, as it stands in the configuration.
-pub fn limit_name(kind: LimitKind) -> &'static str {
-    match kind {
-        LimitKind::Cpu => "cpu_percent",
-        LimitKind::CpuWeight => "cpu_weight",
-        LimitKind::Memory => "memory_mb",
-        LimitKind::IoWeight => "io_weight",
-        LimitKind::Pids => "pids",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::view::status::tests::{record, status};
+    use blackhole_bus_schema::limits::LimitKind;
     use blackhole_bus_schema::names::Generation;
 
     #[test]

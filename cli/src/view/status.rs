@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::human;
 use crate::out::{Style, Tone};
 use crate::table::{Field, Table, maybe, plain, toned};
+use crate::view::changed::Edited;
 use crate::view::component::{self, ComponentRow, Found};
 use crate::view::keeper::{self, Keeper};
 use crate::view::problem::{self, Problem};
@@ -23,6 +24,9 @@ pub struct StatusView {
     pub components: Vec<ComponentRow>,
     /// Who restarts the daemons; `null` where no `up` did that.
     pub keeper: Option<Keeper>,
+    /// What the configuration's file says and the daemons do not know; `null`
+    /// where they were started with what it says.
+    pub edited: Option<Edited>,
     /// What may be the reason of a failure, beyond what the daemons know.
     #[serde(skip)]
     hints: Vec<Problem>,
@@ -35,10 +39,16 @@ pub struct StatusView {
 impl StatusView {
     /// Brings the answers together; `now` is Unix time in nanoseconds.
     pub fn new(now: u64, answers: &Answers, found: Vec<Found>) -> Self {
+        let mut services = service::rows(now, answers);
+        for row in &mut services {
+            row.away = component::away(&found, row);
+            row.why = crate::view::health::why(row);
+        }
         Self {
-            services: service::rows(now, answers),
+            services,
             components: found.iter().map(ComponentRow::from).collect(),
             keeper: None,
+            edited: None,
             hints: Vec::new(),
             now,
             found,
@@ -49,6 +59,12 @@ impl StatusView {
     #[must_use]
     pub fn kept_by(self, keeper: Option<Keeper>) -> Self {
         Self { keeper, ..self }
+    }
+
+    /// With what was found out of the configuration's file.
+    #[must_use]
+    pub fn edited(self, edited: Option<Edited>) -> Self {
+        Self { edited, ..self }
     }
 
     /// With these lines below what is wrong with the services.
@@ -75,6 +91,14 @@ impl StatusView {
         problems.extend(keeper::problem(self.keeper, &self.found));
         problems.extend(problem::of_services(self.now, &self.services));
         problems.extend(self.hints.iter().cloned());
+        let lines = self
+            .edited
+            .iter()
+            .flat_map(|edited| edited.lines(self.keeper));
+        problems.extend(lines.map(|(found, advice)| Problem {
+            tone: Tone::Warn,
+            text: format!("{found}: {advice}"),
+        }));
         problems
     }
 
@@ -184,6 +208,7 @@ fn phase(row: &ServiceRow) -> Field {
             toned(phase.word(), Tone::Bad)
         }
         Some(phase @ Phase::Ready) => toned(phase.word(), Tone::Good),
+        Some(Phase::Idle) if row.detail.completed => toned("completed", Tone::Good),
         Some(phase @ Phase::Idle) => plain(phase.word()),
         Some(phase) => toned(phase.word(), Tone::Warn),
     }
@@ -235,6 +260,7 @@ pub(crate) mod tests {
             last_exit: None,
             last_error: None,
             limits: None,
+            completed: false,
         }
     }
 

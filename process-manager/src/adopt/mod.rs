@@ -27,7 +27,7 @@ use blackhole_bus_schema::process::{
 };
 
 pub use owner::{ClaimError, UNNAMED, claim, lives_elsewhere, owner};
-pub use remains::{Known, after_shim, erase, kill_shim, left_behind, shim_gone};
+pub use remains::{Aftermath, Known, Later, after_shim, erase, kill_shim, left_behind, shim_gone};
 pub use scan::{Adopted, Scan, note_told, scan};
 
 use crate::machine;

@@ -59,14 +59,36 @@ pub struct Known {
     pub grant: Option<LimitGrant>,
 }
 
+/// What became of an instance.
+#[derive(Debug)]
+pub struct Aftermath {
+    /// Where its shim had gone on by permit, unseen: the generation that its state is of.
+    pub later: Option<Later>,
+    /// Its state.
+    pub state: ProcessState,
+}
+
+/// A generation that a permit led to, which has ended by now.
+#[derive(Debug)]
+pub struct Later {
+    /// Which.
+    pub generation: Generation,
+    /// Its first process; `None` where it could not be started.
+    pub started: Option<Started>,
+    /// How the one before it ended.
+    pub before: Option<ExitRecord>,
+    /// Permits used since the spawn.
+    pub restarts: u32,
+}
+
 /// What became of the instance in `folder`, which no shim holds any more; what
-/// is left of it is killed. Its record tells, where there is one of this spawn
-/// (on a full disk there may be none, or an earlier one). Blocks.
-pub fn after_shim(folder: &Path, known: &Known) -> ProcessState {
+/// is left of it is killed. Its record tells, where there is one of this spawn, or of what
+/// permits have led to since (on a full disk there may be none, or an earlier one). Blocks.
+pub fn after_shim(folder: &Path, known: &Known) -> Aftermath {
     recorded(folder, known.generation).unwrap_or_else(|| {
         let killed = sweep(&known.socket, known.grant.as_ref());
         tracing::warn!(folder = %folder.display(), killed, "its shim was lost, without a record");
-        machine::ended(ExitRecord {
+        let state = machine::ended(ExitRecord {
             generation: known.generation,
             pid: known.started.pid,
             status: ExitStatus::Unknown,
@@ -74,31 +96,39 @@ pub fn after_shim(folder: &Path, known: &Known) -> ProcessState {
             started_at: known.started.started_at,
             ended_at: unix_now_ns(),
             killed_leftovers: killed,
-        })
+        });
+        Aftermath { later: None, state }
     })
 }
 
-fn recorded(folder: &Path, generation: Generation) -> Option<ProcessState> {
+fn recorded(folder: &Path, generation: Generation) -> Option<Aftermath> {
     let record = match read_record(folder) {
-        Ok(record) => record.filter(|record| record.generation == generation)?,
+        Ok(record) => record.filter(|record| record.generation >= generation)?,
         Err(error) => {
             tracing::error!(folder = %folder.display(), error = crate::launch::chain(&error), "record");
             return None;
         }
     };
+    let later = (record.generation > generation).then(|| Later {
+        generation: record.generation,
+        started: record.started.clone(),
+        before: record.previous_exit.clone(),
+        restarts: record.restarts,
+    });
     let boot = host::boot_id().unwrap_or_default();
     let remains = Remains::Record(Box::new(record));
-    match (decide(&remains, &boot, host::booted_at()), &remains) {
+    let state = match (decide(&remains, &boot, host::booted_at()), &remains) {
         (Verdict::Over(_, state), Remains::Record(record)) => {
             if left_behind(folder) {
                 // Behind the end that it saw: what a hook had begun.
                 sweep(&record.socket, record.grant.as_ref());
             }
-            Some(state)
+            state
         }
-        (Verdict::Lost, Remains::Record(record)) => Some(sweep_lost(record)),
-        _ => None,
-    }
+        (Verdict::Lost, Remains::Record(record)) => sweep_lost(record),
+        _ => return None,
+    };
+    Some(Aftermath { later, state })
 }
 
 /// Removes everything of an instance of `owner`'s that no shim holds but its log:

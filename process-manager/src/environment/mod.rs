@@ -53,8 +53,6 @@ pub struct Recipe<'a> {
     pub env: &'a BTreeMap<String, String>,
     /// `env_files` of its configuration: below `env`, the later over the earlier.
     pub files: &'a [EnvFile],
-    /// Name and home of its user, where the shim does not add them.
-    pub login: Option<(&'a str, &'a str)>,
     /// The `BLACKHOLE_…` variables, over everything else.
     pub blackhole: &'a [(&'static str, String)],
 }
@@ -144,11 +142,6 @@ pub fn build(recipe: &Recipe<'_>, sources: &dyn Sources) -> Result<Environment, 
     };
     all.insert("PATH".to_owned(), inherited("PATH", DEFAULT_PATH));
     all.insert("LANG".to_owned(), inherited("LANG", "C.UTF-8"));
-    if let Some((user, home)) = recipe.login {
-        all.insert("USER".to_owned(), user.to_owned());
-        all.insert("LOGNAME".to_owned(), user.to_owned());
-        all.insert("HOME".to_owned(), home.to_owned());
-    }
     for file in recipe.files {
         all.extend(file::read(file, sources)?);
     }

@@ -51,7 +51,6 @@ fn make(env: &[(&str, &str)]) -> Result<Environment, EnvironmentError> {
     let recipe = Recipe {
         env: &env,
         files: &[],
-        login: Some(("www", "/srv/www")),
         blackhole: &blackhole,
     };
     build(&recipe, &fake())
@@ -73,15 +72,12 @@ fn the_base_is_small_and_blackhole_comes_last() {
         [
             "BLACKHOLE_INSTANCE=web.2",
             "BLACKHOLE_SERVICE=web",
-            "HOME=/srv/www",
             "LANG=C.UTF-8",
             "LOG=info",
-            "LOGNAME=www",
             "PATH=/opt/bin:/bin",
-            "USER=www",
         ]
     );
-    assert_eq!(made.into_map().len(), 8);
+    assert_eq!(made.into_map().len(), 5);
 }
 
 #[test]
@@ -115,7 +111,6 @@ fn files_are_over_the_base_and_below_what_is_configured() {
         let recipe = Recipe {
             env: &env.collect(),
             files: &files,
-            login: None,
             blackhole: &[("BLACKHOLE_SERVICE", "web".to_owned())],
         };
         build(&recipe, &sources)

@@ -170,7 +170,12 @@ impl Manager {
                     within_ms,
                 } => self.reload(ticket, &instance, within_ms).await,
                 Action::LetGo { instance } => {
-                    crate::shim::release(&self.dirs.shim_socket(&instance));
+                    let socket = self.dirs.shim_socket(&instance);
+                    // A stop is answered when they are closed; nearly always nobody keeps any.
+                    if crate::shim::keeps(&socket) {
+                        let released = move || crate::shim::release_now(&socket);
+                        let _ = tokio::task::spawn_blocking(released).await;
+                    }
                 }
                 Action::Permit {
                     ticket,

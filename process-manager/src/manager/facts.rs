@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use blackhole_bus_schema::dirs::{Dirs, unix_now_ns};
 use blackhole_bus_schema::names::{Generation, InstanceName};
 use blackhole_bus_schema::process::{
-    ExitRecord, ExitResult, ExitStatus, NotifyState, ProcessState, SpawnFailure, SpawnSpec,
-    SpawnStep, StepTime,
+    ExitRecord, ExitResult, ExitStatus, Failure, NotifyState, ProcessState, SpawnFailure,
+    SpawnSpec, SpawnStep, StepTime,
 };
 use tokio::sync::mpsc;
 
 use super::{Held, Manager};
-use crate::adopt::{self, Known};
+use crate::adopt::{self, Aftermath, Known, Later};
 use crate::host;
 use crate::launch::{Launch, nanoseconds};
 use crate::probe::schedule::{Outcome, RunId};
@@ -44,7 +44,7 @@ pub(super) enum Fact {
     Lost {
         name: InstanceName,
         generation: Generation,
-        state: Option<ProcessState>,
+        after: Option<Box<Aftermath>>,
     },
     /// A shim that did not greet at the adoption has answered.
     Reattached {
@@ -139,12 +139,12 @@ pub(super) async fn settle(
     let folder = dirs.instance(&name);
     let generation = known.generation;
     let settled = tokio::task::spawn_blocking(move || adopt::after_shim(&folder, &known)).await;
-    let state = settled.ok();
+    let after = settled.ok().map(Box::new);
     let _ = facts
         .send(Fact::Lost {
             name,
             generation,
-            state,
+            after,
         })
         .await;
 }
@@ -169,8 +169,8 @@ impl Manager {
             Fact::Lost {
                 name,
                 generation,
-                state,
-            } => self.lost(&name, generation, state).await,
+                after,
+            } => self.lost(&name, generation, after).await,
             Fact::Reattached {
                 name,
                 generation,
@@ -302,6 +302,11 @@ impl Manager {
                 actions
             }
             ShimEvent::Notify(notify) => self.notify(&name, generation, notify),
+            ShimEvent::Extended(left_ms) => {
+                let left = Duration::from_millis(left_ms);
+                self.schedule.extend(Instant::now(), &name, left);
+                Vec::new()
+            }
             ShimEvent::Loss(loss) => {
                 self.loss(&name, generation, &loss);
                 Vec::new()
@@ -311,6 +316,12 @@ impl Manager {
                 Vec::new()
             }
             ShimEvent::Stopping => self.stopping(&name, generation),
+            ShimEvent::Ended => {
+                // Nobody is there to be asked, and no verdict is to disturb what follows.
+                let probes = self.schedule.remove(&name);
+                self.abort(probes);
+                Vec::new()
+            }
             ShimEvent::Restarted {
                 exit,
                 generation,
@@ -410,6 +421,32 @@ impl Manager {
             self.tell(name, exit.generation);
         }
         actions
+    }
+
+    /// A shim used its permit, unseen, and what it led to has ended in `state`.
+    fn went_on(
+        &mut self,
+        name: &InstanceName,
+        generation: Generation,
+        later: &Later,
+        state: &ProcessState,
+    ) -> Vec<Action> {
+        let before = later.before.clone();
+        let before = before.filter(|exit| exit.generation == generation);
+        let Some(exit) = before.or_else(|| self.unseen_exit(name, generation)) else {
+            return Vec::new();
+        };
+        let outcome = match (&later.started, state) {
+            (
+                _,
+                ProcessState::Failed {
+                    failure: Failure::Spawn { failure },
+                },
+            ) => Err(failure.clone()),
+            (Some(started), _) => Ok(started.clone()),
+            (None, _) => return Vec::new(),
+        };
+        self.restarted(name, exit, later.generation, later.restarts, outcome)
     }
 
     /// The end of a generation that nobody saw.
@@ -519,9 +556,23 @@ impl Manager {
     async fn lost(
         &mut self,
         name: &InstanceName,
-        generation: Generation,
-        state: Option<ProcessState>,
+        mut generation: Generation,
+        after: Option<Box<Aftermath>>,
     ) {
+        let (later, state) = match after {
+            Some(after) => (after.later, Some(after.state)),
+            None => (None, None),
+        };
+        let held = self.held.get(name);
+        if let (Some(later), Some(state), Some(_)) = (
+            later,
+            &state,
+            held.filter(|held| held.generation == generation),
+        ) {
+            let actions = self.went_on(name, generation, &later, state);
+            self.carry_out(actions).await;
+            generation = later.generation;
+        }
         let recorded = state.as_ref().and_then(ProcessState::exit).cloned();
         let held = self
             .held

@@ -21,6 +21,10 @@ const KINDS: [ProbeKind; 3] = [
     ProbeKind::Readiness,
 ];
 
+/// How many times what its startup probe allows a service that is coming up may have in all by
+/// asking for more time, as one that is being stopped has of its grace.
+const MOST_STARTS: u32 = 10;
+
 /// One run of one probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RunId(u64);
@@ -86,6 +90,8 @@ struct Watched {
     generation: Generation,
     begun: Instant,
     ready: bool,
+    /// Until then its startup probe has not failed for good.
+    extended: Option<Instant>,
     tracks: [Option<Track>; 3],
 }
 
@@ -157,6 +163,7 @@ impl Schedule {
                 generation,
                 begun,
                 ready: false,
+                extended: None,
                 tracks,
             };
             self.watched.insert(instance.clone(), watched);
@@ -209,6 +216,25 @@ impl Schedule {
             }
         }
         results
+    }
+
+    /// A service that is coming up has asked for time, see `EXTEND_TIMEOUT_USEC` in sd_notify(3):
+    /// until `left` is over its startup probe does not fail for good. That can go on for ten
+    /// times as long as the probe allows, counted from the start of the process. It means nothing
+    /// to one that has no such probe, or has passed it.
+    pub fn extend(&mut self, now: Instant, instance: &InstanceName, left: Duration) {
+        let Some(watched) = self.watched.get_mut(instance) else {
+            return;
+        };
+        let startup = KINDS.iter().position(|kind| *kind == ProbeKind::Startup);
+        let Some(track) = startup.and_then(|kind| watched.tracks[kind].as_ref()) else {
+            return;
+        };
+        let most = allowed(&track.probe).saturating_mul(MOST_STARTS);
+        let latest = watched.begun.checked_add(most);
+        let until = now.checked_add(left).or(latest);
+        let until = latest.map_or(until, |latest| until.map(|until| until.min(latest)));
+        watched.extended = watched.extended.max(until);
     }
 
     /// When [`Schedule::poll`] has something to do.
@@ -326,14 +352,25 @@ impl Schedule {
     }
 
     /// Takes in a result and plans the next one.
-    fn conclude(&mut self, now: Instant, key: &Key, outcome: Outcome) -> Option<ProbeResult> {
-        let track = self.track(&key.instance, key.kind)?;
+    fn conclude(&mut self, now: Instant, key: &Key, mut outcome: Outcome) -> Option<ProbeResult> {
+        let watched = self.watched.get_mut(&key.instance)?;
+        let startup = KINDS[key.kind] == ProbeKind::Startup;
+        let extended = startup && watched.extended.is_some_and(|until| now < until);
+        let track = watched.tracks[key.kind].as_mut()?;
         let good = outcome.error.is_none();
         let before = track
             .streak
             .as_ref()
             .filter(|streak| streak.error.is_none() == good);
-        let count = before.map_or(1, |streak| streak.count.saturating_add(1));
+        let mut count = before.map_or(1, |streak| streak.count.saturating_add(1));
+        let last = track.probe.failure_threshold.max(1);
+        if extended && !good && count >= last {
+            // The one that would be the last is told, and does not count.
+            count = last - 1;
+            outcome.error = outcome
+                .error
+                .map(|error| format!("{error} (it has asked for time)"));
+        }
         let wanted = track.probe.success_threshold.max(1);
         let interval = Duration::from_millis(track.probe.interval_ms);
         track.streak = Some(Streak {
@@ -395,6 +432,13 @@ impl Schedule {
     pub fn latest(&self, instance: &InstanceName) -> impl Iterator<Item = ProbeResult> {
         (0..KINDS.len()).filter_map(|kind| self.result(instance, kind))
     }
+}
+
+/// How long a service has until its probe has failed for good.
+fn allowed(probe: &Probe) -> Duration {
+    let round = Duration::from_millis(probe.interval_ms.saturating_add(probe.timeout_ms));
+    let rounds = round.saturating_mul(probe.failure_threshold.max(1));
+    Duration::from_millis(probe.initial_delay_ms).saturating_add(rounds)
 }
 
 /// The initial delay counts from the start of the process.

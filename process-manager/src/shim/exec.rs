@@ -51,6 +51,8 @@ pub(crate) struct Plan {
     pub(crate) stdin: Option<CString>,
     /// Nothing executed from here on can gain privileges.
     pub(crate) no_new_privs: bool,
+    /// It is made by a process that handles signals, not by a shim.
+    pub(crate) handlers: bool,
     /// Descriptors that the service finds at 3 and above; none of them is there here.
     pub(crate) passed: Vec<OwnedFd>,
     /// Variables that hold the child's own pid.
@@ -148,6 +150,10 @@ pub(crate) fn monotonic_ns() -> u64 {
 /// [`Report::errno`] and the step tell which. The caller reaps it in either case.
 /// A program on a file system that hangs holds the shim here as long; only
 /// SIGKILL ends such a shim, and the child with it.
+///
+/// A process with more threads may call it with all signals blocked and
+/// [`Plan::handlers`] set: only the calling thread sleeps, the child uses nothing of the others,
+/// and it dies with this thread.
 ///
 /// # Errors
 /// When there is no child at all.
@@ -432,7 +438,8 @@ unsafe fn child(work: &Work<'_>) -> ! {
         // default action, no flags, an empty mask.
         let default = [0_u64; 4];
         // Those two belong to the C library, which does not touch them then.
-        for signal in super::sys::IGNORED.into_iter().chain([32, 33]) {
+        let others = if plan.handlers { 1..=64 } else { 32..=33 };
+        for signal in super::sys::IGNORED.into_iter().chain(others) {
             libc::syscall(
                 libc::SYS_rt_sigaction,
                 libc::c_long::from(signal),

@@ -9,10 +9,13 @@ use std::path::{Path, PathBuf};
 
 /// As whom something was tried.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Who {
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    pub(crate) groups: Vec<u32>,
+pub struct Who {
+    /// User number.
+    pub uid: u32,
+    /// Group number.
+    pub gid: u32,
+    /// Further groups.
+    pub groups: Vec<u32>,
 }
 
 impl Who {
@@ -43,7 +46,7 @@ impl Who {
 }
 
 /// Why execve(2) of `program` failed with `errno`, as a sentence.
-pub(crate) fn exec(program: &Path, errno: i32, who: &Who) -> String {
+pub fn exec(program: &Path, errno: i32, who: &Who) -> String {
     let meta = fs::metadata(program);
     match errno {
         libc::ENOENT => match (meta, interpreter(program)) {
@@ -102,7 +105,7 @@ pub(crate) fn exec(program: &Path, errno: i32, who: &Who) -> String {
 }
 
 /// Why chdir(2) to `dir` failed with `errno`, as a sentence.
-pub(crate) fn directory(dir: &Path, errno: i32, who: &Who) -> String {
+pub fn directory(dir: &Path, errno: i32, who: &Who) -> String {
     match errno {
         libc::ENOENT => {
             "the working directory does not exist: create it or change working_dir".into()
@@ -121,7 +124,7 @@ pub(crate) fn directory(dir: &Path, errno: i32, who: &Who) -> String {
 }
 
 /// Why open(2) of `file` for reading failed with `errno`, as a sentence.
-pub(crate) fn input(file: &Path, errno: i32, who: &Who) -> String {
+pub fn input(file: &Path, errno: i32, who: &Who) -> String {
     match errno {
         libc::ENOENT => "no such file: create it or correct `stdin`".into(),
         libc::EACCES => match who.stopped_at(file) {

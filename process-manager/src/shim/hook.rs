@@ -47,7 +47,10 @@ impl Running {
     ) -> Result<Self, SpawnFailure> {
         let group = group(request.generation, number);
         more.push((HOOK, name.to_owned()));
-        let (plan, who) = prepare::beside(request, &hook.command, &more, &group, output)?;
+        let notify = super::notify_path(&request.socket);
+        let notify = Some(notify.as_path());
+        let (plan, who) =
+            prepare::beside(request, &hook.command, &more, &group, notify, None, output)?;
         let begun = exec::monotonic_ns();
         match start::run(request, &plan, &who, begun, Vec::new()) {
             Ok((pid, _)) => {
@@ -188,26 +191,23 @@ pub(crate) fn before_start(
     match problem {
         _ if !wanted => Err(Before::Unwanted),
         None => Ok(output),
-        Some(problem) => {
-            let operation = format!("run hook before_start: {problem}");
-            let step = SpawnStep::PrepareEnvironment;
-            Err(failure(
-                step,
-                operation,
-                0,
-                "what it wrote is in the log of the instance",
-            )
-            .into())
-        }
+        Some(problem) => Err(not_passed(&problem).into()),
     }
 }
 
-/// A failure to run a hook, with the hook's name.
-fn named(failure: SpawnFailure) -> Before {
-    Before::Failed(SpawnFailure {
+/// A spawn whose first hook has failed.
+pub(crate) fn not_passed(problem: &str) -> SpawnFailure {
+    let operation = format!("run hook before_start: {problem}");
+    let hint = "what it wrote is in the log of the instance";
+    failure(SpawnStep::PrepareEnvironment, operation, 0, hint)
+}
+
+/// A failure to run the first hook, with its name.
+pub(crate) fn named(failure: SpawnFailure) -> SpawnFailure {
+    SpawnFailure {
         operation: format!("run hook before_start: {}", failure.operation),
         ..failure
-    })
+    }
 }
 
 /// Takes children that have ended, until it is this one.

@@ -72,24 +72,36 @@ pub fn release(socket: &Path) {
     let _ = fs::remove_file(path);
 }
 
-/// The same for all instances of a run directory, and returns when they are closed: who
-/// takes everything down may be followed at once by somebody who opens the same sockets.
-/// Blocks, for a second at most with each keeper.
+/// Whether somebody may keep descriptors of the instance with this socket.
+pub fn keeps(socket: &Path) -> bool {
+    path(socket).exists()
+}
+
+/// [`release`], and returns when they are closed: who stops a service may be followed
+/// at once by somebody who opens the same sockets. Blocks, for a second at most.
+pub fn release_now(socket: &Path) {
+    let_go(&path(socket));
+}
+
+/// The same for all instances of a run directory, one after the other.
 pub fn release_all(run: &Path) {
     let Ok(entries) = fs::read_dir(run.join("i")) else {
         return;
     };
     for path in entries.flatten().map(|entry| entry.path()) {
-        if path.extension().is_none_or(|extension| extension != "k") {
-            continue;
+        if path.extension().is_some_and(|extension| extension == "k") {
+            let_go(&path);
         }
-        if let Ok(keeper) = connect(&path, SocketType::SEQPACKET) {
-            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-            let _ = rustix::net::send(&keeper, RELEASE, flags);
-            await_end(&keeper);
-        }
-        let _ = fs::remove_file(path);
     }
+}
+
+fn let_go(path: &Path) {
+    if let Ok(keeper) = connect(path, SocketType::SEQPACKET) {
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        let _ = rustix::net::send(&keeper, RELEASE, flags);
+        await_end(&keeper);
+    }
+    let _ = fs::remove_file(path);
 }
 
 /// Waits until the other side has hung up, for [`PARTING`] at most.

@@ -22,7 +22,7 @@
 //! | `idle`, `prepare`, `identity`, `start`, `exec`, `report`, `birth`, `capabilities`, `cgroups` | from a waiting shim to a running program |
 //! | `standby` | a child that waits before exec |
 //! | `service`, `connection`, `logs`, `notify`, `verdict` | the life of a service and its end |
-//! | `hook`, `passed`, `keeper` | programs beside it; sockets and descriptors that outlive it |
+//! | `hook`, `beside`, `passed`, `keeper` | programs beside it; sockets and descriptors that outlive it |
 //! | `tree` | finding and killing processes |
 //! | `lock`, `hint`, `sys` | locks with a holder, advice after failures, system calls |
 //!
@@ -30,13 +30,14 @@
 //! poll(2) without any periodic wake-up (but see `keeper`), keeps bounded buffers only, and goes on
 //! when the manager, the fork server, the run directory or the disk space are gone.
 
+pub(crate) mod beside;
 mod birth;
 mod capabilities;
 mod cgroups;
 pub mod client;
 mod connection;
 mod exec;
-mod hint;
+pub mod hint;
 mod hook;
 mod identity;
 mod idle;
@@ -60,7 +61,7 @@ mod wait;
 
 use std::path::{Path, PathBuf};
 
-pub use self::keeper::{release, release_all};
+pub use self::keeper::{keeps, release, release_all, release_now};
 pub use self::tree::sweep;
 
 /// The notification socket that belongs to an instance's socket.

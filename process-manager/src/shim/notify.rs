@@ -7,7 +7,7 @@
 //! | `WATCHDOG=1` | a sign of life |
 //! | `WATCHDOG=trigger` | it is stopped as an unhealthy one |
 //! | `MAINPID=` | the process that signals go to and whose end is the service's; one below the shim |
-//! | `EXTEND_TIMEOUT_USEC=` | while it is being stopped: more time, up to ten times its grace in all |
+//! | `EXTEND_TIMEOUT_USEC=` | while it is being stopped: more time, up to ten times its grace in all; while its startup probe has not passed: the same, up to ten times what that allows |
 //! | `FDSTORE=1`, `FDNAME=`, `FDPOLL=0`, `FDSTOREREMOVE=1` | stored descriptors |
 //! | `BARRIER=1` | its descriptor is closed when all before it has been taken in |
 
@@ -66,7 +66,7 @@ pub(crate) enum Wish {
     Trigger,
     /// This process below the shim is its main one.
     Main(Pid),
-    /// Time until it is killed, from now on.
+    /// Time until it is killed, or has to be up, from now on.
     Extend(Duration),
     /// Keep these.
     Store {
@@ -296,6 +296,7 @@ impl Notify {
         }
         if let Some(time) = said.extend_us {
             self.wishes.push(Wish::Extend(Duration::from_micros(time)));
+            change = change.max(Change::Minor);
         }
         if said.stopping && !self.stopping {
             self.stopping = true;

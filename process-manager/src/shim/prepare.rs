@@ -183,12 +183,16 @@ pub(crate) fn successor(
 }
 
 /// What runs `command` in the context of the service: a child like that, with
-/// `more` in its environment, in v2 cgroups of its own that are called `group`.
+/// `more` in its environment, in v2 cgroups of its own that are called `group`. It is told of
+/// the socket at `notify`, and its standard input is the file `stdin` where that is not the
+/// caller's own.
 pub(crate) fn beside(
     request: &SpawnRequest,
     command: &[String],
     more: &[(&str, String)],
     group: &str,
+    notify: Option<&Path>,
+    stdin: Option<&str>,
     output: [OwnedFd; 2],
 ) -> Result<(Plan, Who), SpawnFailure> {
     let mut environment = request.env.clone();
@@ -202,9 +206,9 @@ pub(crate) fn beside(
         environment,
         identity,
         who: &who,
-        notify: Some(&super::notify_path(&request.socket)),
+        notify,
         group,
-        stdin: None,
+        stdin,
         copies: Copies::default(),
         watchdog_us: None,
     };
@@ -412,6 +416,7 @@ fn plan(
             None => None,
         },
         no_new_privs: settings.no_new_privs,
+        handlers: false,
         passed: copies.descriptors,
         pid_variables,
         directory: c_string(directory, step, || "use the working directory".into())?,

@@ -411,6 +411,11 @@ pub enum ShimMessage {
         /// All it said so far.
         notify: NotifyState,
     },
+    /// It runs, and has asked for time to come up: what waits for it is to wait longer.
+    Extended {
+        /// How much, from now on, in milliseconds.
+        left_ms: u64,
+    },
     /// A hook beside the service has ended, or could not be run.
     Hook {
         /// Its name: `after_start`, `before_stop`, `after_exit`.
@@ -426,6 +431,8 @@ pub enum ShimMessage {
     },
     /// It was asked to end, or ended and its rest is being killed.
     Stopping,
+    /// It has ended, and hooks run that follow: what becomes of it is told after them.
+    Ended,
     /// It failed, and its successor runs by permit; everything before it is of
     /// the generation that ended.
     Restarted {

@@ -33,9 +33,9 @@ use super::start::Running;
 use super::verdict::{Facts, verdict};
 use super::wait::wait;
 use super::{sys, tree};
-use restart::{Again, Permitted};
+use restart::{Again, Before, Permitted};
 use turns::{Reloading, Turn};
-use wishes::{Main, Refused};
+use wishes::{Asked, Main, Refused};
 
 /// Status texts and signs of life are told at most this often.
 const NOTIFY_INTERVAL: Duration = Duration::from_millis(20);
@@ -86,6 +86,10 @@ pub(crate) struct Service {
     /// How the first one ended that has left the main one behind.
     first_end: Option<ExitStatus>,
     hooks: Vec<(Turn, hook::Running)>,
+    /// The time that it has asked for to come up.
+    asked: Option<Asked>,
+    /// The hook before a start by permit.
+    before: Option<Before>,
     /// Hooks run in this generation.
     hooks_run: u32,
     reload: Option<Reloading>,
@@ -160,6 +164,8 @@ impl Service {
             main: None,
             first_end: None,
             hooks: Vec::new(),
+            asked: None,
+            before: None,
             hooks_run: 0,
             reload: None,
             exit: None,
@@ -208,6 +214,8 @@ impl Service {
                         // What is ready is asked anew: some of it belonged to the one before.
                         continue;
                     }
+                    // The hook before it runs.
+                    Again::Waits => {}
                     Again::No => break,
                     Again::Failed(exit, failure) => return self.not_restarted(exit, failure),
                 }
@@ -457,6 +465,7 @@ impl Service {
             let notify = notify.state();
             self.tell(&ShimMessage::Notify { notify });
         }
+        self.tell_asked(now);
     }
 
     fn all_loss(&self) -> Loss {

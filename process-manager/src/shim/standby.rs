@@ -10,6 +10,11 @@
 //! The child has nothing open but what the service will have, and both die with the shim.
 //! wait(2) does not see either of them before the child has executed its program, so that
 //! "no child is left" goes on to mean that nothing of the service is.
+//!
+//! The child waits in a group below that which has the service's limits. So its memory counts there,
+//! and on v2, where `memory.oom.group` is set for all of it, an OOM kill of the service takes the
+//! child along. Outside it would have to be moved when it is needed, which costs more than it
+//! saves; the restart then makes another one, as after any other end of it.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;

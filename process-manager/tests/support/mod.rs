@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use blackhole_bus_schema::bus::{Interest, Link, LinkEvent, RequestError, item};
 use blackhole_bus_schema::dirs::Dirs;
-use blackhole_bus_schema::health::{Probe, ProbeCheck, ProbeResult};
+use blackhole_bus_schema::health::{Probe, ProbeCheck, ProbeResult, Probes};
 use blackhole_bus_schema::message::{Command as BusCommand, Message};
 use blackhole_bus_schema::names::{ClientName, Component, Generation, InstanceName};
 use blackhole_bus_schema::process::{
@@ -442,6 +442,13 @@ pub fn name(text: &str) -> InstanceName {
     text.parse().unwrap()
 }
 
+/// The record of an instance among others.
+#[track_caller]
+pub fn find<'a>(records: &'a [InstanceRecord], instance: &str) -> &'a InstanceRecord {
+    let found = records.iter().find(|one| one.instance == name(instance));
+    found.unwrap_or_else(|| panic!("{instance} is missing: {records:#?}"))
+}
+
 pub fn spec(instance: &str, generation: u64, command: &[&str]) -> SpawnSpec {
     SpawnSpec {
         instance: name(instance),
@@ -483,6 +490,14 @@ pub fn stop(instance: &str, generation: u64) -> Stop {
         stop: None,
         unhealthy: false,
         again: false,
+    }
+}
+
+/// A readiness probe alone.
+pub fn readiness(check: ProbeCheck) -> Probes {
+    Probes {
+        readiness: Some(probe(check)),
+        ..Probes::default()
     }
 }
 

@@ -62,6 +62,19 @@ async fn limits_are_reported_and_required_ones_refused() {
     let (refused, text) = code(client.prepare("strict.1", limits.clone()).await);
     assert_eq!(refused, Code::FailedPrecondition);
     assert!(text.contains("strict.1 requires its limits"), "{text}");
+    // The weights that everybody has were not asked for; others were.
+    limits.cpu_weight = Some(100);
+    limits.io_weight = Some(400);
+    let (_, text) = code(client.prepare("strict.1", limits.clone()).await);
+    for (name, named) in [
+        ("cpu_percent: ", true),
+        ("memory_mb: ", true),
+        ("io_weight: ", true),
+        ("cpu_weight: ", false),
+        ("pids: ", false),
+    ] {
+        assert_eq!(text.contains(name), named, "{name} {text}");
+    }
     assert_eq!(
         client.reserved().await.2,
         1,
@@ -70,6 +83,8 @@ async fn limits_are_reported_and_required_ones_refused() {
     // Required limits without a limit are nothing to refuse.
     let none = Limits {
         required: true,
+        cpu_weight: Some(100),
+        io_weight: Some(100),
         ..Limits::default()
     };
     client.prepare("strict.1", none).await.unwrap();

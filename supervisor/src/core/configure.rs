@@ -29,6 +29,9 @@ impl Core {
             instance.saved = Some(row.clone());
             if restored.rebooted {
                 instance.completed = false;
+                instance.booted = Some(now.unix_ns);
+                // A wait of the boot before has passed with it.
+                instance.restarts.due = None;
             }
             let setup = Setup::Left {
                 requires: Vec::new(),

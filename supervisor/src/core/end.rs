@@ -9,7 +9,6 @@ use blackhole_bus_schema::supervision::Circuit;
 
 use super::Core;
 use super::deps::Service;
-use super::health::Probing;
 use super::instance::{Fate, Grant, Instance};
 use super::io::Now;
 use super::random::Random;
@@ -39,7 +38,7 @@ impl Core {
         let Some(instance) = self.instances.get_mut(name) else {
             return;
         };
-        instance.probing = Probing::default();
+        let probing = std::mem::take(&mut instance.probing);
         instance.stable_at = None;
         if let End::Exit(exit) = &end {
             instance.last_exit = Some(exit.clone());
@@ -53,6 +52,12 @@ impl Core {
         instance.drain = None;
         instance.refused = None;
         instance.retry.clear();
+        if let End::Exit(exit) = &end
+            && exit.result == ExitResult::Unhealthy
+        {
+            let detail = probing.detail().unwrap_or("its probes failed");
+            instance.last_error = Some(format!("unhealthy: {detail}"));
+        }
         if let End::NotStarted(failure) = &end {
             instance.last_error = Some(failure.to_string());
             instance.start_failed = true;
@@ -104,9 +109,21 @@ fn judge(
         End::Cancelled => return,
         End::NotStarted(_) => (true, FailureKind::NotStarted),
         // Nobody's fault, and every service of the host is in the same place:
-        // begin anew.
-        End::Exit(exit) if exit.result == ExitResult::HostRestarted => {
+        // begin anew. Also where it ended just before, while the host went down, which
+        // cannot be told from a failure.
+        End::Exit(exit)
+            if exit.result == ExitResult::HostRestarted
+                || instance.booted.is_some_and(|booted| exit.ended_at < booted) =>
+        {
+            instance.restarts.due = None;
             instance.why = Some("the host was restarted".to_owned());
+            return;
+        }
+        // By the command line, `down` or a shim that was told to end: nobody could ask for
+        // it here. Who wants it to stay stopped says so to the supervisor.
+        End::Exit(exit) if matches!(exit.result, ExitResult::Stopped | ExitResult::StopTimeout) => {
+            instance.restarts.due = None;
+            instance.why = Some(format!("was stopped without the supervisor: {what}"));
             return;
         }
         End::Exit(exit) => (exit.result.is_failure(), FailureKind::Ended),

@@ -133,6 +133,9 @@ pub(super) struct Instance {
     pub(super) completed: bool,
     pub(super) last_exit: Option<ExitRecord>,
     pub(super) last_error: Option<String>,
+    /// When this run of the supervisor began, where the host was restarted since the one
+    /// before, Unix time in nanoseconds: what ended earlier, ended with the host.
+    pub(super) booted: Option<u64>,
     /// The last start failed before the service ran.
     pub(super) start_failed: bool,
     /// The process-manager refused to start it.
@@ -156,6 +159,9 @@ pub(super) struct Instance {
     /// earlier run may have said anything.
     pub(super) permit: Option<(Generation, bool)>,
     pub(super) stopping: Option<Generation>,
+    /// Spawns up to this one have nothing kept for a successor: their stop said that
+    /// there will be none. Not remembered: a stop of what has ended does no harm.
+    pub(super) let_go: Generation,
     pub(super) forgetting: bool,
     pub(super) retry: Retry,
     pub(super) grant: Grant,
@@ -221,6 +227,7 @@ impl Instance {
             completed: row.completed,
             last_exit: row.last_exit.clone(),
             last_error: row.last_error.clone(),
+            booted: None,
             start_failed: false,
             refused: None,
             bounce: row.bounce,
@@ -234,6 +241,7 @@ impl Instance {
             again: false,
             permit: None,
             stopping: None,
+            let_go: Generation::default(),
             forgetting: false,
             retry: Retry::default(),
             grant: Grant::Unasked,
@@ -375,6 +383,7 @@ impl Instance {
             last_exit: self.last_exit.clone(),
             last_error: self.last_error.clone(),
             limits: self.limits(),
+            completed: self.completed,
         }
     }
 

@@ -400,7 +400,10 @@ impl Core {
                 instance.retry.later(now.mono);
                 instance.last_error = Some(format!("stop refused: {}", status.message));
             }
-            Err(RequestFailure::Unknown(_)) => instance.retry.later(now.mono),
+            Err(RequestFailure::Unknown(_)) => {
+                instance.retry.later(now.mono);
+                instance.let_go = Generation::default();
+            }
             Err(RequestFailure::Refused(_)) => {}
         }
         let Some(instance) = self.instances.get_mut(name) else {

@@ -164,6 +164,13 @@ impl Core {
         // One that is in no configuration any more brought its own with its
         // spawn, unknown here: allow for a long one.
         let grace_ms = config.map_or(UNKNOWN_GRACE_MS, |config| config.stop.grace_ms);
+        let wanted = self.is_wanted(name);
+        let Some(instance) = self.instances.get_mut(name) else {
+            return;
+        };
+        if !wanted {
+            instance.let_go = instance.let_go.max(generation);
+        }
         // What its calls took is part of the grace.
         let took = instance.drained_for(now, generation);
         let stop = took.zip(config).map(|(took, config)| StopSpec {

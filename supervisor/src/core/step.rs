@@ -272,6 +272,9 @@ impl Core {
                         on: self.missing(service),
                     }
                 };
+                if let Some(step) = self.let_go(now, instance, service, &phase) {
+                    return step;
+                }
                 match service.config() {
                     Some(config) if reserves_nothing(config) => self.limits_ahead(instance, phase),
                     _ => self.at_rest(now, instance, phase),
@@ -281,6 +284,30 @@ impl Core {
             (Setup::Left { .. }, _) => Step::Rest(Phase::Idle, None),
             (Setup::Managed(_) | Setup::Removed { .. }, _) => self.decide_leave(now, instance),
         }
+    }
+
+    /// What is kept of one that has ended by itself, for a successor that will not come,
+    /// is closed by a stop.
+    fn let_go(
+        &self,
+        now: Now,
+        instance: &Instance,
+        service: &Service,
+        phase: &Phase,
+    ) -> Option<Step> {
+        let settings = &service.config()?.settings;
+        let keeps = !settings.sockets.is_empty() || settings.fd_store > 0;
+        let generation = instance.generation;
+        if !keeps || instance.let_go >= generation || !self.synced(&instance.home) {
+            return None;
+        }
+        Some(match instance.retry.pending(now.mono) {
+            Some(at) => Step::Rest(phase.clone(), Some(at)),
+            None => Step::Stop {
+                generation,
+                unhealthy: false,
+            },
+        })
     }
 
     /// Gone from the configuration and not alive: its limits and its record go.

@@ -126,7 +126,11 @@ impl Core {
     }
 
     fn is_gone(&self, name: &InstanceName) -> bool {
-        self.instances.get(name).is_none_or(Instance::is_gone)
+        let closes =
+            |instance: &Instance| instance.stopping.is_some() && self.synced(&instance.home);
+        self.instances
+            .get(name)
+            .is_none_or(|instance| instance.is_gone() && !closes(instance))
     }
 
     fn is_up(&self, name: &InstanceName) -> bool {

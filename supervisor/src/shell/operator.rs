@@ -15,7 +15,7 @@ use super::Shell;
 use crate::core::{Input, Operator, Ticket};
 
 /// Time for an answer to reach its client.
-const ANSWER_TAKES: Duration = Duration::from_millis(250);
+pub(super) const ANSWER_TAKES: Duration = Duration::from_millis(250);
 
 /// A command that waits for its answer.
 pub(super) struct Asked {

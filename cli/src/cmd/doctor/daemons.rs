@@ -9,7 +9,8 @@ use crate::out::Tone;
 use crate::view::component::{Found, Presence};
 use crate::view::keeper::{self, Keeper, State};
 use crate::view::problem;
-use crate::{client, human, offline};
+use crate::view::service::ServiceRow;
+use crate::{client, edited, human, offline};
 
 pub(super) fn daemons(found: &[Found], live: usize) -> Vec<Check> {
     if found
@@ -80,6 +81,29 @@ pub(super) fn keeper(keeper: Option<Keeper>, found: &[Found]) -> Option<Check> {
     let pid = keeper.filter(|keeper| keeper.state == State::Running)?.pid;
     let pid = pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
     Some(ok(WHAT, format!("pid {pid}")))
+}
+
+/// Whether the daemons, and what they started, go by what the configuration says
+/// today; nothing where no daemon runs.
+pub(super) fn edited(
+    dirs: &Dirs,
+    found: &[Found],
+    rows: &[ServiceRow],
+    keeper: Option<Keeper>,
+) -> Vec<Check> {
+    const WHAT: &str = "running configuration";
+    if found.iter().all(|found| found.info().is_none()) {
+        return Vec::new();
+    }
+    match edited::find(dirs, found, rows) {
+        None => vec![ok(WHAT, "the daemons were started with what the file says")],
+        Some(edited) => {
+            let lines = edited.lines(keeper).into_iter();
+            lines
+                .map(|(found, advice)| warn(WHAT, found, advice))
+                .collect()
+        }
+    }
 }
 
 /// Sockets of daemons that do not live. They do no harm: the next daemon replaces them.

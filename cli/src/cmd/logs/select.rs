@@ -1,6 +1,6 @@
 //! Which lines are meant.
 
-use blackhole_bus_schema::process::{Failure, InstanceRecord, ProcessState};
+use blackhole_bus_schema::process::{Failure, InstanceRecord, ProcessState, SpawnStep};
 use blackhole_process_manager::log::Parsed;
 use regex::bytes::Regex;
 
@@ -114,25 +114,41 @@ impl Selection {
     }
 }
 
-/// When the latest process of an instance was started, Unix time in
-/// nanoseconds. The shim takes it before it reads any output, and a run before
+/// When the latest start of an instance began, Unix time in nanoseconds. The shim
+/// takes the time of the process before it reads any output, and a run before
 /// has ended by then: so it parts the runs, unless the clock was set back in between.
+/// What the hook before it wrote belongs to it as well: that is in the first step.
 fn latest_start(record: &InstanceRecord) -> Option<u64> {
-    match &record.state {
+    let started_at = match &record.state {
         ProcessState::Running { started_at, .. } | ProcessState::Stopping { started_at, .. } => {
-            Some(*started_at)
+            *started_at
         }
         ProcessState::Terminated { exit: Some(exit) }
         | ProcessState::Failed {
             failure: Failure::Exit { exit },
-        } => Some(exit.started_at),
+        } => exit.started_at,
         // Nothing ran: all that is there is from before.
-        _ => None,
-    }
+        _ => return None,
+    };
+    let before = record.steps.iter().filter(|time| {
+        matches!(
+            time.step,
+            SpawnStep::PrepareEnvironment | SpawnStep::ApplyLimits | SpawnStep::Exec
+        )
+    });
+    let took = before.map(|time| time.took_ns).sum();
+    let begun = started_at.saturating_sub(took);
+    // With a restart by permit that can be the microsecond that the last words of the run
+    // before bear.
+    let previous = record.previous_exit.iter();
+    let ended = previous.filter(|exit| exit.generation.next() == record.generation);
+    let after = ended.map(|exit| exit.ended_at.saturating_add(1_000)).max();
+    Some(begun.max(after.unwrap_or_default()))
 }
 
 #[cfg(test)]
 mod tests {
+    use blackhole_bus_schema::process::{ExitRecord, ExitResult, ExitStatus, StepTime};
     use clap::Parser;
 
     use super::*;
@@ -205,8 +221,32 @@ mod tests {
             started_at: 1_795_388_730_000_001_700,
         });
         let own = previous.of(Some(&running));
+        let mut hooked = running.clone();
+        let took = |step, took_ns| StepTime { step, took_ns };
+        hooked.steps = vec![
+            took(SpawnStep::PrepareEnvironment, 900_000_000),
+            took(SpawnStep::Exec, 100_000_000),
+            took(SpawnStep::Register, 5_000_000_000),
+        ];
         assert_eq!(own.judge(&line("30.000000", "out", "x")), Verdict::Shown);
         assert_eq!(own.judge(&line("30.000001", "out", "x")), Verdict::Past);
+        let own = previous.of(Some(&hooked));
+        assert_eq!(own.judge(&line("29.000000", "out", "x")), Verdict::Shown);
+        assert_eq!(own.judge(&line("29.000001", "out", "x")), Verdict::Past);
+        let mut permitted = running.clone();
+        let ended = |ended_at| ExitRecord {
+            generation: blackhole_bus_schema::names::Generation(1),
+            pid: 1,
+            status: ExitStatus::Exited { code: 3 },
+            result: ExitResult::ExitCode,
+            started_at: 0,
+            ended_at,
+            killed_leftovers: 0,
+        };
+        permitted.previous_exit = Some(ended(1_795_388_730_000_001_000));
+        let own = previous.of(Some(&permitted));
+        assert_eq!(own.judge(&line("30.000001", "out", "x")), Verdict::Shown);
+        assert_eq!(own.judge(&line("30.000002", "out", "x")), Verdict::Past);
         let never = previous.of(Some(&record(ProcessState::Spawn {})));
         assert_eq!(never.judge(&line("59.000000", "out", "x")), Verdict::Shown);
     }

@@ -82,6 +82,8 @@ pub(crate) struct Source {
     /// The last lines that are meant, once they were looked for.
     held: Option<VecDeque<Vec<u8>>>,
     seen: u64,
+    /// Lines that were taken off.
+    pub(super) taken: u64,
     done: bool,
 }
 
@@ -108,6 +110,7 @@ impl Source {
             page: VecDeque::new(),
             held: None,
             seen: 0,
+            taken: 0,
             done: false,
         }
     }
@@ -168,6 +171,7 @@ impl Source {
             Some(held) => held.pop_front(),
             None => self.next_raw().await?,
         };
+        self.taken += u64::from(raw.is_some());
         Ok(raw.map(|raw| Entry {
             instance: self.instance.clone(),
             raw,

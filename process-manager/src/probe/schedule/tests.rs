@@ -321,3 +321,68 @@ proptest! {
         }
     }
 }
+
+fn startup(probe: Probe) -> Probes {
+    Probes {
+        startup: Some(probe),
+        ..Probes::default()
+    }
+}
+
+#[test]
+fn a_start_that_asks_for_time_does_not_fail_for_good_meanwhile() {
+    let mut bench = Bench::new(8);
+    bench.add("web.1", &startup(tcp()));
+    let fail = |bench: &mut Bench| {
+        let run = bench.only();
+        let result = bench.finish(&run, bad()).unwrap();
+        (result.in_a_row, result.error.unwrap())
+    };
+    assert_eq!(fail(&mut bench), (1, "refused".to_owned()));
+    // The third would be at 2.1 s, and counts at 4.1 s.
+    bench.schedule.extend(bench.now, &name("web.1"), MS(3500));
+    assert_eq!(fail(&mut bench).0, 2);
+    let held = (2, "refused (it has asked for time)".to_owned());
+    assert_eq!(fail(&mut bench), held);
+    // A wish for less takes nothing away.
+    bench.schedule.extend(bench.now, &name("web.1"), MS(1));
+    assert_eq!((fail(&mut bench), bench.at()), (held, MS(3100)));
+    assert_eq!(fail(&mut bench), (3, "refused".to_owned()));
+    assert_eq!(bench.at(), MS(4100));
+}
+
+#[test]
+fn a_start_cannot_ask_for_time_for_ever() {
+    let mut bench = Bench::new(8);
+    bench.add(
+        "web.1",
+        &startup(Probe {
+            failure_threshold: 1,
+            ..tcp()
+        }),
+    );
+    loop {
+        let run = bench.only();
+        bench
+            .schedule
+            .extend(bench.now, &name("web.1"), Duration::MAX);
+        let result = bench.finish(&run, bad()).unwrap();
+        if result.in_a_row > 0 {
+            break;
+        }
+        assert!(bench.at() < MS(20_000));
+    }
+    // Ten times its delay, one round and the time for its answer.
+    assert!(bench.at() >= MS(14_000), "{:?}", bench.at());
+}
+
+#[test]
+fn time_that_is_asked_for_means_nothing_to_other_probes() {
+    let mut bench = Bench::new(8);
+    bench.add("web.1", &readiness(tcp()));
+    bench.schedule.extend(bench.now, &name("web.1"), MS(60_000));
+    for count in 1..5 {
+        let run = bench.only();
+        assert_eq!(bench.finish(&run, bad()).unwrap().in_a_row, count);
+    }
+}

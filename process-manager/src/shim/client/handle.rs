@@ -22,9 +22,8 @@ use crate::shim::protocol::{Request, RequestBody, ShimMessage, ShimPermit};
 /// at a time. Who comes when it is full waits.
 const REQUESTS: usize = 16;
 
-/// Events waiting for the manager. When it is full the task stops reading, the
-/// shim's own buffer fills and it cuts the connection; the next one begins
-/// with how things stand.
+/// Events waiting for the manager. When it is full the task stops reading, the shim's own buffer
+/// fills and it cuts the connection; the next one begins with how things stand.
 const EVENTS: usize = 64;
 
 /// How long a shim may take to greet. It has one thread and may be busy writing a log.
@@ -47,6 +46,8 @@ pub enum ShimEvent {
     Status(Box<ShimStatus>),
     /// The service said something of itself.
     Notify(NotifyState),
+    /// It has asked for time to come up: this much, from now on, in milliseconds.
+    Extended(u64),
     /// Log lines or record writes were lost; counts since the start.
     Loss(Loss),
     /// A hook beside it has ended, or could not be run.
@@ -58,6 +59,8 @@ pub enum ShimEvent {
     },
     /// It was asked to end, or ended and its rest is being killed.
     Stopping,
+    /// It has ended, and hooks run that follow.
+    Ended,
     /// It failed and was started again by permit. All further events are the successor's.
     Restarted {
         /// How the one before ended.
@@ -467,9 +470,11 @@ impl Holder {
                 return false;
             }
             ShimMessage::Notify { notify } => ShimEvent::Notify(notify),
+            ShimMessage::Extended { left_ms } => ShimEvent::Extended(left_ms),
             ShimMessage::Loss { loss } => ShimEvent::Loss(loss),
             ShimMessage::Hook { hook, problem } => ShimEvent::Hook { hook, problem },
             ShimMessage::Stopping => ShimEvent::Stopping,
+            ShimMessage::Ended => ShimEvent::Ended,
             ShimMessage::Restarted {
                 exit,
                 generation,

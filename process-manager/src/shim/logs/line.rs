@@ -21,6 +21,8 @@ const STAMP: usize = 27;
 pub(super) struct Stamp {
     second: u64,
     text: [u8; STAMP],
+    /// No later than this.
+    until: Option<SystemTime>,
 }
 
 impl Stamp {
@@ -28,12 +30,19 @@ impl Stamp {
         Self {
             second: 0,
             text: *b"1970-01-01T00:00:00.000000Z",
+            until: None,
         }
+    }
+
+    /// What is written from now on is of this time at the latest.
+    pub(super) fn until(&mut self, until: Option<SystemTime>) {
+        self.until = until;
     }
 
     /// Sets it to the clock's time.
     pub(super) fn update(&mut self) {
-        self.set(SystemTime::now());
+        let now = SystemTime::now();
+        self.set(self.until.map_or(now, |until| until.min(now)));
     }
 
     fn set(&mut self, now: SystemTime) {

@@ -35,7 +35,7 @@ mod line;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use blackhole_bus_schema::names::InstanceName;
 use blackhole_bus_schema::process::LogSpec;
@@ -226,6 +226,15 @@ impl Output {
             self.end_line(index);
         }
         self.flush();
+    }
+
+    /// The same where a successor runs already: what is left was written before
+    /// `ended_at` (Unix time in nanoseconds), and bears no later time.
+    pub(crate) fn finish_before(&mut self, ended_at: u64) {
+        let ended_at = UNIX_EPOCH + Duration::from_nanos(ended_at);
+        self.stamp.until(Some(ended_at));
+        self.finish();
+        self.stamp.until(None);
     }
 
     /// A successor writes to these pipes; what the ones before held is finished.

@@ -97,6 +97,7 @@ impl Service {
     }
 
     fn answer(&mut self, index: usize, request: Request) {
+        let watch = matches!(request.request, RequestBody::Watch);
         let result = match request.request {
             RequestBody::Stop { stop } => self.stop(&stop),
             RequestBody::Kill { unhealthy } => self.kill(unhealthy),
@@ -116,7 +117,7 @@ impl Service {
             RequestBody::Status | RequestBody::Watch => {
                 let hello = self.hello();
                 if let Some(client) = self.connections.get_mut(index) {
-                    client.watching |= matches!(request.request, RequestBody::Watch);
+                    client.watching |= watch;
                     client.send(&hello);
                 }
                 Ok(())
@@ -124,11 +125,17 @@ impl Service {
             RequestBody::Spawn { .. } => Err("this shim has its service".to_owned()),
             RequestBody::Unknown => Err(format!("not known to protocol version {PROTOCOL}")),
         };
+        // News for who watches from here on, which a greeting does not hold.
+        let ended = self.exit.is_some().then_some(ShimMessage::Ended);
+        let news = [self.extended(Instant::now()), ended];
         if let Some(client) = self.connections.get_mut(index) {
             client.send(&ShimMessage::Answer {
                 id: request.id,
                 error: result.err(),
             });
+            for news in news.iter().flatten().filter(|_| watch) {
+                client.send(news);
+            }
         }
     }
 

@@ -6,16 +6,21 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use blackhole_bus_schema::config::STANDBY_PIDS;
 use blackhole_bus_schema::dirs::unix_now_ns;
 use blackhole_bus_schema::limits::LimitKind;
 use blackhole_bus_schema::names::Generation;
-use blackhole_bus_schema::process::{ExitRecord, ExitStatus, ReloadAction, SpawnFailure};
+use blackhole_bus_schema::process::{
+    ExitRecord, ExitStatus, ReloadAction, SpawnFailure, SpawnStep,
+};
 
 use rustix::process::Pid;
 
 use super::Service;
+use super::turns::Turn;
 use crate::shim::cgroups;
 use crate::shim::exec::monotonic_ns;
+use crate::shim::hook;
 use crate::shim::logs::Pipes;
 use crate::shim::notify::Notify;
 use crate::shim::prepare::{self, Successor, note_record};
@@ -26,10 +31,6 @@ use crate::shim::{record, start, tree};
 /// How long after a start its successor is made ready: a start of many has
 /// better to do. One that fails before has its successor made then.
 const AHEAD: Duration = Duration::from_millis(500);
-
-/// Fewest processes that a service must be allowed for its successor to wait as
-/// one of them: it counts.
-const ROOM: u64 = 32;
 
 /// One restart that may be made.
 #[derive(Debug)]
@@ -58,11 +59,22 @@ impl Permitted {
     }
 }
 
+/// The hook before a start by permit.
+#[derive(Debug)]
+pub(super) struct Before {
+    /// When that start was begun, in monotonic nanoseconds.
+    begun: u64,
+    /// How the hook ended: what went wrong, where something did.
+    ended: Option<Result<(), String>>,
+}
+
 /// What became of a permit when the service had ended.
 #[derive(Debug)]
 pub(super) enum Again {
     /// There was none, or not for this end.
     No,
+    /// The hook before the successor runs: to be asked again when that has ended.
+    Waits,
     /// The successor runs.
     Runs,
     /// It could not be started.
@@ -109,6 +121,7 @@ impl Service {
                 self.request.spec = record.spec;
             }
         } else {
+            self.kill_hooks(Turn::BeforeStart);
             self.forget_secrets();
         }
     }
@@ -161,12 +174,17 @@ impl Service {
     }
 
     /// A process where there is room for one, else a plan.
+    /// Nothing where hooks come first: they may be what it takes to make one.
     fn ahead(&mut self, permit: &ShimPermit) -> Option<Ahead> {
+        let hooks = &self.request.settings.hooks;
+        if hooks.after_exit.is_some() || hooks.before_start.is_some() {
+            return None;
+        }
         let planned = self.successor(permit).ok()?;
         let limits = self.request.grant.iter().flat_map(|grant| &grant.report);
         let room = limits
             .filter(|limit| limit.limit == LimitKind::Pids)
-            .all(|limit| limit.requested >= ROOM);
+            .all(|limit| limit.requested >= u64::from(STANDBY_PIDS));
         if !room || !self.request.settings.standby {
             return Some(Ahead::Planned(Box::new(planned)));
         }
@@ -177,15 +195,22 @@ impl Service {
     }
 
     fn successor(&mut self, permit: &ShimPermit) -> Result<Successor, SpawnFailure> {
+        self.as_successor(permit, |this| {
+            let notify = this.notify.as_ref().map(Notify::path);
+            prepare::successor(&this.request, notify, &mut this.passed)
+        })
+    }
+
+    /// Does something with the request as it is for the successor.
+    fn as_successor<T>(&mut self, permit: &ShimPermit, work: impl FnOnce(&mut Self) -> T) -> T {
         let own = self.request.generation;
         let before = self.request.env.clone();
         self.request.generation = permit.permit.generation;
         self.request.env.extend(permit.env.clone());
-        let notify = self.notify.as_ref().map(Notify::path);
-        let made = prepare::successor(&self.request, notify, &mut self.passed);
+        let done = work(self);
         self.request.generation = own;
         self.request.env = before;
-        made
+        done
     }
 
     /// Whether the permit is for an end like this one: the service failed by
@@ -201,12 +226,48 @@ impl Service {
         };
         let expires = permitted.permit.permit.expires_after_ms;
         let in_time = expires.is_none_or(|ms| self.began.elapsed() <= Duration::from_millis(ms));
-        // Hooks take their time: then it is started as usual.
-        let hooks = &self.request.settings.hooks;
-        let plain = hooks.before_start.is_none()
-            && hooks.after_start.is_none()
-            && hooks.after_exit.is_none();
-        failed && in_time && plain && self.stopping.is_none()
+        // What was begun in time goes on.
+        failed && (in_time || self.before.is_some()) && self.stopping.is_none()
+    }
+
+    /// Runs the hook before the successor, where there is one, in the environment of that. When
+    /// its start was begun, once the hook has ended well; `None` while it runs.
+    fn before_start(&mut self, permit: &ShimPermit) -> Result<Option<u64>, SpawnFailure> {
+        let Some(hook) = self.request.settings.hooks.before_start.clone() else {
+            return Ok(Some(monotonic_ns()));
+        };
+        if let Some(before) = self.before.take() {
+            return match before.ended {
+                Some(Ok(())) => Ok(Some(before.begun)),
+                Some(Err(problem)) => Err(hook::not_passed(&problem)),
+                None => {
+                    self.before = Some(before);
+                    Ok(None)
+                }
+            };
+        }
+        let begun = monotonic_ns();
+        self.note_end();
+        let step = SpawnStep::PrepareEnvironment;
+        let output = self.output.writers().map_err(|error| {
+            let errno = error.raw_os_error().unwrap_or(0);
+            hook::named(prepare::failure(step, "make a pipe", errno, ""))
+        })?;
+        let (name, more) = ("before_start", Vec::new());
+        let running = self.as_successor(permit, |this| {
+            hook::Running::start(&this.request, &hook, name, more, 0, output)
+        });
+        self.hooks
+            .push((Turn::BeforeStart, running.map_err(hook::named)?));
+        self.before = Some(Before { begun, ended: None });
+        Ok(None)
+    }
+
+    /// The hook before the successor has ended.
+    pub(super) fn may_start(&mut self, problem: Option<String>) {
+        if let Some(before) = &mut self.before {
+            before.ended = Some(problem.map_or(Ok(()), Err));
+        }
     }
 
     /// Starts the successor, where that is permitted. Nothing of the service is
@@ -215,11 +276,18 @@ impl Service {
         if !self.may_restart() {
             return Again::No;
         }
-        let begun = monotonic_ns();
         let ended_at = unix_now_ns();
         self.kill_strangers();
         let Some(Permitted { permit, successor }) = self.permit.take() else {
             return Again::No;
+        };
+        let begun = match self.before_start(&permit) {
+            Ok(Some(begun)) => Ok(begun),
+            Ok(None) => {
+                self.permit = Some(Permitted { permit, successor });
+                return Again::Waits;
+            }
+            Err(failure) => Err(failure),
         };
         self.successor_due = None;
         if let Some(notify) = &mut self.notify {
@@ -231,18 +299,29 @@ impl Service {
             Some(Ahead::Planned(planned)) => (None, Some(*planned)),
             None => (None, None),
         };
-        let ran = waiting.and_then(|(standby, output)| {
-            let (pid, started) = start::by_standby(&self.request, standby, begun)?;
-            Some((pid, started, output))
+        let outcome = begun.and_then(|begun| {
+            let ran = waiting.and_then(|(standby, output)| {
+                let (pid, started) = start::by_standby(&self.request, standby, begun)?;
+                Some((pid, started, output))
+            });
+            match ran {
+                Some(ran) => Ok(ran),
+                None => self.restart_by(&permit, planned, begun),
+            }
         });
-        let outcome = match ran {
-            Some(ran) => Ok(ran),
-            None => self.restart_by(&permit, planned, begun),
-        };
         // It runs; from here on nobody waits.
         let oom = self.oom_kills();
-        self.output.finish();
-        let exit = self.exit_record(ended_at, oom);
+        let exit = match self.exit.take() {
+            // It is known since the hooks began, and what they have written comes after it.
+            Some(exit) => {
+                self.output.finish();
+                exit
+            }
+            None => {
+                self.output.finish_before(ended_at);
+                self.exit_record(ended_at, oom)
+            }
+        };
         let before = self.request.generation;
         self.request.generation = permit.permit.generation;
         self.request.env.extend(permit.env);
@@ -279,6 +358,7 @@ impl Service {
             started,
             restarts: self.restarts,
         });
+        self.begin_hook(Turn::AfterStart);
         Again::Runs
     }
 

@@ -15,6 +15,8 @@ use crate::shim::server::note;
 /// What a hook is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Turn {
+    /// Before a start by permit; the hook before the first start is run before there is a service.
+    BeforeStart,
     AfterStart,
     BeforeStop,
     AfterExit,
@@ -25,11 +27,19 @@ impl Turn {
     /// As it stands in `BLACKHOLE_HOOK`.
     fn name(self) -> &'static str {
         match self {
+            Self::BeforeStart => "before_start",
             Self::AfterStart => "after_start",
             Self::BeforeStop => "before_stop",
             Self::AfterExit => "after_exit",
             Self::Reload => "reload",
         }
+    }
+}
+
+impl Turn {
+    /// Whether its hook is run when nothing of the service is left.
+    fn follows_the_end(self) -> bool {
+        matches!(self, Self::AfterExit | Self::BeforeStart)
     }
 }
 
@@ -61,7 +71,7 @@ impl Service {
             Turn::AfterStart => hooks.after_start.clone(),
             Turn::BeforeStop => hooks.before_stop.clone(),
             Turn::AfterExit => hooks.after_exit.clone(),
-            Turn::Reload => None,
+            Turn::BeforeStart | Turn::Reload => None,
         }
     }
 
@@ -109,7 +119,7 @@ impl Service {
 
     /// Whether the service has ended and what follows its end still runs.
     pub(super) fn is_after_exit(&self) -> bool {
-        self.hooks.iter().any(|(turn, _)| *turn == Turn::AfterExit)
+        self.hooks.iter().any(|(turn, _)| turn.follows_the_end())
     }
 
     /// Nothing of the service is left: how it ended is known and written, and
@@ -118,7 +128,7 @@ impl Service {
         if self.exit.is_some() || self.request.settings.hooks.after_exit.is_none() {
             return false;
         }
-        self.note_exit();
+        self.note_end();
         self.begin_hook(Turn::AfterExit)
     }
 
@@ -135,13 +145,26 @@ impl Service {
         exit
     }
 
+    /// Nothing of the service is left, and hooks follow: how it ended is known, written and
+    /// told, and its last words stand before those of the hooks.
+    pub(super) fn note_end(&mut self) {
+        if self.exit.is_none() {
+            let exit = self.note_exit();
+            self.output.finish_before(exit.ended_at);
+            self.tell(&ShimMessage::Ended);
+        }
+    }
+
     /// One of the children that ended was a hook.
     pub(super) fn hook_ended(&mut self, index: usize, status: ExitStatus) {
         let (turn, running) = self.hooks.swap_remove(index);
         let problem = running.ended(&self.request, status);
         // Beside a service that has ended it was killed with the rest.
-        let with_the_rest = self.end.is_some() && turn != Turn::AfterExit;
+        let with_the_rest = self.end.is_some() && !turn.follows_the_end();
         let problem = problem.filter(|_| !with_the_rest);
+        if turn == Turn::BeforeStart {
+            return self.may_start(problem);
+        }
         if turn == Turn::Reload {
             match problem {
                 Some(problem) => {

@@ -4,12 +4,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use blackhole_bus_schema::names::Generation;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
 
 use super::Service;
 use crate::shim::notify::Wish;
-use crate::shim::protocol::StopRequest;
+use crate::shim::protocol::{ShimMessage, StopRequest};
 use crate::shim::wait::wait;
 use crate::shim::{sys, tree};
 
@@ -23,6 +24,15 @@ pub(super) struct Refused {
     count: usize,
     /// When the last ones were.
     told: Option<Instant>,
+}
+
+/// The time that a service has asked for to come up.
+#[derive(Debug)]
+pub(super) struct Asked {
+    generation: Generation,
+    until: Instant,
+    /// Those who watch know it.
+    told: bool,
 }
 
 /// A process below the shim that the service has named as its main one.
@@ -143,13 +153,50 @@ impl Service {
         self.tell_notify(Instant::now());
     }
 
-    /// It asks for more time to end, and has it within bounds.
+    /// It asks for more time to end, and has it within bounds; or to come up, which is told
+    /// to who waits for it and knows the bounds.
     fn extend(&mut self, time: Duration) {
-        if let Some(stopping) = &mut self.stopping
-            && let (Some(deadline), Some(latest)) = (stopping.deadline, stopping.latest)
-        {
+        let Some(stopping) = &mut self.stopping else {
+            let generation = self.request.generation;
+            let until = Instant::now().checked_add(time);
+            let known = self
+                .asked
+                .as_ref()
+                .filter(|asked| asked.generation == generation);
+            if let Some(until) =
+                until.filter(|until| known.is_none_or(|known| known.until < *until))
+            {
+                self.asked = Some(Asked {
+                    generation,
+                    until,
+                    told: false,
+                });
+            }
+            return;
+        };
+        if let (Some(deadline), Some(latest)) = (stopping.deadline, stopping.latest) {
             let wished = Instant::now().checked_add(time).unwrap_or(latest);
             stopping.deadline = Some(wished.min(latest).max(deadline));
+        }
+    }
+
+    /// What is left of the time that it has asked for to come up; nothing once it is over.
+    pub(super) fn extended(&self, now: Instant) -> Option<ShimMessage> {
+        let asked = self.asked.as_ref();
+        let asked = asked.filter(|asked| asked.generation == self.request.generation)?;
+        let left = asked.until.saturating_duration_since(now).as_millis();
+        let left_ms = u64::try_from(left).unwrap_or(u64::MAX);
+        (left_ms > 0).then_some(ShimMessage::Extended { left_ms })
+    }
+
+    /// Tells watchers of a wish for time that they do not know.
+    pub(super) fn tell_asked(&mut self, now: Instant) {
+        let message = self.extended(now);
+        if let Some(asked) = self.asked.as_mut().filter(|asked| !asked.told) {
+            asked.told = true;
+            if let Some(message) = message {
+                self.tell(&message);
+            }
         }
     }
 }

@@ -429,3 +429,47 @@ fn a_restart_of_a_one_shot_is_not_failed_by_a_dependent_that_is_down() {
     bench.ends("migrate.1", ExitResult::Success);
     assert!(bench.answer(restarted).unwrap().is_ok());
 }
+
+/// Sockets that are kept for the successor of a service that has failed.
+#[test]
+fn a_stop_of_what_has_ended_lets_go_what_was_kept_for_its_successor() {
+    let mut listening = service();
+    listening.settings.fd_store = 1;
+    listening.restart_mode = blackhole_bus_schema::config::RestartMode::Never;
+    let plain = ServiceConfig {
+        settings: Default::default(),
+        ..listening.clone()
+    };
+    let mut bench = Bench::new(&[("a", listening), ("b", plain)]);
+    for name in ["a.1", "b.1"] {
+        bench.runs(name);
+        bench.ends(name, ExitResult::ExitCode);
+    }
+    bench.take();
+    let ticket = bench.command(stop(&["a", "b"]));
+    assert_eq!(bench.take(), ["stop a.1 #1"]);
+    assert_eq!(bench.answer(ticket), None, "not before they are closed");
+    let record = bench.core.instances[&"a.1".parse().unwrap()].record.clone();
+    let reply = |result| Input::StopReply {
+        manager: None,
+        instance: "a.1".parse().unwrap(),
+        generation: Generation(1),
+        result,
+    };
+    bench.input(reply(Err(RequestFailure::Unknown("lost".into()))));
+    assert_eq!(bench.answer(ticket).unwrap().unwrap().len(), 2);
+    bench.pass(secs(2));
+    assert_eq!(bench.take(), ["stop a.1 #1"], "until it is certain");
+    bench.input(reply(Ok(Box::new(record.unwrap()))));
+    bench.pass(secs(60));
+    assert_eq!(bench.take(), Vec::<String>::new());
+    // Stopped by a stop there is nothing left.
+    bench.command(start(&["a"]));
+    bench.take();
+    bench.runs("a.1");
+    bench.command(stop(&["a"]));
+    assert_eq!(bench.take(), ["stop a.1 #2"]);
+    bench.stopped("a.1");
+    bench.pass(secs(60));
+    assert_eq!(bench.take(), Vec::<String>::new());
+}

@@ -270,3 +270,75 @@ fn a_restarted_host_is_nobodys_failure() {
     assert_eq!(bench.take(), ["spawn a.1 #2"]);
     assert_eq!(bench.status("a.1").restarts, 0);
 }
+
+/// By `down`, `--offline stop` or by a process-manager, while no supervisor lived: the
+/// record says that it was asked for, and by whomever that is no failure.
+#[test]
+fn what_was_stopped_without_the_supervisor_is_started_anew_and_has_not_failed() {
+    for mode in [
+        RestartMode::Always,
+        RestartMode::OnFailure,
+        RestartMode::Never,
+    ] {
+        for result in [ExitResult::Stopped, ExitResult::StopTimeout] {
+            let services = [(
+                "a",
+                ServiceConfig {
+                    restart_mode: mode,
+                    ..service()
+                },
+            )];
+            let mut bench = Bench::new(&services);
+            bench.runs("a.1");
+            bench.take();
+            bench.reborn(Some(&services));
+            bench.sync(&[ended("a.1", 1, result, bench.now.unix_ns)]);
+            bench.pass(secs(3));
+            assert_eq!(bench.take(), ["spawn a.1 #2"], "{mode:?} {result:?}");
+            let status = bench.status("a.1");
+            assert_eq!((status.restarts, status.last_error), (0, None));
+            assert!(
+                bench
+                    .said
+                    .iter()
+                    .any(|said| said.contains("without the supervisor"))
+            );
+            // What follows is the first failure.
+            bench.runs("a.1");
+            bench.ends("a.1", ExitResult::ExitCode);
+            assert!(mode == RestartMode::Never || bench.status("a.1").restarts == 1);
+        }
+    }
+}
+
+/// While the host went down the init process ended services, before or behind the
+/// back of their shims and of the supervisor.
+#[test]
+fn what_ended_before_the_host_was_restarted_has_not_failed() {
+    let services = [("a", service()), ("b", service())];
+    let mut bench = Bench::new(&services);
+    bench.runs("a.1");
+    bench.runs("b.1");
+    // The supervisor saw one of them: its restart was due.
+    bench.ends("b.1", ExitResult::Signal);
+    bench.runs("b.1");
+    bench.ends("b.1", ExitResult::Signal);
+    bench.take();
+    let died = bench.now.unix_ns;
+    bench.now = bench.now.after(secs(30));
+    bench.disk.rebooted = true;
+    bench.reborn(Some(&services));
+    bench.sync(&[
+        ended("a.1", 1, ExitResult::Signal, died),
+        ended("b.1", 2, ExitResult::Signal, died),
+    ]);
+    bench.pass(secs(3));
+    assert_eq!(bench.take(), ["spawn a.1 #2", "spawn b.1 #3"]);
+    assert_eq!(bench.status("a.1").restarts, 0);
+    assert_eq!(bench.status("b.1").restarts, 1, "that which was counted");
+    // From here on it counts.
+    bench.runs("a.1");
+    bench.pass(secs(1));
+    bench.ends("a.1", ExitResult::Signal);
+    assert_eq!(bench.status("a.1").restarts, 1);
+}

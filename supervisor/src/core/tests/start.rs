@@ -92,6 +92,10 @@ fn an_unhealthy_one_is_stopped_and_restarted_by_the_policy() {
     bench.ends("a.1", ExitResult::Unhealthy);
     assert_eq!(bench.take(), ["spawn a.1 #2"]);
     assert_eq!(bench.status("a.1").restarts, 1);
+    let error = |bench: &Bench| bench.status("a.1").last_error;
+    assert_eq!(error(&bench).as_deref(), Some("unhealthy: no answer"));
+    bench.runs("a.1");
+    assert_eq!(error(&bench), None);
 }
 
 #[test]
@@ -135,6 +139,7 @@ fn a_one_shot_is_through_once() {
     bench.pass(secs(600));
     assert_eq!(bench.take(), Vec::<String>::new());
     assert_eq!(bench.phase("job.1"), "idle");
+    assert!(bench.status("job.1").completed);
     bench.reborn(Some(&[("job", oneshot())]));
     bench.sync(&[ended("job.1", 1, ExitResult::Success, T0)]);
     bench.pass(secs(60));
