@@ -113,6 +113,8 @@ async fn what_was_made_ready_ahead_is_used_and_goes_with_the_shim() {
     let spec = service(&rig, &said);
     let mut running = spawn(&rig, &spec, Some(permit(2, None))).await;
     line_of(&said.with_extension("1")).await;
+    // From then on the log is one of the files that are open.
+    line_of(&rig.folder(&spec).join("log")).await;
     // Two pipes more than before: the successor is ready.
     let fds = format!("/proc/{}/fd", running.started.shim_pid);
     let before = fs::read_dir(&fds).unwrap().count();

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use blackhole_bus_schema::process::{ExitResult, ExitStatus, StopSpec};
 use blackhole_process_manager::shim::client::{ClientError, ShimEvent, StopRequest};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use shim_support::{Rig, Running, end, line_of, lives, tagged, until};
 
 const LONG: Duration = Duration::from_secs(600);
@@ -209,4 +209,29 @@ async fn a_terminated_shim_stops_its_service_in_order() {
         (exit.status, exit.result),
         (ExitStatus::Exited { code: 0 }, ExitResult::Stopped)
     );
+}
+
+/// While the host goes down both get their signal at once: the record tells the stop,
+/// whichever of them is noticed first, and nobody starts the service again.
+#[tokio::test]
+async fn a_shim_that_is_terminated_together_with_its_service_has_stopped_it() {
+    let rig = Rig::new().await;
+    let mut running = rig.spawn(&rig.script("exec sleep 1000")).await;
+    let (shim, service) = (running.started.shim_pid, running.started.pid);
+    let send = |pid: u32, signal| {
+        let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
+    };
+    send(shim, Signal::STOP);
+    // Returns when it has ended; its parent does not know yet.
+    end(service, Signal::TERM);
+    send(shim, Signal::TERM);
+    send(shim, Signal::CONT);
+    let exit = running.exited().await;
+    assert!(
+        matches!(exit.status, ExitStatus::Signaled { signal: 15, .. }),
+        "{exit:?}"
+    );
+    assert_eq!(exit.result, ExitResult::Stopped);
+    assert!(!lives(service));
 }

@@ -307,6 +307,11 @@ impl Service {
         if listen {
             self.listen_again();
         }
+        if asked {
+            // Whoever ends the shim in order (the host going down) means the service; also
+            // where that has ended at the same time, and would be started again.
+            let _ = self.stop(&StopRequest::default());
+        }
         if self.reap() {
             return true;
         }
@@ -315,10 +320,6 @@ impl Service {
             self.tell_stopping();
             self.kill_all();
             return self.reap();
-        }
-        if asked {
-            // Whoever ends the shim in order (the host going down) means the service.
-            let _ = self.stop(&StopRequest::default());
         }
         false
     }
