@@ -383,6 +383,8 @@ async fn what_is_forgotten_leaves_its_log_alone() {
     bench
         .run(&script("web.1", 1, "echo hello; exec sleep 100000"))
         .await;
+    let log = bench.dirs.instance(&name("web.1")).join("log");
+    until("its first word", || log.exists().then_some(())).await;
     let forget = Forget {
         instance: name("web.1"),
     };

@@ -175,7 +175,11 @@ async fn killed_at_any_moment_of_a_spawn() {
             ProcessState::Running { pid, .. } if runs(*pid) => {
                 let holder = instance_lock_held(&folder).unwrap();
                 if holder.is_some() && holder != Some(shim) {
-                    assert_eq!(members(&bench.dirs.run, "web.1"), [*pid]);
+                    // Its environment shows a moment after exec has begun.
+                    until("no other process", || {
+                        (members(&bench.dirs.run, "web.1") == [*pid]).then_some(())
+                    })
+                    .await;
                     bench.stop("web.1", generation).await.unwrap();
                     ran += 1;
                     nothing_left(&bench).await;
