@@ -117,8 +117,8 @@ fn body(bytes: &[u8]) -> Option<(Raw, usize, usize)> {
         at += extent(key, MAX_DEPTH)?;
         let value = bytes.get(at..)?;
         if is_body {
-            // One level is the envelope's own.
-            let (body, length) = Raw::first(value, MAX_DEPTH - 1)?;
+            // As deep as the decoder goes: it counts the envelope, and the value itself.
+            let (body, length) = Raw::first(value, MAX_DEPTH - 2)?;
             return Some((body, at, at + length));
         }
         at += extent(value, MAX_DEPTH)?;
@@ -311,6 +311,12 @@ mod tests {
     #[test]
     fn what_nests_too_deep_is_refused_before_it_takes_stack() {
         assert!(Envelope::decode(&nested(MAX_DEPTH / 2)).is_ok());
+        // At the very edge as the decoder has it.
+        for depth in MAX_DEPTH - 4..MAX_DEPTH + 2 {
+            let bytes = nested(depth);
+            let decoder = shallow::<Envelope>(&bytes).is_ok();
+            assert_eq!(Envelope::decode(&bytes).is_ok(), decoder, "{depth}");
+        }
         for depth in [MAX_DEPTH, 1_000, 1_000_000] {
             assert!(matches!(
                 Envelope::decode(&nested(depth)),

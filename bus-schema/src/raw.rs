@@ -126,10 +126,11 @@ pub(crate) fn extent(bytes: &[u8], depth: usize) -> Option<usize> {
         if values > bytes.len().saturating_sub(at) {
             return None;
         }
+        let holds_values = matches!(marker, 0x80..=0x9f | 0xdc..=0xdf);
+        if holds_values && open.len() >= depth {
+            return None;
+        }
         if values > 0 {
-            if open.len() >= depth {
-                return None;
-            }
             open.push(values);
             continue;
         }

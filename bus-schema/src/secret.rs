@@ -37,11 +37,13 @@ pub enum SecretError {
     },
     /// The file holds no secret.
     #[error(
-        "{path} is not a key of 64 hexadecimal digits: remove it and restart, what was proved by it so far becomes void"
+        "{path} is not a key of 64 hexadecimal digits (lower-case): remove it and restart, what was proved by it so far becomes void"
     )]
     Damaged {
         /// The file.
         path: PathBuf,
+        /// It has nothing in it.
+        empty: bool,
     },
     /// Others can read it.
     #[error("{path} has mode {mode:o}, others could act in the operator's name: it must be 600")]
@@ -63,8 +65,8 @@ pub fn load_or_create(path: &Path) -> Result<Secret, SecretError> {
         Err(SecretError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             create(path)?;
         }
-        // Also when somebody has filled it since: then it only has to be read.
-        Err(SecretError::Damaged { .. }) => fill(path)?,
+        // Somebody may have filled it since it was read: then it only has to be read again.
+        Err(SecretError::Damaged { empty: true, .. }) => fill(path)?,
         other => return other,
     }
     load(path)
@@ -82,7 +84,9 @@ fn failed<'a>(
 }
 
 fn load(path: &Path) -> Result<Secret, SecretError> {
-    let file = regular::reader(path).map_err(failed("open", path))?;
+    // It may be kept elsewhere.
+    let file = regular::open_linked(path, OpenOptions::new().read(true));
+    let file = file.map_err(failed("open", path))?;
     let mode = file.metadata().map_err(failed("examine", path))?.mode() & 0o7777;
     if mode & 0o077 != 0 {
         return Err(SecretError::Open {
@@ -96,10 +100,11 @@ fn load(path: &Path) -> Result<Secret, SecretError> {
         .map_err(failed("read", path))?;
     unhex(text.trim_ascii_end()).ok_or_else(|| SecretError::Damaged {
         path: path.to_owned(),
+        empty: text.is_empty(),
     })
 }
 
-/// The bytes that 64 lower-case hexadecimal digits stand for.
+/// The bytes that 64 hexadecimal digits, lower-case as we write them, stand for.
 pub(crate) fn unhex(text: &[u8]) -> Option<Secret> {
     let digit = |digit: u8| match digit {
         b'0'..=b'9' => Some(digit - b'0'),
@@ -131,7 +136,8 @@ fn create(path: &Path) -> Result<(), SecretError> {
 
 /// Puts a fresh secret in place of an empty file.
 fn fill(path: &Path) -> Result<(), SecretError> {
-    let empty = regular::reader(path).map_err(failed("open", path))?;
+    let empty = regular::open_linked(path, OpenOptions::new().read(true));
+    let empty = empty.map_err(failed("open", path))?;
     flock(&empty, FlockOperation::LockExclusive)
         .map_err(|error| failed("lock", path)(error.into()))?;
     // Who had the lock before may have done it.
@@ -144,6 +150,10 @@ fn fill(path: &Path) -> Result<(), SecretError> {
     if made.is_err() {
         let _ = std::fs::remove_file(&fresh);
     }
+    tracing::warn!(
+        path = %path.display(),
+        "an empty key was replaced: daemons that have run since before know another one"
+    );
     made.map_err(failed("replace", path))
 }
 
@@ -264,6 +274,9 @@ mod tests {
         }
         std::fs::write(&path, &digits).unwrap();
         assert_eq!(load_or_create(&path).unwrap(), secret);
+        let link = temp.path().join("link.key");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert_eq!(load_or_create(&link).unwrap(), secret, "kept elsewhere");
         // Whoever waited for a writer of this would wait for ever.
         std::fs::remove_file(&path).unwrap();
         let fifo = rustix::fs::FileType::Fifo;

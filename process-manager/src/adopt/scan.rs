@@ -22,7 +22,7 @@ use crate::shim::client::{
     Attached, ClientError, Record, ShimEvents, ShimHandle, ShimPhase, Started, attach,
     instance_lock_held, read_record,
 };
-use crate::shim::record::shim_was_lost;
+use crate::shim::record::{RecordError, shim_was_lost};
 use crate::shim::sweep;
 use crate::table::Found;
 
@@ -137,6 +137,13 @@ fn list(folder: &Path, problems: &mut Vec<String>) -> std::io::Result<Vec<Instan
     Ok(names)
 }
 
+/// Whether a file was written last before the host went up.
+fn before_boot(path: &Path) -> bool {
+    let written = std::fs::metadata(path).and_then(|data| data.modified());
+    let since = written.map(|at| at.duration_since(std::time::UNIX_EPOCH).unwrap_or_default());
+    since.is_ok_and(|since| since.as_nanos() < u128::from(host::booted_at()))
+}
+
 async fn look(dirs: &Dirs, boot: &str, name: InstanceName) -> Result<Option<Adopted>, String> {
     let folder = dirs.instance(&name);
     let mut problem = String::new();
@@ -148,6 +155,11 @@ async fn look(dirs: &Dirs, boot: &str, name: InstanceName) -> Result<Option<Adop
             let remains = match read_record(&at) {
                 Ok(None) => Remains::Nothing,
                 Ok(Some(record)) => Remains::Record(Box::new(record)),
+                Err(RecordError::Damaged { path, problem }) if before_boot(&path) => {
+                    // A loss of power may leave parts of two records: nothing of either lives.
+                    tracing::warn!(path = %path.display(), problem, "of an earlier boot, and void");
+                    Remains::Nothing
+                }
                 Err(error) => Remains::Unreadable(error),
             };
             (held, remains, told(&at))

@@ -112,7 +112,7 @@ fn receive(mut stream: UnixStream) -> Result<Option<(SpawnRequest, Connection, u
         }
     };
     let id = request.id;
-    let kind = request.request.r#type.clone();
+    let kind: String = request.request.r#type.chars().take(64).collect();
     match request.request.into_spawn() {
         Some(spawn) => {
             let client =
@@ -120,7 +120,10 @@ fn receive(mut stream: UnixStream) -> Result<Option<(SpawnRequest, Connection, u
             Ok(Some((*spawn, client, begun.unwrap_or_else(monotonic_ns))))
         }
         None => {
-            let text = format!("the first request must be a spawn, not {kind:?}");
+            let text = match kind.as_str() {
+                "spawn" => "a request for a spawn without what is to be spawned".to_owned(),
+                _ => format!("the first request must be a spawn, not {kind:?}"),
+            };
             refuse(stream, id, &text);
             Err(text)
         }

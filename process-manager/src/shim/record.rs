@@ -8,8 +8,10 @@
 //! So there is a whole record at any time, and no file is made or removed: that takes
 //! ext4 longer than all the rest, and so does a rename in the place of another file,
 //! which begins to write out its data. Nothing is synced: a record has to outlive
-//! processes, and the boot id tells when the host went down. The end still fits
-//! when the disk is full, since the space for it is taken with the first frame.
+//! processes, and the boot id tells when the host went down. (After a loss of power the
+//! name may be that of the record before the last, or the file a mixture of two: what is
+//! damaged and of an earlier boot is void.) The end still fits when the disk is full,
+//! since the space for it is taken with the first frame.
 
 use std::fs::File;
 use std::io;
@@ -21,7 +23,6 @@ use blackhole_bus_schema::names::{Generation, InstanceName};
 use blackhole_bus_schema::process::{ExitRecord, SpawnFailure, SpawnSpec};
 use blackhole_bus_schema::regular;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::protocol::{self, FrameError, MAX_SPAWN_FRAME, SpawnRequest, Started};
@@ -403,8 +404,7 @@ impl Writer {
         let Some(file) = &mut self.file else {
             let created = self.create();
             if created.is_err() {
-                // What is left of neither tells of this spawn.
-                let _ = std::fs::remove_file(self.path.with_file_name(NEW));
+                // It does not tell of this spawn; the new one does, where it is whole.
                 let _ = std::fs::remove_file(&self.path);
             }
             return created;
@@ -421,9 +421,21 @@ impl Writer {
 
     fn create(&mut self) -> io::Result<()> {
         let new = self.path.with_file_name(NEW);
-        let file = regular::overwrite(&new)?;
+        let file = self.fill(&new).inspect_err(|_| {
+            let _ = std::fs::remove_file(&new);
+        })?;
+        take_place(&new, &self.path)?;
+        self.length = self.pending.len() as u64;
+        self.pending = Vec::new();
+        self.file = Some(file);
+        Ok(())
+    }
+
+    /// Writes all that is pending over what `path` has, and nothing stays behind it.
+    fn fill(&mut self, path: &Path) -> io::Result<File> {
+        let file = regular::overwrite(path)?;
         let frames = self.pending.len();
-        // Whole blocks: nothing of the old ones has to be read for it, or is left behind them.
+        // Whole blocks: nothing of the old ones has to be read for it.
         self.pending.resize(frames.next_multiple_of(BLOCK), 0);
         let written = file.write_all_at(&self.pending, 0);
         let whole = self.pending.len() as u64;
@@ -432,11 +444,7 @@ impl Writer {
         if file.metadata()?.len() > whole {
             file.set_len(whole)?;
         }
-        take_place(&new, &self.path)?;
-        self.length = frames as u64;
-        self.pending = Vec::new();
-        self.file = Some(file);
-        Ok(())
+        Ok(file)
     }
 }
 
@@ -444,17 +452,15 @@ impl Writer {
 fn take_place(new: &Path, path: &Path) -> io::Result<()> {
     match renameat_with(CWD, new, CWD, path, RenameFlags::EXCHANGE) {
         Ok(()) => Ok(()),
-        // The first record of this instance.
-        Err(Errno::NOENT) => std::fs::rename(new, path),
-        // Not every file system can.
-        Err(Errno::INVAL | Errno::NOSYS) => {
+        // The first record of this instance, or a file system or sandbox that cannot do it,
+        // which they say by many errors.
+        Err(_) => {
             match std::fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
             std::fs::rename(new, path)
         }
-        Err(error) => Err(error.into()),
     }
 }
 

@@ -96,7 +96,7 @@ struct Controller {
 }
 
 /// The supervisor's state and policy.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Core {
     services: BTreeMap<ServiceName, Service>,
     instances: BTreeMap<InstanceName, Instance>,

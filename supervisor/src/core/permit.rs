@@ -9,6 +9,8 @@
 //! process-manager, which has it already, answers that one; no generation means
 //! two things, and what was on the disk before the permit was sent is enough.
 
+use std::time::Duration;
+
 use blackhole_bus_schema::config::{Condition, RestartMode};
 use blackhole_bus_schema::names::{Generation, InstanceName};
 use blackhole_bus_schema::process::{InstanceRecord, Permit};
@@ -19,6 +21,16 @@ use super::end::End;
 use super::instance::Instance;
 use super::io::Now;
 
+/// Whether an instance should have a permit.
+pub(super) enum Due {
+    /// No.
+    Never,
+    /// From this moment on, if the host-wide bucket has a token then. What it has stays.
+    At(Duration),
+    /// This one.
+    Now(Permit),
+}
+
 impl Core {
     /// The permit that an instance whose generation `generation` lives should have.
     pub(super) fn permit(
@@ -27,8 +39,10 @@ impl Core {
         instance: &Instance,
         service: &Service,
         generation: Generation,
-    ) -> Option<Permit> {
-        let config = service.config()?;
+    ) -> Due {
+        let Some(config) = service.config() else {
+            return Due::Never;
+        };
         let policy = &config.restart_policy;
         let at_once = config.restart_mode != RestartMode::Never
             && !config.oneshot
@@ -44,11 +58,15 @@ impl Core {
                 .all(|(_, on)| on.condition == Condition::Completed);
         // One that was granted stays: its token is taken when it is used.
         let granted = instance.permit == Some((generation, true));
-        let allowed = at_once && on_its_own && (granted || self.storm.has_token(now.mono));
-        allowed.then(|| Permit {
-            generation: generation.next(),
-            expires_after_ms: None,
-        })
+        let token_at = self.storm.next_token(now.mono);
+        match at_once && on_its_own {
+            false => Due::Never,
+            true if !granted && token_at > now.mono => Due::At(token_at),
+            true => Due::Now(Permit {
+                generation: generation.next(),
+                expires_after_ms: None,
+            }),
+        }
     }
 
     /// The permit that goes with a spawn.
@@ -60,7 +78,10 @@ impl Core {
     ) -> Option<Permit> {
         let instance = self.instances.get(name)?;
         let service = self.services.get(name.service())?;
-        self.permit(now, instance, service, generation)
+        match self.permit(now, instance, service, generation) {
+            Due::Now(permit) => Some(permit),
+            Due::At(_) | Due::Never => None,
+        }
     }
 
     /// A generation lives (or has lived) that nobody here decided on: a permit

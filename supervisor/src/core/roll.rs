@@ -35,7 +35,7 @@ use super::step::seconds;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The rolling restarts under way, and the last one of each service that was given up.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Rolls {
     under_way: BTreeMap<ServiceName, Roll>,
     given_up: BTreeMap<ServiceName, (u64, Status)>,
@@ -43,7 +43,7 @@ pub(super) struct Rolls {
     number: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Roll {
     number: u64,
     /// When it is given up; `None` until there is something to wait for.

@@ -12,6 +12,7 @@ use super::Core;
 use super::deps::{Service, Setup, failed};
 use super::instance::{Fate, Grant, Instance, Life, Visible};
 use super::io::{ManagerId, Now};
+use super::permit::Due;
 
 /// What to do with an instance now.
 #[derive(Debug, Clone, PartialEq)]
@@ -212,10 +213,20 @@ impl Core {
         if instance.probing.unhealthy() && state == StateName::Running {
             return self.decide_stop(now, instance, generation, true);
         }
+        let mut token_at = None;
         if state == StateName::Running && self.synced(&instance.home) && service.config().is_some()
         {
-            let permit = self.permit(now, instance, service, generation);
-            if instance.permit != Some((generation, permit.is_some())) {
+            let permit = match self.permit(now, instance, service, generation) {
+                Due::Now(permit) => Some(Some(permit)),
+                Due::Never => Some(None),
+                Due::At(moment) => {
+                    token_at = Some(moment);
+                    None
+                }
+            };
+            if let Some(permit) = permit
+                && instance.permit != Some((generation, permit.is_some()))
+            {
                 return Step::Permit(generation, permit);
             }
         }
@@ -230,7 +241,8 @@ impl Core {
         let stable_at = instance.stable_at.filter(|at| *at > now.mono);
         // Silence says nothing of what does not run, nor does it ever pass there.
         let quiet_at = probing.wake().filter(|_| state == StateName::Running);
-        Step::Rest(phase, quiet_at.into_iter().chain(stable_at).min())
+        let wake = quiet_at.into_iter().chain(stable_at).chain(token_at).min();
+        Step::Rest(phase, wake)
     }
 
     fn decide_stop(

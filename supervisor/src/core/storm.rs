@@ -29,9 +29,9 @@ impl Storm {
         self.refill = refill;
     }
 
-    /// Whether a token could be taken and used at once.
-    pub(super) fn has_token(&self, now: Duration) -> bool {
-        self.clone().reserve(now) <= now
+    /// From when a token that is taken now could be used: `now`, or later.
+    pub(super) fn next_token(&self, now: Duration) -> Duration {
+        self.clone().reserve(now)
     }
 
     /// Takes a token and tells from when it may be used: `now`, or later when

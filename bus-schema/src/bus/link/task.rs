@@ -37,7 +37,12 @@ const UNHURRIED: u32 = 5;
 #[derive(Debug)]
 enum Life {
     /// It is being looked for.
-    Absent { attempt: u32, ping: Option<Uuid> },
+    Absent {
+        attempt: u32,
+        ping: Option<Uuid>,
+        /// When it was looked for last: messages that come meanwhile put nothing off.
+        looked: Instant,
+    },
     /// An echo came back.
     Present { incarnation: u64, heard: Instant },
 }
@@ -124,6 +129,7 @@ impl Task {
             life: Life::Absent {
                 attempt: UNHURRIED,
                 ping: None,
+                looked: Instant::now(),
             },
             events,
             backlog: VecDeque::new(),
@@ -173,39 +179,45 @@ impl Task {
 
     /// When the task has to act by itself: the next ping, or the end of patience.
     fn wake(&self) -> impl Future<Output = ()> + use<> {
+        let millis = Duration::from_millis;
         let (spin, until) = match &self.life {
             // Timers round up to a millisecond; an echo takes a tenth of one. Each wait is
             // twice the one before: whoever is slow to answer gets five pings, not fifty.
-            Life::Absent { ping: None, .. } | Life::Absent { attempt: 0, .. } => {
-                (Some(Duration::ZERO), None)
-            }
-            Life::Absent { attempt, .. } => match attempt {
-                ..UNHURRIED => (Some(Duration::from_micros(75 << (attempt - 1))), None),
-                ..=44 => (None, Some(Instant::now() + Duration::from_millis(2))),
-                ..=64 => (None, Some(Instant::now() + Duration::from_millis(20))),
-                _ => (
-                    None,
-                    Some(Instant::now() + jittered(Duration::from_millis(200))),
-                ),
+            Life::Absent {
+                attempt,
+                ping,
+                looked,
+            } => match attempt {
+                _ if ping.is_none() => (true, *looked),
+                0 => (true, *looked),
+                ..UNHURRIED => (true, *looked + Duration::from_micros(75 << (attempt - 1))),
+                ..=44 => (false, *looked + millis(2)),
+                ..=64 => (false, *looked + millis(20)),
+                _ => (false, *looked + jittered(millis(200))),
             },
-            Life::Present { heard, .. } => (None, Some(*heard + SILENCE)),
+            Life::Present { heard, .. } => (false, *heard + SILENCE),
         };
         async move {
-            if let Some(spin) = spin {
-                let begin = Instant::now();
-                while begin.elapsed() < spin {
-                    tokio::task::yield_now().await;
+            match spin {
+                true => {
+                    while Instant::now() < until {
+                        tokio::task::yield_now().await;
+                    }
                 }
-            } else if let Some(until) = until {
-                tokio::time::sleep_until(until).await;
+                false => tokio::time::sleep_until(until).await,
             }
         }
     }
 
     async fn woken(&mut self) {
         match &mut self.life {
-            Life::Absent { attempt, ping } => {
+            Life::Absent {
+                attempt,
+                ping,
+                looked,
+            } => {
                 *attempt = attempt.saturating_add(1);
+                *looked = Instant::now();
                 let id = *ping.get_or_insert_with(envelope::fresh_id);
                 if let Some(link) = self.link.upgrade() {
                     let _ = link.send(id, Ping::KIND, &Ping {}, Some(1000), None).await;
@@ -237,6 +249,7 @@ impl Task {
         self.life = Life::Absent {
             attempt: UNHURRIED,
             ping: None,
+            looked: Instant::now(),
         };
         for stream in &mut self.streams {
             stream.mode = Mode::Lost;

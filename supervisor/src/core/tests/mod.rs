@@ -37,8 +37,14 @@ const T0: u64 = 1_700_000_000_000_000_000;
 /// Takes one input in, and all that follows from it.
 fn handle(core: &mut Core, now: Now, input: Input, cause: Option<Uuid>) -> Vec<Action> {
     let mut actions = core.take(now, input, cause);
+    // What only looks at those whom an input concerns comes to what a look at all would.
+    let mut twin = core.clone();
+    twin.touch_all();
+    assert_eq!(twin.take(now, Input::Tick, cause), []);
     actions.extend(core.settle(now));
-    // What only looks at those whom a command concerns comes to what a look at all would.
+    let mut twin = core.clone();
+    twin.alarm = true;
+    assert_eq!(twin.settle(now), []);
     let mut wanted = BTreeMap::new();
     for (name, service) in &core.services {
         let found = core.find_wanted(name, &mut wanted);

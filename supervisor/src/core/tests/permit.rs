@@ -13,6 +13,12 @@ fn succeeded(bench: &Bench, instance: &str) -> InstanceRecord {
     }
 }
 
+fn empty_bucket(bench: &mut Bench) {
+    while bench.core.storm.next_token(bench.now.mono) <= bench.now.mono {
+        bench.core.storm.reserve(bench.now.mono);
+    }
+}
+
 fn permit_of(bench: &mut Bench, instance: &str) -> Option<u64> {
     let permit = bench.spec(instance).permit;
     permit.map(|permit| permit.generation.0)
@@ -116,9 +122,7 @@ fn an_empty_bucket_grants_nothing() {
     let mut bench = Bench::new(&[("a", service()), ("b", service())]);
     bench.take();
     bench.runs("b.1");
-    while bench.core.storm.has_token(bench.now.mono) {
-        bench.core.storm.reserve(bench.now.mono);
-    }
+    empty_bucket(&mut bench);
     let ticket = bench.command(stop(&["b"]));
     bench.take();
     bench.stopped("b.1");
@@ -126,6 +130,26 @@ fn an_empty_bucket_grants_nothing() {
     assert!(bench.answer(ticket).is_some());
     bench.command(start(&["b"]));
     assert_eq!(permit_of(&mut bench, "b.1"), None);
+    bench.take();
+    bench.runs("b.1");
+    assert_eq!(bench.permits, Vec::<String>::new());
+    // Nothing happens but that time passes.
+    bench.pass(secs(30));
+    assert_eq!(bench.permits, ["b.1 #2: #3"]);
+}
+
+#[test]
+fn an_empty_bucket_takes_nothing_back() {
+    let mut bench = Bench::new(&[("a", service())]);
+    bench.take();
+    bench.runs("a.1");
+    let record = running("a.1", 1, bench.now.unix_ns);
+    bench.reborn(Some(&[("a", service())]));
+    empty_bucket(&mut bench);
+    bench.sync(&[record]);
+    assert_eq!(bench.permits, Vec::<String>::new(), "it may have one");
+    bench.pass(secs(30));
+    assert_eq!(bench.permits, ["a.1 #1: #2"]);
 }
 
 #[test]
