@@ -4,8 +4,8 @@
 //! registration are on.
 //!
 //! `cargo bench -p blackhole-benches --bench spawn` is criterion's report of the
-//! latencies; `… --bench spawn -- --table [latency|many|idle]` prints one table
-//! of everything with its ratios to the floor.
+//! latencies; `… --bench spawn -- --table [latency|busy|many|idle]` prints one
+//! table of everything with its ratios to the floor.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 

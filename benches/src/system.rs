@@ -269,7 +269,12 @@ impl System {
         let shims = shims(&self.dirs);
         let sum = |pids: &[u32]| pids.iter().map(|pid| processor_time(*pid)).sum();
         all.push(("shims", sum(&shims)));
-        let services: Vec<u32> = shims.iter().flat_map(|shim| children(*shim)).collect();
+        // The fork server's children are shims.
+        let services: Vec<u32> = shims
+            .iter()
+            .flat_map(|shim| children(*shim))
+            .filter(|child| !shims.contains(child))
+            .collect();
         all.push(("services, from their birth", sum(&services)));
         all
     }
