@@ -320,7 +320,8 @@ impl Manager {
                 // Nobody is there to be asked, and no verdict is to disturb what follows.
                 let probes = self.schedule.remove(&name);
                 self.abort(probes);
-                Vec::new()
+                // Nor is it there for anybody else, until the next one is.
+                self.table.stopping(&name, generation)
             }
             ShimEvent::Restarted {
                 exit,

@@ -240,10 +240,12 @@ impl<'a> Work<'a> {
 fn make_child(work: &Work<'_>) -> Result<libc::pid_t, i32> {
     let argument = ptr::from_ref(work).cast::<c_void>();
     let born_in = work.plan.born_in.as_ref().map(AsRawFd::as_raw_fd);
-    let stack = match work.plan.identity {
-        // One that changes its user must not share memory.
-        Some(_) => None,
-        None => Stack::new().ok(),
+    let stack = match (&work.plan.identity, work.plan.handlers) {
+        // One that changes its user must not share memory; nor one of a process that has
+        // more to lose than a service: who kills a whole cgroup for want of memory kills all
+        // that share memory with it (`memory.oom.group`).
+        (Some(_), _) | (None, true) => None,
+        (None, false) => Stack::new().ok(),
     };
     // SAFETY: the shim has one thread; `child_entry` is made for this and for
     // this argument, which lives until the child has its program.

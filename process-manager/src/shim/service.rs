@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use blackhole_bus_schema::process::{ExitRecord, ExitStatus};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{Pid, WaitOptions, WaitStatus};
+use rustix::process::{Pid, WaitId, WaitIdOptions, WaitOptions, WaitStatus, waitid};
 
 use super::connection::Connection;
 use super::hook;
@@ -296,6 +296,31 @@ impl Service {
         }
     }
 
+    /// The shim is to end, and with it the service; also where that has ended at the same
+    /// time, and would be started again. One that had failed has failed.
+    fn asked_to_end(&mut self) {
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        match waitid(WaitId::Pid(self.pid), look) {
+            Ok(Some(status)) if self.end.is_none() => {
+                self.permit(None);
+                self.keep = false;
+                let by_signal = status.terminating_signal().is_some_and(sys::asks_to_end);
+                if by_signal || status.exit_status() == Some(0) {
+                    self.stopping.get_or_insert(Stopping {
+                        deadline: None,
+                        latest: None,
+                        signal: None,
+                        unhealthy: false,
+                        timed_out: false,
+                    });
+                }
+            }
+            _ => {
+                let _ = self.stop(&StopRequest::default());
+            }
+        }
+    }
+
     /// Children that ended, and requests by signal to the shim itself. Returns
     /// true when nothing of the service is left.
     fn on_signals(&mut self) -> bool {
@@ -308,9 +333,8 @@ impl Service {
             self.listen_again();
         }
         if asked {
-            // Whoever ends the shim in order (the host going down) means the service; also
-            // where that has ended at the same time, and would be started again.
-            let _ = self.stop(&StopRequest::default());
+            // Whoever ends the shim in order (the host going down) means the service.
+            self.asked_to_end();
         }
         if self.reap() {
             return true;

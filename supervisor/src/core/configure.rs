@@ -27,9 +27,10 @@ impl Core {
             let config = config.and_then(|config| config.services.get(service));
             let mut instance = Instance::new(row, now, config);
             instance.saved = Some(row.clone());
+            instance.earlier = row.generation;
             if restored.rebooted {
                 instance.completed = false;
-                instance.booted = Some(now.unix_ns);
+                instance.rebooted = true;
                 // A wait of the boot before has passed with it.
                 instance.restarts.due = None;
             }

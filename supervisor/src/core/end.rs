@@ -113,15 +113,20 @@ fn judge(
         // cannot be told from a failure.
         End::Exit(exit)
             if exit.result == ExitResult::HostRestarted
-                || instance.booted.is_some_and(|booted| exit.ended_at < booted) =>
+                || instance.rebooted && exit.generation <= instance.earlier =>
         {
             instance.restarts.due = None;
             instance.why = Some("the host was restarted".to_owned());
             return;
         }
-        // By the command line, `down` or a shim that was told to end: nobody could ask for
-        // it here. Who wants it to stay stopped says so to the supervisor.
-        End::Exit(exit) if matches!(exit.result, ExitResult::Stopped | ExitResult::StopTimeout) => {
+        // By the command line, `down` or a shim that was told to end, while no supervisor
+        // lived: nobody could ask for it here. Who wants it to stay stopped says so to the
+        // supervisor. While one lives, an end that it has not asked for is any other, and
+        // has its wait and its circuit.
+        End::Exit(exit)
+            if matches!(exit.result, ExitResult::Stopped | ExitResult::StopTimeout)
+                && exit.generation <= instance.earlier =>
+        {
             instance.restarts.due = None;
             instance.why = Some(format!("was stopped without the supervisor: {what}"));
             return;

@@ -133,9 +133,11 @@ pub(super) struct Instance {
     pub(super) completed: bool,
     pub(super) last_exit: Option<ExitRecord>,
     pub(super) last_error: Option<String>,
-    /// When this run of the supervisor began, where the host was restarted since the one
-    /// before, Unix time in nanoseconds: what ended earlier, ended with the host.
-    pub(super) booted: Option<u64>,
+    /// The latest generation of earlier runs of the supervisor: what became of it may
+    /// have been nobody's to see. Generations are compared, since clocks are set back.
+    pub(super) earlier: Generation,
+    /// The host was restarted since: it ended with the host.
+    pub(super) rebooted: bool,
     /// The last start failed before the service ran.
     pub(super) start_failed: bool,
     /// The process-manager refused to start it.
@@ -227,7 +229,8 @@ impl Instance {
             completed: row.completed,
             last_exit: row.last_exit.clone(),
             last_error: row.last_error.clone(),
-            booted: None,
+            earlier: Generation::default(),
+            rebooted: false,
             start_failed: false,
             refused: None,
             bounce: row.bounce,

@@ -342,3 +342,29 @@ fn what_ended_before_the_host_was_restarted_has_not_failed() {
     bench.ends("a.1", ExitResult::Signal);
     assert_eq!(bench.status("a.1").restarts, 1);
 }
+
+/// Clocks are set back, and shims are told to end by whoever may: neither makes a loop.
+#[test]
+fn only_what_ran_before_this_run_of_the_supervisor_ends_for_nothing() {
+    let services = [("a", service())];
+    let mut bench = Bench::new(&services);
+    bench.runs("a.1");
+    bench.disk.rebooted = true;
+    bench.reborn(Some(&services));
+    bench.sync(&[ended("a.1", 1, ExitResult::Stopped, bench.now.unix_ns)]);
+    bench.pass(secs(3));
+    assert_eq!(bench.take(), ["spawn a.1 #2"]);
+    for result in [
+        ExitResult::Stopped,
+        ExitResult::ExitCode,
+        ExitResult::StopTimeout,
+    ] {
+        let before = bench.status("a.1").restarts;
+        let generation = bench.generation("a.1");
+        bench.runs("a.1");
+        // Ended before the supervisor began, if the clock is to be believed.
+        bench.tell(ended("a.1", generation, result, 5));
+        bench.pass(secs(60));
+        assert_eq!(bench.status("a.1").restarts, before + 1, "{result:?}");
+    }
+}
