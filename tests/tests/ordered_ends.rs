@@ -70,6 +70,7 @@ fn a_stop_without_the_supervisor_is_no_failure() {
         let one = status.instance("never.1");
         one.pid().is_none() && one.last_exit().is_some_and(|exit| exit.contains("stopped"))
     });
+    deployment.cli(&["start", "never"]).ok();
     // A crash is one, whoever is there.
     let pid = deployment.status().instance("always.1").pid().unwrap();
     without(&deployment, &["supervisor"]);
