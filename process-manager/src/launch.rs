@@ -33,6 +33,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// milliseconds: what takes longer than this hangs.
 const ANSWER: Duration = Duration::from_secs(20);
 
+/// How many fork servers a spawn is asked of at most: the first may have been gone for long, the
+/// second may just be going.
+const ATTEMPTS: u32 = 4;
+
 /// How long a spawn that is given up may still be answered: then nothing has to
 /// be found out.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
@@ -367,35 +371,34 @@ impl Launcher {
         Ok(())
     }
 
-    /// Asks the fork server, and once more where it was lost or hangs. After an
+    /// Asks the fork server, and another one where it was lost or hangs. After an
     /// error nothing of this spawn runs or will.
     async fn ask(&self, request: &SpawnRequest, cancel: &Cancel) -> Result<Running, SpawnError> {
-        let server = self.fork_server(false).await?;
-        let asked = ForkServer::pid(&self.dirs)?;
-        let error = match self.answer(&server, request, cancel).await {
-            Err(SpawnError::Client(error)) => error,
-            other => return other,
-        };
-        // The process may exist although the answer was lost: then it is adopted on the spot.
-        if let Some(running) = self.begun(request, &error).await? {
-            return Ok(running);
-        }
-        let hung = matches!(error, ClientError::Hung { .. });
-        if hung && cancel.is_cancelled() {
-            return Err(error.into());
-        }
-        tracing::warn!(instance = %request.instance, error = chain(&error), "the fork server is tried again");
-        if let Some(pid) = asked.filter(|_| hung) {
-            // Whoever else waits for it is answered by its end.
-            ForkServer::kill(&self.dirs, pid).await?;
-        }
-        let server = self.fork_server(true).await?;
-        match self.answer(&server, request, cancel).await {
-            Err(SpawnError::Client(error)) => match self.begun(request, &error).await? {
-                Some(running) => Ok(running),
-                None => Err(error.into()),
-            },
-            other => other,
+        let mut server = self.fork_server(false).await?;
+        let mut hangs = 0;
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let asked = ForkServer::pid(&self.dirs)?;
+            let error = match self.answer(&server, request, cancel).await {
+                Err(SpawnError::Client(error)) => error,
+                other => return other,
+            };
+            // The process may exist although the answer was lost: then it is adopted on the spot.
+            if let Some(running) = self.begun(request, &error).await? {
+                return Ok(running);
+            }
+            let hung = matches!(error, ClientError::Hung { .. });
+            hangs += u32::from(hung);
+            if attempt == ATTEMPTS || hangs == 2 || hung && cancel.is_cancelled() {
+                return Err(error.into());
+            }
+            tracing::warn!(instance = %request.instance, error = chain(&error), "the fork server is tried again");
+            if let Some(pid) = asked.filter(|_| hung) {
+                // Whoever else waits for it is answered by its end.
+                ForkServer::kill(&self.dirs, pid).await?;
+            }
+            server = self.fork_server(true).await?;
         }
     }
 

@@ -17,6 +17,7 @@ use blackhole_process_manager::shim::client::{
     ClientError, ForkServer, ShimEvent, ShimPhase, attach, instance_lock_held, read_record,
 };
 use blackhole_process_manager::shim::sweep;
+use rustix::fs::{FlockOperation, fcntl_lock};
 use rustix::process::Signal;
 use shim_support::{
     Rig, Running, end, fork_server_pid, line_of, lives, options, spec, tagged, until,
@@ -174,6 +175,59 @@ async fn shims_go_on_without_their_fork_server_and_another_takes_its_place() {
         "no socket and no lock is left"
     );
     ForkServer::shutdown(&rig.dirs).await.unwrap();
+}
+
+/// Not a test by itself: holds the lock that `BH_HOLD` names until its input ends, as a fork
+/// server does that has been killed and is not gone yet.
+#[test]
+fn helper_that_holds_a_lock() {
+    let Ok(path) = std::env::var("BH_HOLD") else {
+        return;
+    };
+    let mut options = fs::File::options();
+    let file = options.read(true).write(true).create(true).truncate(false);
+    let file = file.open(path).unwrap();
+    fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive).unwrap();
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).unwrap();
+}
+
+#[tokio::test]
+async fn a_fork_server_that_is_going_is_not_asked() {
+    let rig = Rig::new().await;
+    end(fork_server_pid(&rig.dirs).unwrap(), Signal::KILL);
+    let folder = rig.dirs.fork_server_dir();
+    let files = fs::read_dir(&folder).unwrap().flatten();
+    let paths: Vec<_> = files.map(|file| file.path()).collect();
+    let lock = paths.iter().find(|path| path.extension().is_some());
+    assert_eq!(paths.len(), 2, "its socket and lock are there: {paths:?}");
+    let socket = paths.iter().find(|path| path.extension().is_none());
+    until("its idle shims to be gone", || {
+        UnixStream::connect(socket.unwrap()).is_err().then_some(())
+    })
+    .await;
+    let mut helper = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "helper_that_holds_a_lock"])
+        .env("BH_HOLD", lock.unwrap())
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    until("the lock to be held", || {
+        (fork_server_pid(&rig.dirs) == Some(helper.id())).then_some(())
+    })
+    .await;
+    let options = options();
+    let mut ensured = std::pin::pin!(ForkServer::ensure(&rig.dirs, &options));
+    // Nobody listens, and it is held: there is nothing to be had until that changes.
+    let early = tokio::time::timeout(Duration::from_millis(100), &mut ensured).await;
+    assert!(early.is_err(), "{early:?}");
+    drop(helper.stdin.take());
+    assert!(helper.wait().unwrap().success());
+    let server = ensured.await.unwrap();
+    let spec = spec("web.2", &["sleep", "1000"]);
+    let (started, handle, _events) = server.spawn(&rig.request(&spec)).await.unwrap();
+    assert!(lives(started.pid));
+    handle.kill(false).await.unwrap();
 }
 
 #[tokio::test]

@@ -235,3 +235,26 @@ async fn a_shim_that_is_terminated_together_with_its_service_has_stopped_it() {
     assert_eq!(exit.result, ExitResult::Stopped);
     assert!(!lives(service));
 }
+
+/// The same, but that the service had failed by itself: that is what is told.
+#[tokio::test]
+async fn a_crash_before_its_shim_is_terminated_is_a_crash() {
+    let rig = Rig::new().await;
+    let mut running = rig.spawn(&rig.script("exec sleep 1000")).await;
+    let (shim, service) = (running.started.shim_pid, running.started.pid);
+    let send = |pid: u32, signal| {
+        let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
+    };
+    send(shim, Signal::STOP);
+    end(service, Signal::ABORT);
+    send(shim, Signal::TERM);
+    send(shim, Signal::CONT);
+    let exit = running.exited().await;
+    assert!(
+        matches!(exit.status, ExitStatus::Signaled { signal: 6, .. }),
+        "{exit:?}"
+    );
+    assert!(exit.result.is_failure(), "{exit:?}");
+    assert!(!lives(service));
+}

@@ -108,3 +108,36 @@ services:
     deployment.down();
     deployment.assert_nothing_left();
 }
+
+/// Between the two lives of a restart by the shim a hook may take its time: nothing runs then,
+/// and nobody is told otherwise.
+#[test]
+fn while_a_hook_runs_between_two_lives_there_is_no_service() {
+    let deployment = Deployment::new(
+        "
+services:
+  web:
+    command: [sh, -c, \"exec sleep 100000\"]
+    working_dir: \".\"
+    hooks:
+      before_start: [sh, -c, \"until test -e $PWD/go; do sleep 0.02; done\"]
+",
+    );
+    let go = deployment.path().join("go");
+    std::fs::write(&go, "").unwrap_or_else(|error| panic!("{error}"));
+    deployment.up();
+    let first = deployment.status().instance("web.1").pid();
+    let first = first.unwrap_or_else(|| panic!("it runs"));
+    std::fs::remove_file(&go).unwrap_or_else(|error| panic!("{error}"));
+    deployment.kill(first);
+    deployment.wait_until("it to be told that it does not run", |status| {
+        let one = status.instance("web.1");
+        one.phase() != Some("ready") && one.state() != Some("RUNNING")
+    });
+    std::fs::write(&go, "").unwrap_or_else(|error| panic!("{error}"));
+    deployment.wait_until("the next life", |status| {
+        let one = status.instance("web.1");
+        one.phase() == Some("ready") && one.pid().is_some_and(|pid| pid != first)
+    });
+    deployment.down();
+}

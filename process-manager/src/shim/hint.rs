@@ -19,6 +19,19 @@ pub struct Who {
 }
 
 impl Who {
+    /// As whom this process runs.
+    pub fn own() -> Self {
+        let groups = rustix::process::getgroups().unwrap_or_default();
+        Self {
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+            groups: groups
+                .into_iter()
+                .map(rustix::process::Gid::as_raw)
+                .collect(),
+        }
+    }
+
     pub(crate) fn may_execute(&self, meta: &fs::Metadata) -> bool {
         let mode = meta.mode();
         if self.uid == 0 {

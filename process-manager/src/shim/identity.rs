@@ -22,15 +22,7 @@ pub(super) fn identity(
     environment: &mut BTreeMap<String, String>,
 ) -> Result<(Option<Identity>, Who), SpawnFailure> {
     let step = SpawnStep::ApplyLimits;
-    let own = Who {
-        uid: rustix::process::geteuid().as_raw(),
-        gid: rustix::process::getegid().as_raw(),
-        groups: rustix::process::getgroups()
-            .unwrap_or_default()
-            .into_iter()
-            .map(rustix::process::Gid::as_raw)
-            .collect(),
-    };
+    let own = Who::own();
     let more = &request.settings.groups;
     if request.user.is_none() && request.group.is_none() && more.is_empty() {
         return Ok((None, own));

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use blackhole_bus_schema::process::{ExitRecord, ExitStatus};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{Pid, WaitId, WaitIdOptions, WaitOptions, WaitStatus, waitid};
+use rustix::process::{Pid, WaitOptions, WaitStatus};
 
 use super::connection::Connection;
 use super::hook;
@@ -28,7 +28,7 @@ use super::logs::{Output, Pipes};
 use super::notify::{Change, Notify};
 use super::passed::Passed;
 use super::prepare::{Held, note_record};
-use super::protocol::{Loss, ShimMessage, SpawnRequest, Started, StopRequest};
+use super::protocol::{Loss, ShimMessage, SpawnRequest, Started};
 use super::start::Running;
 use super::verdict::{Facts, verdict};
 use super::wait::wait;
@@ -293,31 +293,6 @@ impl Service {
             notify: is_ready(notify),
             listener: is_ready(listener),
             connections: fds[first..].iter().map(asked).collect(),
-        }
-    }
-
-    /// The shim is to end, and with it the service; also where that has ended at the same
-    /// time, and would be started again. One that had failed has failed.
-    fn asked_to_end(&mut self) {
-        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        match waitid(WaitId::Pid(self.pid), look) {
-            Ok(Some(status)) if self.end.is_none() => {
-                self.permit(None);
-                self.keep = false;
-                let by_signal = status.terminating_signal().is_some_and(sys::asks_to_end);
-                if by_signal || status.exit_status() == Some(0) {
-                    self.stopping.get_or_insert(Stopping {
-                        deadline: None,
-                        latest: None,
-                        signal: None,
-                        unhealthy: false,
-                        timed_out: false,
-                    });
-                }
-            }
-            _ => {
-                let _ = self.stop(&StopRequest::default());
-            }
         }
     }
 

@@ -4,8 +4,9 @@
 //! tells when the component comes and goes, keeps the order of events, and asks
 //! for a snapshot whenever something may have been missed.
 
+pub(super) mod life;
 mod pages;
-pub(super) mod task;
+mod task;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

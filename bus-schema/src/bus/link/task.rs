@@ -3,16 +3,14 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use uuid::Uuid;
 
+use super::life::{Life, SILENCE};
 use super::pages::{State, pages};
-use super::{Inner, Interest, Link, LinkEvent, Received, Stream, jittered};
+use super::{Inner, Interest, Link, LinkEvent, Received, Stream};
 use crate::bus::counters::{Counter, LinkCounters, is_known_event};
-use crate::bus::server::HEARTBEAT;
 use crate::bus::tails::{Arrival, Tails};
 use crate::component::{Bye, ComponentInfo, Heartbeat, Hello, Ping};
 use crate::envelope::{self, Envelope, EnvelopeError};
@@ -24,29 +22,6 @@ use crate::transport::{ConnectionWatch, SubSocket, SubscriberWatch};
 /// Events of a stream held back while its snapshot is on the way. When full,
 /// the snapshot is asked for again afterwards.
 const HELD_BACK: usize = 16_384;
-/// Silence after which a component counts as gone: nearly three heartbeats, so
-/// that one that hangs is shown as missing within three seconds.
-pub(in crate::bus) const SILENCE: Duration =
-    Duration::from_millis(HEARTBEAT.as_millis() as u64 * 28 / 10);
-
-/// The attempt from which on there is time: nothing tells that the component is there. Those
-/// before follow each other within tenths of a millisecond.
-const UNHURRIED: u32 = 5;
-
-/// Whether the component is there.
-#[derive(Debug)]
-enum Life {
-    /// It is being looked for.
-    Absent {
-        attempt: u32,
-        ping: Option<Uuid>,
-        /// When it was looked for last: messages that come meanwhile put nothing off.
-        looked: Instant,
-    },
-    /// An echo came back.
-    Present { incarnation: u64, heard: Instant },
-}
-
 #[derive(Debug)]
 struct StreamState {
     stream: Stream,
@@ -126,11 +101,7 @@ impl Task {
             prefixes: interest.prefixes,
             streams: interest.streams.into_iter().map(StreamState::new).collect(),
             tails: Tails::default(),
-            life: Life::Absent {
-                attempt: UNHURRIED,
-                ping: None,
-                looked: Instant::now(),
-            },
+            life: Life::absent(),
             events,
             backlog: VecDeque::new(),
             dropped: 0,
@@ -151,7 +122,7 @@ impl Task {
     ) {
         let events = self.events.clone();
         loop {
-            let wake = self.wake();
+            let wake = self.life.wake();
             tokio::select! {
                 // Every arm is cancel safe: nothing is taken before it completes.
                 message = socket.recv() => match message {
@@ -173,38 +144,6 @@ impl Task {
                     }
                 }
                 () = wake => self.woken().await,
-            }
-        }
-    }
-
-    /// When the task has to act by itself: the next ping, or the end of patience.
-    fn wake(&self) -> impl Future<Output = ()> + use<> {
-        let millis = Duration::from_millis;
-        let (spin, until) = match &self.life {
-            // Timers round up to a millisecond; an echo takes a tenth of one. Each wait is
-            // twice the one before: whoever is slow to answer gets five pings, not fifty.
-            Life::Absent {
-                attempt,
-                ping,
-                looked,
-            } => match attempt {
-                _ if ping.is_none() => (true, *looked),
-                0 => (true, *looked),
-                ..UNHURRIED => (true, *looked + Duration::from_micros(75 << (attempt - 1))),
-                ..=44 => (false, *looked + millis(2)),
-                ..=64 => (false, *looked + millis(20)),
-                _ => (false, *looked + jittered(millis(200))),
-            },
-            Life::Present { heard, .. } => (false, *heard + SILENCE),
-        };
-        async move {
-            match spin {
-                true => {
-                    while Instant::now() < until {
-                        tokio::task::yield_now().await;
-                    }
-                }
-                false => tokio::time::sleep_until(until).await,
             }
         }
     }
@@ -246,11 +185,7 @@ impl Task {
             }
             self.must_deliver(LinkEvent::Down);
         }
-        self.life = Life::Absent {
-            attempt: UNHURRIED,
-            ping: None,
-            looked: Instant::now(),
-        };
+        self.life = Life::absent();
         for stream in &mut self.streams {
             stream.mode = Mode::Lost;
             stream.epoch += 1;

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::bus::link::task::SILENCE;
+use crate::bus::link::life::SILENCE;
 use crate::message::Message;
 
 /// What owner and subscriber know: a generation of each instance.

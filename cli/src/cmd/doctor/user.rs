@@ -39,15 +39,7 @@ impl Unknown {
 impl Runner {
     /// Looks up what a service asks for.
     fn find(service: &ServiceConfig) -> Result<Self, Unknown> {
-        let own = Who {
-            uid: rustix::process::geteuid().as_raw(),
-            gid: rustix::process::getegid().as_raw(),
-            groups: rustix::process::getgroups()
-                .unwrap_or_default()
-                .into_iter()
-                .map(Gid::as_raw)
-                .collect(),
-        };
+        let own = Who::own();
         let mut who = own.clone();
         if let Some(user) = &service.user {
             let found = users::find(Some(user), None);

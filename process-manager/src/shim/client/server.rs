@@ -23,6 +23,9 @@ const RETRY: Duration = Duration::from_millis(10);
 /// How many of those: half a minute.
 const RETRIES: u32 = 3000;
 
+/// How often one is started that ends before it listens.
+const STARTS: u32 = 3;
+
 /// How a fork server is started.
 #[derive(Debug, Clone)]
 pub struct ForkServerOptions {
@@ -83,23 +86,30 @@ impl ForkServer {
     pub async fn ensure(dirs: &Dirs, options: &ForkServerOptions) -> Result<Self, ClientError> {
         let dir = dirs.fork_server_dir();
         let (lock, socket) = (lock_path(&dir), socket_path(&dir));
+        let mut starts = 0;
         for _ in 0..RETRIES {
-            match holder(&lock)? {
-                Some(_) if socket.exists() => {
-                    let ahead = Ahead {
-                        most: usize::from(options.pool),
-                        wires: Mutex::default(),
-                        filling: AtomicBool::new(false),
-                    };
-                    return Ok(Self {
-                        dirs: dirs.clone(),
-                        ahead: Arc::new(ahead),
-                    });
+            if holder(&lock)?.is_none() {
+                // One that is killed as it starts is no reason to do without.
+                starts += 1;
+                match start(dirs, options).await {
+                    Err(ClientError::ForkServer { .. }) if starts < STARTS => {}
+                    other => other?,
                 }
-                // One takes the lock before it listens, a moment apart; or ends.
-                Some(_) => tokio::time::sleep(RETRY).await,
-                None => start(dirs, options).await?,
             }
+            // One takes the lock before it listens, and gives it back last when it ends: that it
+            // is held and a socket is there does not tell that anybody listens.
+            if let Ok(wire) = Wire::connect(&socket).await {
+                let ahead = Ahead {
+                    most: usize::from(options.pool),
+                    wires: Mutex::new(vec![wire]),
+                    filling: AtomicBool::new(false),
+                };
+                return Ok(Self {
+                    dirs: dirs.clone(),
+                    ahead: Arc::new(ahead),
+                });
+            }
+            tokio::time::sleep(RETRY).await;
         }
         let problem = format!(
             "{} is held, but nobody listens on {}",

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 use rustix::net::SocketType;
+use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use super::turns::Turn;
 use super::{Service, Stopping};
@@ -135,6 +136,31 @@ impl Service {
             });
             for news in news.iter().flatten().filter(|_| watch) {
                 client.send(news);
+            }
+        }
+    }
+
+    /// The shim is to end, and with it the service; also where that has ended at the same
+    /// time, and would be started again. One that had failed has failed.
+    pub(super) fn asked_to_end(&mut self) {
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        match waitid(WaitId::Pid(self.pid), look) {
+            Ok(Some(status)) if self.end.is_none() => {
+                self.permit(None);
+                self.keep = false;
+                let by_signal = status.terminating_signal().is_some_and(sys::asks_to_end);
+                if by_signal || status.exit_status() == Some(0) {
+                    self.stopping.get_or_insert(Stopping {
+                        deadline: None,
+                        latest: None,
+                        signal: None,
+                        unhealthy: false,
+                        timed_out: false,
+                    });
+                }
+            }
+            _ => {
+                let _ = self.stop(&StopRequest::default());
             }
         }
     }
