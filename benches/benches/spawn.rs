@@ -4,7 +4,7 @@
 //! registration are on.
 //!
 //! `cargo bench -p blackhole-benches --bench spawn` is criterion's report of the
-//! latencies; `… --bench spawn -- --table [latency|busy|many|idle]` prints one
+//! latencies; `… --bench spawn -- --table [latency|start|busy|many|idle]` prints one
 //! table of everything with its ratios to the floor.
 
 #![allow(clippy::unwrap_used, missing_docs)]
@@ -190,6 +190,24 @@ fn latencies(table: &mut Table) {
         floor,
         None,
     );
+}
+
+fn starts(table: &mut Table) {
+    let mut system = System::start(pair);
+    let [mut vfork, mut first] = <[Samples; 2]>::default();
+    for round in 0..rounds() + 5 {
+        let floor = floor::latency(&mut system.tiny, Way::Vfork);
+        let started = start(&mut system, "one");
+        system.down("one");
+        if round >= 5 {
+            vfork.add(floor);
+            first.add(started);
+        }
+    }
+    let floor = vfork.percentile(50);
+    table.latency("floor: vfork and exec", &vfork, floor, None);
+    let name = "start: command to first instruction";
+    table.latency(name, &first, floor, Some(1.7));
 }
 
 /// Processes in sessions of their own that never sleep, two to a core; ended when dropped.
@@ -436,6 +454,10 @@ fn main() {
         ("many", many),
         ("idle", idle),
     ];
+    // Of the first of them, starts alone: for profiles.
+    if which.contains(&"start") {
+        starts(&mut table);
+    }
     for (name, part) in parts {
         if which.is_empty() || which.contains(&name) {
             part(&mut table);

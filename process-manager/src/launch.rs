@@ -379,7 +379,6 @@ impl Launcher {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let asked = ForkServer::pid(&self.dirs)?;
             let error = match self.answer(&server, request, cancel).await {
                 Err(SpawnError::Client(error)) => error,
                 other => return other,
@@ -394,9 +393,9 @@ impl Launcher {
                 return Err(error.into());
             }
             tracing::warn!(instance = %request.instance, error = chain(&error), "the fork server is tried again");
-            if let Some(pid) = asked.filter(|_| hung) {
+            if hung {
                 // Whoever else waits for it is answered by its end.
-                ForkServer::kill(&self.dirs, pid).await?;
+                ForkServer::kill(&self.dirs, server.pid()).await?;
             }
             server = self.fork_server(true).await?;
         }

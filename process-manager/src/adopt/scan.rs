@@ -1,6 +1,8 @@
 //! Gathering the facts, and killing what a lost shim left behind.
 
-use std::io::ErrorKind;
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -371,7 +373,14 @@ fn told(folder: &Path) -> Option<(Generation, u64)> {
 /// again. Blocks. Lost, it is told twice: subscribers go by state and generation.
 pub fn note_told(dirs: &Dirs, name: &InstanceName, generation: Generation) {
     let path = dirs.instance(name).join(TOLD);
-    if let Err(error) = regular::write(&path, format!("{generation}\n").as_bytes()) {
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600);
+    // As long as any, over the one before: ext4 brings a file that was truncated and written
+    // to the disk when it is closed (`auto_da_alloc`, see ext4(5)).
+    let text = format!("{:<20}\n", generation.0);
+    let written =
+        regular::open(&path, &mut options).and_then(|mut file| file.write_all(text.as_bytes()));
+    if let Err(error) = written {
         tracing::debug!(path = %path.display(), %error, "an end will be told again");
     }
 }

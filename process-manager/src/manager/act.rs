@@ -11,7 +11,8 @@ use blackhole_bus_schema::process::{
 };
 use blackhole_bus_schema::reply::{Code, Status};
 use blackhole_bus_schema::topic::Topic;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use super::Manager;
@@ -28,6 +29,32 @@ use crate::table::{Action, Ticket};
 /// How long after the grace a shim may take to kill what is left, before it is
 /// killed itself.
 const OVERDUE: Duration = Duration::from_secs(10);
+
+/// How long the note that an end was told waits.
+const BEFORE_TELLING: Duration = Duration::from_millis(20);
+
+/// A note on its way to the disk.
+pub(super) struct Telling {
+    /// Somebody waits for it.
+    hurry: Arc<Notify>,
+    task: JoinHandle<()>,
+}
+
+impl Telling {
+    /// Waits until it is written.
+    async fn end(self) {
+        self.hurry.notify_one();
+        let _ = self.task.await;
+    }
+
+    /// The same for many.
+    pub(super) async fn end_all(all: impl Iterator<Item = Self>) {
+        let hurried = all.inspect(|one| one.hurry.notify_one());
+        for one in hurried.collect::<Vec<_>>() {
+            one.end().await;
+        }
+    }
+}
 
 /// A stop on its way to a shim.
 struct Stopping {
@@ -335,7 +362,7 @@ impl Manager {
     /// A few unlinks: done here, so that no spawn of the same name comes in between.
     async fn erase(&mut self, ticket: Ticket, name: &InstanceName) {
         if let Some(telling) = self.telling.remove(name) {
-            let _ = telling.await;
+            telling.end().await;
         }
         let owner = self.server.component().to_string();
         let result = crate::adopt::erase(&self.dirs, name, &owner).map_err(|error| {
@@ -377,11 +404,21 @@ impl Manager {
         }
     }
 
-    /// Notes on disk that the end of a generation is told.
+    /// Notes on disk that the end of a generation is told: in a moment, since a start that
+    /// follows it has more need of the processor.
     pub(super) fn tell(&mut self, name: &InstanceName, generation: Generation) {
+        let before = self.telling.remove(name);
         let (dirs, told) = (self.dirs.clone(), name.clone());
-        let telling = tokio::task::spawn_blocking(move || note_told(&dirs, &told, generation));
-        self.telling.insert(name.clone(), telling);
+        let hurry = Arc::new(Notify::new());
+        let hurried = hurry.clone();
+        let task = tokio::spawn(async move {
+            if let Some(before) = before {
+                before.end().await;
+            }
+            let _ = timeout(BEFORE_TELLING, hurried.notified()).await;
+            let _ = tokio::task::spawn_blocking(move || note_told(&dirs, &told, generation)).await;
+        });
+        self.telling.insert(name.clone(), Telling { hurry, task });
     }
 
     /// Time since the first process of an instance started.

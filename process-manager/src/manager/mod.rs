@@ -18,7 +18,7 @@ use blackhole_bus_schema::dirs::Dirs;
 use blackhole_bus_schema::names::{Component, Generation, InstanceName};
 use blackhole_bus_schema::process::SpawnSpec;
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 
 use crate::adopt;
@@ -90,7 +90,7 @@ struct Manager {
     facts: mpsc::Sender<Fact>,
     notes: Notes,
     /// Ends being noted on disk as told, the latest of each instance.
-    telling: HashMap<InstanceName, JoinHandle<()>>,
+    telling: HashMap<InstanceName, act::Telling>,
 }
 
 /// Runs the process-manager until it is asked to end. Services stay.
@@ -199,6 +199,7 @@ impl Manager {
             }
         }
         tracing::info!(services = self.table.live(), "ending; services stay");
+        act::Telling::end_all(std::mem::take(&mut self.telling).into_values()).await;
         // Spawns and stops under way are not answered: a dropped command is
         // answered with a failure, while one that gets no answer is repeated to
         // the next manager, which knows how it went on.

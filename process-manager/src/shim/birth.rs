@@ -12,6 +12,7 @@ use std::ffi::c_void;
 use std::io;
 use std::os::fd::RawFd;
 use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// See clone3(2). The constant of the `libc` crate does not fit its type.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -25,8 +26,24 @@ pub(super) type Entry = extern "C" fn(*const c_void) -> !;
 /// Memory for a child that shares everything else; given back when dropped.
 pub(super) struct Stack(*mut c_void);
 
+/// One that was made ahead, or null. Whoever takes it out owns it.
+static ASIDE: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
+
+/// Makes a stack for the next child ahead of need, and the part of it that is used first.
+pub(super) fn set_stack_aside() {
+    let Ok(stack) = Stack::new() else { return };
+    // SAFETY: the last byte of the mapping, which nobody else knows of yet.
+    unsafe { stack.0.byte_add(STACK - 1).cast::<u8>().write_volatile(0) };
+    ASIDE.store(stack.0, Ordering::Release);
+    std::mem::forget(stack);
+}
+
 impl Stack {
     pub(super) fn new() -> io::Result<Self> {
+        let aside = ASIDE.swap(ptr::null_mut(), Ordering::AcqRel);
+        if !aside.is_null() {
+            return Ok(Self(aside));
+        }
         // SAFETY: a new anonymous mapping.
         let memory = unsafe {
             libc::mmap(

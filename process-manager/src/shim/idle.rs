@@ -6,6 +6,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use blackhole_bus_schema::process::SpawnFailure;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal};
 
 use super::connection::{self, Connection};
@@ -13,6 +14,7 @@ use super::exec::monotonic_ns;
 use super::hook::{self, Before};
 use super::prepare::{self, Held, Refusal};
 use super::protocol::{self, FirstRequest, FrameError, MAX_SPAWN_FRAME, ShimMessage, SpawnRequest};
+use super::rehearsal::Rehearsal;
 use super::server::{CANNOT_ACCEPT, note};
 use super::service::Service;
 use super::start;
@@ -28,6 +30,7 @@ pub(crate) struct Idle {
     pub(crate) taken: OwnedFd,
     pub(crate) signals: OwnedFd,
     pub(crate) boot_id: String,
+    pub(crate) rehearsal: Option<Rehearsal>,
 }
 
 impl Idle {
@@ -40,6 +43,17 @@ impl Idle {
         let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
         if rustix::process::getppid() != Some(self.server) {
             return 0;
+        }
+        // Orphans of the service become children of this process: none is lost sight of.
+        if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
+            note(&format!("cannot become a subreaper: {error}"));
+        }
+        let nobody_waits = || {
+            let mut fds = [PollFd::new(&self.listener, PollFlags::IN)];
+            poll(&mut fds, Some(&Timespec::default())) == Ok(0)
+        };
+        if let Some(rehearsal) = self.rehearsal.filter(|_| nobody_waits()) {
+            rehearsal.run();
         }
         let stream = loop {
             match self.listener.accept() {
@@ -149,10 +163,6 @@ fn serve(
     if let Ok(name) = std::ffi::CString::new(format!("bh:{}", request.instance)) {
         // The first 15 bytes are shown by ps.
         let _ = rustix::thread::set_name(&name);
-    }
-    // Orphans of the service become children of this process: none is lost sight of.
-    if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
-        note(&format!("cannot become a subreaper: {error}"));
     }
     let held = match prepare::hold(&request, &client, boot_id) {
         Ok(held) => held,

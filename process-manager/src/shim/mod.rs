@@ -20,6 +20,7 @@
 //! | [`client`] | for the process-manager: fork server, handles, events (tokio) |
 //! | [`server`] | the fork server: the program `blackhole-shim` |
 //! | `idle`, `prepare`, `identity`, `start`, `exec`, `report`, `birth`, `capabilities`, `cgroups` | from a waiting shim to a running program |
+//! | `rehearsal` | what an idle shim does ahead |
 //! | `standby` | a child that waits before exec |
 //! | `service`, `connection`, `logs`, `notify`, `verdict` | the life of a service and its end |
 //! | `hook`, `beside`, `passed`, `keeper` | programs beside it; sockets and descriptors that outlive it |
@@ -49,6 +50,7 @@ mod passed;
 mod prepare;
 pub mod protocol;
 pub mod record;
+mod rehearsal;
 mod report;
 pub mod server;
 mod service;

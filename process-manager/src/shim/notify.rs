@@ -150,8 +150,13 @@ pub(crate) struct Notify {
 }
 
 fn socket(path: &Path, uid: u32) -> std::io::Result<UnixDatagram> {
-    let _ = std::fs::remove_file(path);
-    let socket = UnixDatagram::bind(path)?;
+    let socket = match UnixDatagram::bind(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+            std::fs::remove_file(path)?;
+            UnixDatagram::bind(path)?
+        }
+        other => other?,
+    };
     socket.set_nonblocking(true)?;
     rustix::net::sockopt::set_socket_passcred(&socket, true)?;
     if uid != rustix::process::geteuid().as_raw() {

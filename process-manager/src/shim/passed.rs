@@ -70,7 +70,11 @@ impl Passed {
         let settings = &request.settings;
         let room = usize::try_from(settings.fd_store).unwrap_or(usize::MAX);
         let mut had = Self {
-            items: keeper::take(&request.socket),
+            // Most instances never have any.
+            items: match keeper::keeps(&request.socket) {
+                true => keeper::take(&request.socket),
+                false => Vec::new(),
+            },
             room,
         };
         for (name, spec) in &settings.sockets {

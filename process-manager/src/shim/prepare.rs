@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use blackhole_bus_schema::process::{
     Capabilities, ProcessSettings, SpawnFailure, SpawnStep, capability_number,
@@ -286,8 +287,23 @@ fn service_plan(
     Ok((plan(request, context, output)?, [out_read, err_read]))
 }
 
+/// Those of a start that was only rehearsed.
+static PIPES: Mutex<Option<TwoPipes>> = Mutex::new(None);
+
+/// Keeps the pipes of a successor that is never to be made for the next start.
+pub(super) fn set_pipes_aside(successor: Successor) {
+    let pipes = (successor.output, successor.plan.output);
+    *PIPES.lock().unwrap_or_else(PoisonError::into_inner) = Some(pipes);
+}
+
+type TwoPipes = ([OwnedFd; 2], [OwnedFd; 2]);
+
 /// Ends of two pipes: to read from without waiting, and to write to.
-pub(crate) fn pipes() -> Result<([OwnedFd; 2], [OwnedFd; 2]), SpawnFailure> {
+pub(crate) fn pipes() -> Result<TwoPipes, SpawnFailure> {
+    let aside = PIPES.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(pipes) = aside {
+        return Ok(pipes);
+    }
     let step = SpawnStep::PrepareEnvironment;
     let pipe = || {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC)
@@ -483,9 +499,12 @@ pub(super) fn c_string(
 /// Binds the instance's socket in the place of a stale one. The caller holds the
 /// lock. Done when the program runs: until then there is nothing to answer.
 pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
-    let listener = in_folder(path, || {
-        let _ = fs::remove_file(path);
-        UnixListener::bind(path)
+    let listener = in_folder(path, || match UnixListener::bind(path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            fs::remove_file(path)?;
+            UnixListener::bind(path)
+        }
+        other => other,
     })?;
     listener.set_nonblocking(true)?;
     Ok(listener)

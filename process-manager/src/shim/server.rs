@@ -24,6 +24,7 @@ use rustix::process::{Pid, WaitOptions};
 use super::idle::Idle;
 use super::lock::Lock;
 use super::protocol::PROTOCOL;
+use super::rehearsal::Rehearsal;
 use super::sys;
 
 /// Clients waiting for a shim. A start of a thousand instances comes at once.
@@ -219,6 +220,7 @@ fn serve(args: &ServerArgs, mut ready: impl FnMut(&str)) -> Result<(), ServerErr
     ready("ready");
     let pid = rustix::process::getpid();
     let boot_id = super::record::boot_id();
+    let rehearsal = Rehearsal::new();
     let why = match server.work() {
         End::Shim => {
             // This is a forked shim. What belongs to the server alone is closed;
@@ -231,6 +233,7 @@ fn serve(args: &ServerArgs, mut ready: impl FnMut(&str)) -> Result<(), ServerErr
                 taken: server.taken_write,
                 signals,
                 boot_id,
+                rehearsal,
             };
             sys::exit_now(idle.run())
         }

@@ -524,6 +524,8 @@ impl Service {
                 loss: loss.clone(),
             });
         }
+        // Whoever was told goes on, and not after the end of this process.
+        sys::give_way();
         if let Some(keeper) = keeper {
             drop((self.output, self.listener, self.request));
             keeper.run(&self.signals);

@@ -54,6 +54,8 @@ impl ForkServerOptions {
 #[derive(Debug, Clone)]
 pub struct ForkServer {
     dirs: Dirs,
+    /// Who held the lock when it was found.
+    pid: u32,
     ahead: Arc<Ahead>,
 }
 
@@ -98,7 +100,9 @@ impl ForkServer {
             }
             // One takes the lock before it listens, and gives it back last when it ends: that it
             // is held and a socket is there does not tell that anybody listens.
-            if let Ok(wire) = Wire::connect(&socket).await {
+            if let Some(pid) = holder(&lock)?
+                && let Ok(wire) = Wire::connect(&socket).await
+            {
                 let ahead = Ahead {
                     most: usize::from(options.pool),
                     wires: Mutex::new(vec![wire]),
@@ -106,6 +110,7 @@ impl ForkServer {
                 };
                 return Ok(Self {
                     dirs: dirs.clone(),
+                    pid,
                     ahead: Arc::new(ahead),
                 });
             }
@@ -177,12 +182,9 @@ impl ForkServer {
         }
     }
 
-    /// Who the fork server of `dirs` is, while one lives.
-    ///
-    /// # Errors
-    /// When its lock cannot be examined.
-    pub fn pid(dirs: &Dirs) -> Result<Option<u32>, ClientError> {
-        holder(&lock_path(&dirs.fork_server_dir()))
+    /// Its pid when it was found; 0 where it cannot be seen from here.
+    pub fn pid(&self) -> u32 {
+        self.pid
     }
 
     /// Kills the fork server `pid` of `dirs`, which hangs; its idle shims go with
