@@ -23,7 +23,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let code = error.exit_code();
-            eprintln!("blackhole-bridge: {:#}", anyhow::Error::new(error));
+            daemon::complain("blackhole-bridge", &anyhow::Error::new(error));
             ExitCode::from(code)
         }
     }

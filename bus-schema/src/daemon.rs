@@ -4,6 +4,7 @@
 mod sockets;
 
 use std::future::Future;
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -131,9 +132,18 @@ pub fn start_tracing() {
         EnvFilter::try_from_env("BLACKHOLE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // A line that cannot be written is lost. It would be told by eprintln!, which panics
+        // where nothing can be written: on a full disk.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .try_init();
+}
+
+/// Tells on standard error why a program ends, with the causes where `why` shows them in its
+/// alternate form. Unlike `eprintln!` it does not panic where nothing can be written.
+pub fn complain(program: &str, why: &dyn std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{program}: {why:#}");
 }
 
 /// Runs a daemon: `body` gets everything it needs, on a current-thread runtime,

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use blackhole_bus_schema::daemon::DaemonArgs;
+use blackhole_bus_schema::daemon::{self, DaemonArgs};
 use clap::Parser;
 
 /// Admits services to the host, makes their cgroups, applies limits and measures usage.
@@ -18,10 +18,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let code = error.exit_code();
-            eprintln!(
-                "blackhole-resource-controller: {:#}",
-                anyhow::Error::new(error)
-            );
+            daemon::complain("blackhole-resource-controller", &anyhow::Error::new(error));
             ExitCode::from(code)
         }
     }

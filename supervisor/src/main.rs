@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use blackhole_bus_schema::daemon::DaemonArgs;
+use blackhole_bus_schema::daemon::{self, DaemonArgs};
 use clap::Parser;
 
 /// Decides what runs: desired state, order, health, restarts.
@@ -18,7 +18,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let code = error.exit_code();
-            eprintln!("blackhole-supervisor: {:#}", anyhow::Error::new(error));
+            daemon::complain("blackhole-supervisor", &anyhow::Error::new(error));
             ExitCode::from(code)
         }
     }

@@ -24,11 +24,22 @@ impl Daemon {
         let log = deployment
             .path()
             .join(format!("{component}.foreground.log"));
+        Self::start_into(deployment, component, log.clone(), log)
+    }
+
+    /// The same with its output in the file `sink`; what it has said is looked for in `log`.
+    #[track_caller]
+    pub(crate) fn start_into(
+        deployment: &Deployment,
+        component: &str,
+        sink: PathBuf,
+        log: PathBuf,
+    ) -> Self {
         let file = || {
             File::options()
                 .create(true)
                 .append(true)
-                .open(&log)
+                .open(&sink)
                 .expect("a file for a daemon's output")
         };
         let program = deployment.binaries().join(format!("blackhole-{component}"));

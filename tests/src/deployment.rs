@@ -293,6 +293,12 @@ impl Deployment {
         Daemon::start(self, component)
     }
 
+    /// The same where nothing that it says can be written, nor is it to be had.
+    #[track_caller]
+    pub fn daemon_on_full_disk(&self, component: &str) -> Daemon {
+        Daemon::start_into(self, component, "/dev/full".into(), "/dev/null".into())
+    }
+
     /// All four daemons in the foreground, without a keeper.
     #[track_caller]
     pub fn daemons(&self) -> Vec<Daemon> {

@@ -63,6 +63,24 @@ fn each_daemon_alone_says_what_it_waits_for() {
     }
 }
 
+/// Nothing that a daemon says can be written: it goes on without.
+#[test]
+fn each_daemon_lives_where_its_log_is_on_a_full_disk() {
+    let deployment = Deployment::new(PAIR);
+    let daemons: Vec<Daemon> = DAEMONS
+        .iter()
+        .map(|one| deployment.daemon_on_full_disk(one))
+        .collect();
+    deployment.wait_until("the services to be ready", |status| {
+        status.is_in("after.1", "ready")
+    });
+    deployment.cli(&["restart", "after"]).ok();
+    for daemon in daemons.into_iter().rev() {
+        let component = daemon.component().to_owned();
+        assert_eq!(daemon.terminate(), Some(0), "{component}");
+    }
+}
+
 /// The daemons find each other in whatever order they appear.
 #[test]
 fn the_order_in_which_daemons_start_does_not_matter() {

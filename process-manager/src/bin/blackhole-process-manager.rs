@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use blackhole_bus_schema::daemon;
 use blackhole_process_manager::cli;
 use clap::Parser;
 
@@ -10,7 +11,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let code = error.exit_code();
-            eprintln!("blackhole-process-manager: {:#}", anyhow::Error::new(error));
+            daemon::complain("blackhole-process-manager", &anyhow::Error::new(error));
             ExitCode::from(code)
         }
     }
