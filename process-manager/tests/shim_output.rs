@@ -125,6 +125,13 @@ async fn a_record_that_cannot_be_written_is_reported_and_written_later() {
     }
     assert!(!folder.join("record").exists());
     fs::remove_dir(folder.join("record.new")).unwrap();
+    // Tried again by itself, and told.
+    match running.next().await {
+        ShimEvent::Loss(loss) => assert_eq!(loss.record_error, None, "{loss:?}"),
+        other => panic!("{other:?}"),
+    }
+    let record = read_record(&folder).unwrap().unwrap();
+    assert_eq!(record.started.as_ref(), Some(&running.started));
     fs::write(&go, "").unwrap();
     let exit = running.exited().await;
     let record = read_record(&folder).unwrap().unwrap();

@@ -285,6 +285,23 @@ async fn what_is_kept_outlives_a_start_that_fails_and_can_be_let_go() {
     until("its file is gone", || (!path.exists()).then_some(())).await;
 }
 
+#[tokio::test]
+async fn a_kept_socket_whose_file_was_removed_is_opened_anew() {
+    let rig = Rig::new().await;
+    let path = rig.path("web.sock");
+    let mut spec = rig.script("exec sleep 1000");
+    let listen = socket(path.to_str().unwrap());
+    spec.settings.sockets.insert("s".into(), listen);
+    let mut running = rig.spawn(&spec).await;
+    running.handle.signal(9).await.unwrap();
+    running.exited().await;
+    UnixStream::connect(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    spec.generation = spec.generation.next();
+    let _running = rig.spawn(&spec).await;
+    UnixStream::connect(&path).unwrap();
+}
+
 /// A connection that waits is answered: it is with a socket that was never closed.
 async fn answered(rig: &Rig, spec: &SpawnSpec, waiting: TcpStream) {
     let _running = rig.spawn(spec).await;

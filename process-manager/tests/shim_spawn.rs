@@ -259,3 +259,29 @@ async fn a_service_may_run_as_another_user() {
     );
     assert_eq!(lines.collect::<Vec<_>>(), ["nobody", "may notify"], "{log}");
 }
+
+#[tokio::test]
+async fn a_program_is_looked_for_where_its_user_may_go() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let rig = Rig::new().await;
+    // Executable for all, in a directory for root alone.
+    let closed = rig.path("closed");
+    std::fs::create_dir(&closed).unwrap();
+    let mode = |path: &std::path::Path, mode| {
+        let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        std::fs::set_permissions(path, permissions).unwrap();
+    };
+    std::fs::write(closed.join("id"), "#!/bin/sh\necho closed\n").unwrap();
+    mode(&closed.join("id"), 0o755);
+    mode(&closed, 0o700);
+    let mut spec = spec("web.1", &["id", "-u"]);
+    spec.user = Some("54321".into());
+    spec.group = Some("54322".into());
+    let path = format!("{}:/usr/bin:/bin", closed.display());
+    spec.env.insert("PATH".into(), path);
+    let mut running = rig.spawn(&spec).await;
+    assert_eq!(running.exited().await.result, ExitResult::Success);
+    assert_eq!(rig.log(&spec), "54321\n");
+}

@@ -16,9 +16,7 @@ use crate::adopt::{self, Aftermath, Known, Later};
 use crate::host;
 use crate::launch::{Launch, nanoseconds};
 use crate::probe::schedule::{Outcome, RunId};
-use crate::shim::client::{
-    self, Attached, Loss, ShimEvent, ShimEvents, ShimHandle, ShimPhase, Started,
-};
+use crate::shim::client::{self, Attached, ShimEvent, ShimEvents, ShimHandle, ShimPhase, Started};
 use crate::table::{Action, Launched};
 
 /// Waits between two attempts to reach a shim that did not greet: the first,
@@ -503,37 +501,6 @@ impl Manager {
             true => self.table.stopping(name, generation),
             false => Vec::new(),
         }
-    }
-
-    /// One that failed is told until it, or the instance, is through once more.
-    fn hook(&mut self, name: &InstanceName, hook: &str, problem: Option<String>) {
-        match problem {
-            Some(problem) => {
-                let text = format!("{name}: hook {hook}: {problem}");
-                tracing::warn!(instance = %name, text, "hook");
-                self.notes.set(&format!("{name} {hook}"), text);
-            }
-            None => self.notes.clear(&format!("{name} {hook}")),
-        }
-    }
-
-    fn loss(&mut self, name: &InstanceName, generation: Generation, loss: &Loss) {
-        if *loss == Loss::default() {
-            return;
-        }
-        self.table.lost(name, generation, loss);
-        let mut parts = Vec::new();
-        if loss.log_lines > 0 {
-            let why = loss.log_error.as_deref().unwrap_or("no reason given");
-            parts.push(format!("{} log lines lost ({why})", loss.log_lines));
-        }
-        if loss.record_writes > 0 {
-            let why = loss.record_error.as_deref().unwrap_or("no reason given");
-            parts.push(format!("its record cannot be written ({why})"));
-        }
-        let text = format!("{name}: {}", parts.join(", "));
-        tracing::warn!(instance = %name, text, "loss");
-        self.notes.set(&name.to_string(), text);
     }
 
     /// What is known here of a process, for when its record does not tell.

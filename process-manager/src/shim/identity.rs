@@ -136,7 +136,9 @@ pub(super) fn program(
     for dir in path.split(':').filter(|dir| dir.starts_with('/')) {
         let candidate = Path::new(dir).join(OsStr::new(name));
         match fs::metadata(&candidate) {
-            Ok(meta) if meta.is_file() && who.may_execute(&meta) => return Ok(candidate),
+            Ok(meta) if meta.is_file() && who.may_execute(&meta) && who.may_reach(&candidate) => {
+                return Ok(candidate);
+            }
             Ok(meta) if meta.is_file() => forbidden = Some(candidate),
             _ => {}
         }

@@ -77,6 +77,8 @@ impl Passed {
             },
             room,
         };
+        // One whose file somebody has removed cannot be reached any more: it is opened anew.
+        had.items.retain(|(item, _)| !item.is_out_of_reach());
         for (name, spec) in &settings.sockets {
             if had.items.iter().any(|(item, _)| item.is(name, spec)) {
                 continue;
@@ -209,6 +211,16 @@ impl Item {
     /// Whether it is the socket that is configured like this.
     fn is(&self, name: &str, spec: &SocketSpec) -> bool {
         self.name == name && self.listen.as_ref() == Some(&spec.listen)
+    }
+
+    /// It listens on a path that is not there any more.
+    fn is_out_of_reach(&self) -> bool {
+        let listen = self.listen.as_deref();
+        let path = listen.filter(|listen| listen.starts_with('/'));
+        path.is_some_and(|path| {
+            let there = fs::symlink_metadata(path);
+            there.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        })
     }
 }
 

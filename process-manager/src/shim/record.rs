@@ -379,6 +379,14 @@ impl Writer {
         })
     }
 
+    /// Tries once more to write what could not be written.
+    pub(crate) fn again(&mut self) -> io::Result<()> {
+        match self.pending.is_empty() {
+            true => Ok(()),
+            false => self.write(),
+        }
+    }
+
     fn append(&mut self, entry: &Entry) -> io::Result<()> {
         self.encode(entry)?;
         self.write()

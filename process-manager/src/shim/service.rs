@@ -10,6 +10,7 @@
 //! ```
 
 mod clients;
+mod losses;
 mod restart;
 mod turns;
 mod wishes;
@@ -27,7 +28,7 @@ use super::hook;
 use super::logs::{Output, Pipes};
 use super::notify::{Change, Notify};
 use super::passed::Passed;
-use super::prepare::{Held, note_record};
+use super::prepare::Held;
 use super::protocol::{Loss, ShimMessage, SpawnRequest, Started};
 use super::start::Running;
 use super::verdict::{Facts, verdict};
@@ -39,9 +40,6 @@ use wishes::{Asked, Main, Refused};
 
 /// Status texts and signs of life are told at most this often.
 const NOTIFY_INTERVAL: Duration = Duration::from_millis(20);
-
-/// Losses are told at most this often.
-const LOSS_INTERVAL: Duration = Duration::from_millis(250);
 
 /// A stop that was asked for.
 #[derive(Debug)]
@@ -105,6 +103,8 @@ pub(crate) struct Service {
     loss: Loss,
     loss_told: Loss,
     loss_due: Option<Instant>,
+    /// When a record that could not be written is tried again.
+    record_due: Option<Instant>,
     notify_due: Option<Instant>,
     notify_told: Option<Instant>,
     accept_after: Option<Instant>,
@@ -178,6 +178,7 @@ impl Service {
             loss_told: Loss::default(),
             loss: Loss::default(),
             loss_due: None,
+            record_due: None,
             notify_due: None,
             notify_told: None,
             accept_after: None,
@@ -198,7 +199,7 @@ impl Service {
             }
         }
         let written = self.held.record.started(&self.started);
-        note_record(&mut self.loss, written);
+        self.recorded(written);
         self.tell(&ShimMessage::Started {
             started: self.started.clone(),
         });
@@ -240,6 +241,7 @@ impl Service {
                 .as_ref()
                 .and_then(|stopping| stopping.deadline),
             self.loss_due,
+            self.record_due,
             self.notify_due,
             self.accept_after,
             self.output.due(),
@@ -418,13 +420,7 @@ impl Service {
         if is_due(self.notify_due) {
             self.tell_notify(now);
         }
-        if is_due(self.loss_due) {
-            self.loss_due = None;
-            self.loss_told = self.all_loss();
-            self.tell(&ShimMessage::Loss {
-                loss: self.loss_told.clone(),
-            });
-        }
+        self.losses_on_deadline(now);
         if is_due(self.accept_after) {
             self.accept_after = None;
         }
@@ -466,22 +462,6 @@ impl Service {
             self.tell(&ShimMessage::Notify { notify });
         }
         self.tell_asked(now);
-    }
-
-    fn all_loss(&self) -> Loss {
-        Loss {
-            log_lines: self.output.lost(),
-            log_error: self.output.error().cloned(),
-            ..self.loss.clone()
-        }
-    }
-
-    fn note_loss(&mut self) {
-        let news = self.output.lost() != self.loss_told.log_lines
-            || self.loss.record_writes != self.loss_told.record_writes;
-        if news && self.loss_due.is_none() {
-            self.loss_due = Instant::now().checked_add(LOSS_INTERVAL);
-        }
     }
 
     /// Nothing is left of the service: the rest of its output, its verdict, its

@@ -340,7 +340,7 @@ impl Service {
             self.restarts,
             Ok(&started),
         );
-        note_record(&mut self.loss, written);
+        self.recorded(written);
         self.output.follow(pipes);
         (self.notify_due, self.notify_told) = (None, None);
         (self.pid, self.end, self.began) = (pid, None, Instant::now());

@@ -140,7 +140,7 @@ impl Service {
         let oom = self.oom_kills();
         let exit = self.exit_record(unix_now_ns(), oom);
         let written = self.held.record.exited(&exit);
-        crate::shim::prepare::note_record(&mut self.loss, written);
+        self.recorded(written);
         self.exit = Some(exit.clone());
         exit
     }
