@@ -79,6 +79,18 @@ pub async fn start(context: &Context, target: &Target) -> Result<(), Error> {
     finish(context, known, &touched)
 }
 
+/// Stops and starts the services' instances. What their start needs is looked for
+/// before anything is stopped.
+///
+/// # Errors
+/// As [`stop`] and [`start`].
+pub async fn restart(context: &Context, target: &Target) -> Result<(), Error> {
+    let (_, config) = context.config()?;
+    wanted(&config, target)?;
+    stop(context, target).await?;
+    start(context, target).await
+}
+
 /// Stops the services' instances that live: dependents first where the
 /// configuration is at hand, else all at once.
 ///

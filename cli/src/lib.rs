@@ -11,11 +11,13 @@
 //! | [`direct`] | start and stop without a supervisor |
 //! | [`offline`], [`offline_logs`] | break-glass: records, shims' sockets and log files |
 //! | [`notes`] | what is right in a configuration and probably not meant |
+//! | [`access`] | whether this user may look at the deployment |
 //! | [`edited`] | whether the configuration was changed since the daemons were started |
 //! | [`host`], [`listeners`] | what the host offers, who listens on it |
 //! | [`view`] | what is shown: pure functions over the daemons' answers |
 //! | [`human`], [`out`], [`table`] | numbers for people, the two outputs, tables |
 
+pub mod access;
 pub mod args;
 pub mod client;
 pub mod cmd;

@@ -166,6 +166,17 @@ impl Model {
         self.present.get(component)?.as_ref()
     }
 
+    /// Whether a component answers and its list has come. The bridge has none.
+    pub fn has_told(&self, component: &Component) -> bool {
+        let list = match component {
+            Component::Supervisor => self.status.is_some(),
+            Component::ProcessManager(_) => self.processes.contains_key(component),
+            Component::ResourceController => self.usage.is_some(),
+            Component::Bridge => true,
+        };
+        list && self.info(component).is_some()
+    }
+
     /// The supervisor's list, once it has come.
     pub fn status(&self) -> Option<Vec<InstanceStatus>> {
         self.status
@@ -367,5 +378,32 @@ mod tests {
         assert_eq!(left, ["b.1"]);
         model.apply(&supervisor, LinkEvent::Down);
         assert_eq!(model.status(), None);
+    }
+
+    #[test]
+    fn who_is_up_has_told_with_its_list() {
+        use crate::view::component::{Presence, tests::running};
+        let mut model = Model::default();
+        let up = |component: &Component| match running(component.clone(), 1).presence {
+            Presence::Running(info) => LinkEvent::Up(info),
+            other => panic!("{other:?}"),
+        };
+        for (component, list) in [
+            (Component::Supervisor, Some(topic::SUPERVISION)),
+            (Component::ProcessManager(None), Some(topic::PROCESS)),
+            (Component::ResourceController, Some(topic::RESOURCE)),
+            (Component::Bridge, None),
+        ] {
+            assert!(!model.has_told(&component));
+            model.apply(&component, up(&component));
+            assert_eq!(model.has_told(&component), list.is_none(), "{component}");
+            if let Some(prefix) = list {
+                let items = Vec::new();
+                model.apply(&component, LinkEvent::Snapshot { prefix, items });
+            }
+            assert!(model.has_told(&component), "{component}");
+            model.apply(&component, LinkEvent::Down);
+            assert!(!model.has_told(&component), "{component}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! One deployment, from its configuration to its end.
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -212,6 +212,34 @@ impl Deployment {
             .current_dir(self.path())
             .stdin(Stdio::null());
         command
+    }
+
+    /// Runs `blackhole` as another user, with these directories and the configuration.
+    /// For root only.
+    ///
+    /// # Panics
+    /// When it hangs.
+    #[track_caller]
+    pub fn cli_as(&self, user: u32, arguments: &[&str]) -> Output {
+        // The user may have no way to the target directory.
+        let own = self.path().join("blackhole");
+        if !own.exists() {
+            let from = self.binaries.join("blackhole");
+            fs::hard_link(&from, &own)
+                .or_else(|_| fs::copy(&from, &own).map(|_| ()))
+                .expect("a copy of the program");
+            fs::set_permissions(self.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
+        }
+        let mut command = self.command(Path::new("setpriv"));
+        command
+            .arg(format!("--reuid={user}"))
+            .arg(format!("--regid={user}"))
+            .arg("--clear-groups")
+            .arg(own)
+            .arg("-c")
+            .arg(&self.config)
+            .args(arguments);
+        self.run(command, &format!("blackhole {}", arguments.join(" ")))
     }
 
     /// Runs `blackhole` with the configuration and gives back what became of it.

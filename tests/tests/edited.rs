@@ -7,6 +7,7 @@
 use std::net::TcpListener;
 
 use blackhole_tests::Deployment;
+use blackhole_tests::deployment::DAEMONS;
 use serde_json::Value;
 
 const BEFORE: &str = r#"
@@ -139,6 +140,69 @@ fn an_edited_file_is_told_until_it_holds() {
     deployment.down();
     deployment.up();
     assert_eq!(told(&deployment), None);
+    deployment.down();
+}
+
+const WRONG: &str = "services: {web: {comand: [x]}}";
+
+/// What is wrong is told before anything is ended, whoever would read the file.
+#[test]
+fn a_wrong_file_takes_no_daemon_away() {
+    let deployment = Deployment::new(BEFORE);
+    deployment.up();
+    let pids = || {
+        let status = deployment.status();
+        DAEMONS.map(|component| status.component_pid(component).unwrap())
+    };
+    let before = pids();
+    write(&deployment, WRONG);
+    for component in DAEMONS {
+        let refused = deployment
+            .cli(&["component", "restart", component])
+            .exits_with(2);
+        assert!(
+            refused
+                .stderr
+                .contains("blackhole.yaml:1:18: services.web.comand: unknown key")
+                && refused.stdout.is_empty(),
+            "{refused:#?}"
+        );
+    }
+    assert_eq!(pids(), before);
+    // Another file than the daemons', right or wrong, says nothing about theirs.
+    let other = deployment.path().join("other.yaml");
+    std::fs::write(&other, BEFORE).unwrap();
+    let mut restart = deployment.command(&deployment.binaries().join("blackhole"));
+    restart.arg("-c").arg(&other);
+    restart.args(["component", "restart", "bridge"]);
+    deployment.run(restart, "restart").exits_with(2);
+    assert_eq!(pids(), before);
+    write(&deployment, BEFORE);
+    deployment.cli(&["component", "restart", "bridge"]).ok();
+    deployment.down();
+}
+
+/// Without a supervisor the command line itself reads the file for a start.
+#[test]
+fn a_wrong_file_stops_nothing_that_a_restart_would_start_again() {
+    let deployment = Deployment::new(BEFORE);
+    let mut manager = deployment.daemon("process-manager");
+    manager.wait_for_line(&["started"]);
+    deployment.cli(&["start", "web"]).ok();
+    let pid = || deployment.status().instance("web.1").pid();
+    let before = pid();
+    assert!(before.is_some());
+    write(&deployment, WRONG);
+    let refused = deployment.cli(&["restart", "web"]).exits_with(2);
+    assert!(refused.stderr.contains("comand"), "{refused:#?}");
+    assert_eq!(pid(), before);
+    // One that is in the file no more could not be started again either.
+    write(&deployment, &BEFORE.replace("web:", "other:"));
+    deployment.cli(&["restart", "web"]).exits_with(3);
+    assert_eq!(pid(), before);
+    write(&deployment, BEFORE);
+    deployment.cli(&["restart", "web"]).ok();
+    assert!(pid().is_some() && pid() != before);
     deployment.down();
 }
 

@@ -1,8 +1,10 @@
 //! As an ordinary user everything works but limits, and that is said clearly.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::fs;
 
-use blackhole_tests::{Deployment, is_root, wait_for};
+use blackhole_tests::{Deployment, is_root, skip, wait_for};
 
 const SYSTEM: &str = r#"
 services:
@@ -72,6 +74,59 @@ fn an_ordinary_user_runs_services_without_limits_and_is_told() {
     deployment.wait_until("the restart", |status| {
         status.is_in("base.1", "ready") && status.instance("base.1").pid() != Some(pid)
     });
+    deployment.down();
+}
+
+/// What may not be looked at is not said to be away, or ended.
+#[test]
+fn what_another_user_runs_is_not_taken_for_nothing() {
+    if !is_root() {
+        return skip("what another user runs", "only root can be another user");
+    }
+    let deployment = Deployment::new("services: {web: {command: [blackhole-example, idle]}}");
+    deployment.up();
+    for arguments in [
+        &["down"][..],
+        &["up", "-d"],
+        &["status"],
+        &["--offline", "status"],
+        &["component", "list"],
+        &["health"],
+        &["logs"],
+        &["start", "web"],
+        &["kill", "web"],
+        &["events"],
+        &["metrics"],
+    ] {
+        let refused = deployment.cli_as(SOMEBODY, arguments).exits_with(6);
+        assert!(refused.stdout.is_empty(), "{arguments:?}: {refused:#?}");
+        assert_eq!(
+            refused.stderr,
+            format!(
+                "error: permission denied: {} belongs to user root (0), and only they see what \
+                 runs there\n  to do: run this as that user, or name other directories with \
+                 --run-dir and --state-dir\n",
+                deployment.dirs().state.display()
+            ),
+            "{arguments:?}"
+        );
+    }
+    let doctor = deployment.cli_as(SOMEBODY, &["doctor"]).exits_with(1);
+    let said = |text: &str| doctor.stdout.lines().any(|line| line.contains(text));
+    assert!(
+        said("belongs to user root (0)") && !said("none run"),
+        "{doctor:#?}"
+    );
+    deployment.cli_as(SOMEBODY, &["config", "validate"]).ok();
+    // Where the state is not known, the sockets tell whose it is.
+    let elsewhere = deployment.path().join("elsewhere");
+    let elsewhere = ["--state-dir", elsewhere.to_str().unwrap(), "status"];
+    let refused = deployment.cli_as(SOMEBODY, &elsewhere).exits_with(6);
+    assert!(
+        refused.stderr.contains("/run belongs to user root"),
+        "{refused:#?}"
+    );
+    assert!(deployment.status().is_in("web.1", "ready"));
     deployment.down();
 }
 

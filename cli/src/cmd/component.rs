@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use blackhole_bus_schema::bus::{Interest, LinkEvent};
+use blackhole_bus_schema::config::{Document as Configuration, Kept};
+use blackhole_bus_schema::dirs::Dirs;
 use blackhole_bus_schema::names::{Component, NameError};
 use rustix::process::Signal;
 use serde::Serialize;
@@ -12,7 +14,7 @@ use tokio::time::Instant;
 use crate::client::{self, Overview};
 use crate::context::Context;
 use crate::error::Error;
-use crate::keeper_file::LOCK;
+use crate::keeper_file::{KeeperFile, LOCK};
 use crate::out::Tone;
 use crate::up::holder_of;
 use crate::view::component::{self, ComponentRow, Found};
@@ -85,6 +87,29 @@ pub(super) async fn list(context: &Context) -> Result<(), Error> {
     })
 }
 
+/// Whether a daemon's next life could read its configuration: the keeper's file as it
+/// is now, with the environment that the living one was started with.
+///
+/// # Errors
+/// When it could not: it would end again and again.
+fn check_configuration(dirs: &Dirs, component: &Component) -> Result<(), Error> {
+    let given = KeeperFile::read(dirs).map(|kept| kept.config);
+    let (path, checked) = match (Kept::read(dirs, component), given) {
+        (Some(mut kept), given) => {
+            kept.path = given.unwrap_or(kept.path);
+            let checked = kept.document();
+            (kept.path, checked)
+        }
+        (None, Some(path)) => {
+            let checked = Configuration::load(&path);
+            (path, checked)
+        }
+        (None, None) => return Ok(()),
+    };
+    let checked = checked.map(|_| ());
+    checked.map_err(|first| Error::of_config(&path, first))
+}
+
 /// Ends a daemon in order and waits until its next life answers. The keeper
 /// starts it; without one nobody would.
 pub(super) async fn restart(context: &Context, name: &str) -> Result<(), Error> {
@@ -115,6 +140,7 @@ pub(super) async fn restart(context: &Context, name: &str) -> Result<(), Error> 
             ),
         });
     }
+    check_configuration(&context.dirs, &component)?;
     process.signal(Signal::TERM);
     let late = || Error::TimedOut {
         operation: operation.clone(),

@@ -20,9 +20,9 @@ use crate::error::{Error, Exit};
 use crate::out::{self, Tone};
 use crate::table::{Table, plain, toned};
 use crate::view::service;
-use crate::{host, human, keeper_file, offline};
+use crate::{access, host, human, keeper_file, offline};
 
-use daemons::{daemons, edited, keeper, orphaned, stale};
+use daemons::{daemons, edited, keeper, orphaned, stale, unseen};
 use limits::{cgroups, open_files, rights};
 use places::{directory, room, socket_length};
 use services::{isolation, notes};
@@ -121,13 +121,17 @@ pub(super) async fn run(context: &Context) -> Result<(), Error> {
         checks.extend(ports::ports(dirs, &subject));
         checks.extend(notes(&subject));
     }
-    checks.extend(daemons(&found, offline::live(dirs).await.len()));
-    let kept = keeper_file::find(dirs);
-    checks.extend(keeper(kept, &found));
-    let rows = service::rows(human::now_ns(), &answers);
-    checks.extend(edited(dirs, &found, &rows, kept));
-    checks.push(stale(dirs));
-    checks.extend(orphaned(dirs));
+    if let Some(foreign) = access::foreign(dirs) {
+        checks.push(unseen(&foreign));
+    } else {
+        checks.extend(daemons(&found, offline::live(dirs).await.len()));
+        let kept = keeper_file::find(dirs);
+        checks.extend(keeper(kept, &found));
+        let rows = service::rows(human::now_ns(), &answers);
+        checks.extend(edited(dirs, &found, &rows, kept));
+        checks.push(stale(dirs));
+        checks.extend(orphaned(dirs));
+    }
     let document = Document { checks };
     out::document(context.format, &document, || {
         table(context, &document.checks)

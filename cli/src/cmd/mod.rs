@@ -26,7 +26,7 @@ pub(crate) use services::show as show_services;
 use crate::args::{BusCmd, Cli, Cmd, ComponentCmd, ConfigCmd};
 use crate::context::Context;
 use crate::error::{Error, Exit};
-use crate::{out, up};
+use crate::{access, out, up};
 
 /// Runs a command to its end and prints what went wrong.
 pub fn run(cli: Cli) -> Exit {
@@ -68,6 +68,13 @@ async fn dispatch(context: &Context, command: Cmd) -> Result<(), Error> {
             "--offline works with status, logs, stop and kill: everything else needs the daemons"
                 .to_owned(),
         ));
+    }
+    // These tell what they find, or need nothing of a deployment.
+    if !matches!(
+        command,
+        Cmd::Config(_) | Cmd::Doctor | Cmd::Completions { .. }
+    ) {
+        access::check(&context.dirs)?;
     }
     match command {
         Cmd::Up(args) => up::run(context, &args).await,

@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 use std::time::Duration;
 
+use blackhole_bus_schema::names::Component;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::args::{self, Format};
@@ -51,35 +52,25 @@ pub(super) async fn run(context: &Context, args: &args::Monitor) -> Result<(), E
     }
 }
 
-/// Waits until the daemons that can answer have.
+/// Waits until the daemons that can answer have, each with its link up and its list, so
+/// that none is called missing that was not heard of yet. One that does not in time is missed.
 async fn first_answers(context: &Context, watch: &mut Watch) -> Result<(), Error> {
     let end = Instant::now() + context.timeout(client::WAIT);
-    let expected = watch
-        .found()
-        .iter()
-        .filter(|found| held(context, found))
-        .count();
-    if expected == 0 {
+    let expected: Vec<Component> = watch
+        .components()
+        .filter(|component| client::lives(&context.dirs, component))
+        .cloned()
+        .collect();
+    if expected.is_empty() {
         return Err(status::nobody(context, "watch").await);
     }
-    let mut snapshots = 0;
-    // The bridge has no list; the other three tell theirs.
-    while snapshots < expected.min(3)
-        && timeout_at(end, watch.changed()).await.is_ok_and(|change| {
-            if change == Change::Snapshot {
-                snapshots += 1;
-            }
-            true
-        })
+    while !expected.iter().all(|one| watch.model.has_told(one))
+        && timeout_at(end, watch.changed()).await.is_ok()
     {}
     if watch.found().iter().all(|found| found.info().is_none()) {
         return Err(status::nobody(context, "watch").await);
     }
     Ok(())
-}
-
-fn held(context: &Context, found: &crate::view::component::Found) -> bool {
-    client::lives(&context.dirs, &found.component)
 }
 
 fn show(context: &Context, view: &StatusView, live: bool) -> Result<(), Error> {

@@ -96,10 +96,7 @@ pub(super) async fn restart(context: &Context, targets: &Targets) -> Result<(), 
         )
         .await
         .map(|_| ()),
-        None => {
-            direct::stop(context, &target).await?;
-            direct::start(context, &target).await
-        }
+        None => direct::restart(context, &target).await,
     }
 }
 

@@ -4,6 +4,7 @@ use blackhole_bus_schema::dirs::Dirs;
 use blackhole_bus_schema::names::Component;
 
 use super::{Check, fail, ok, warn};
+use crate::access::Foreign;
 use crate::cmd::orphans::orphans;
 use crate::out::Tone;
 use crate::view::component::{Found, Presence};
@@ -11,6 +12,19 @@ use crate::view::keeper::{self, Keeper, State};
 use crate::view::problem;
 use crate::view::service::ServiceRow;
 use crate::{client, edited, human, offline};
+
+/// What runs in somebody else's deployment.
+pub(super) fn unseen(foreign: &Foreign) -> Check {
+    fail(
+        "daemons",
+        format!(
+            "permission denied: {} belongs to {}",
+            foreign.directory.display(),
+            foreign.user()
+        ),
+        "run this as that user",
+    )
+}
 
 pub(super) fn daemons(found: &[Found], live: usize) -> Vec<Check> {
     if found
