@@ -103,6 +103,9 @@ pub(super) async fn run(context: &Context) -> Result<(), Error> {
     checks.push(directory("state directory", &dirs.state));
     checks.push(room(&dirs.state));
     checks.extend(cgroups(&host::own_hierarchies(), root));
+    if let Some((_, document)) = &config {
+        checks.extend(limits::refused(&document.config, &checks));
+    }
     checks.push(rights(root));
     checks.push(open_files(
         config.as_ref().map(|(_, document)| &document.config),

@@ -1,9 +1,10 @@
 //! Checks of what the host lets a deployment do: control groups, rights, open files.
 
 use blackhole_bus_schema::config::Config;
+use blackhole_bus_schema::limits::Limits;
 use rustix::process::{Resource, getrlimit};
 
-use super::{Check, fail, ok, warn};
+use super::{Check, Grade, fail, ok, warn};
 use crate::host::{self, Hierarchy};
 
 /// Descriptors one instance needs in the process-manager, generously.
@@ -72,6 +73,48 @@ fn controller(all: &[Hierarchy], name: &str, limit: &str, root: bool) -> Check {
     }
 }
 
+/// Services that will not be started, since they require limits of which `checks` say that they
+/// cannot be enforced here.
+pub(super) fn refused(config: &Config, checks: &[Check]) -> Option<Check> {
+    let none = checks
+        .iter()
+        .any(|check| check.what == "cgroups" && check.grade != Grade::Ok);
+    let missing = |limit: &str| {
+        let what = format!("limit {limit}");
+        none || checks
+            .iter()
+            .any(|check| check.what == what && check.grade != Grade::Ok)
+    };
+    let weighs = |weight: Option<u32>| weight.is_some_and(|weight| weight != 100);
+    let is_refused = |limits: &Limits| {
+        limits.required
+            && [
+                (
+                    "cpu_percent",
+                    limits.cpu_percent.is_some() || weighs(limits.cpu_weight),
+                ),
+                ("memory_mb", limits.memory_bytes.is_some()),
+                ("io_weight", weighs(limits.io_weight)),
+                ("pids", limits.pids.is_some()),
+            ]
+            .into_iter()
+            .any(|(limit, set)| set && missing(limit))
+    };
+    let services = config.services.iter();
+    let refused = services.filter(|(_, service)| is_refused(&service.limits));
+    let names: Vec<&str> = refused.map(|(name, _)| name.as_str()).collect();
+    (!names.is_empty()).then(|| {
+        fail(
+            "required limits",
+            format!(
+                "cannot be enforced here, so these are not started: {}",
+                names.join(", ")
+            ),
+            "see the limits above, or write `limits: best-effort` there",
+        )
+    })
+}
+
 pub(super) fn rights(root: bool) -> Check {
     const WHAT: &str = "rights";
     if root {
@@ -109,7 +152,28 @@ pub(super) fn open_files(config: Option<&Config>) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cmd::doctor::Grade;
+
+    #[test]
+    fn who_requires_what_cannot_be_had_is_named() {
+        let text = "services:\n  strict: {command: [a], resources: {limits: required, memory_mb: 64}}\n  \
+                    weighty: {command: [a], resources: {limits: required, io_weight: 100}}\n  \
+                    loose: {command: [a], resources: {memory_mb: 64}}\n";
+        let config = Config::parse(text, "blackhole.yaml").unwrap();
+        let named = |checks: &[Check]| refused(&config, checks).map(|check| check.found);
+        let here = [ok("cgroups", "v2"), ok("limit memory_mb", "can be used")];
+        assert_eq!(named(&here), None);
+        let not = [
+            ok("cgroups", "v2"),
+            warn("limit memory_mb", "not writable", ""),
+        ];
+        let found = named(&not).unwrap();
+        assert!(found.ends_with(": strict"), "{found}");
+        assert!(
+            named(&[warn("cgroups", "none", "")])
+                .unwrap()
+                .ends_with(": strict")
+        );
+    }
 
     #[test]
     fn a_limit_without_its_controller_is_a_warning() {
