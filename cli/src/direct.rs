@@ -85,6 +85,7 @@ pub async fn start(context: &Context, target: &Target) -> Result<(), Error> {
 /// # Errors
 /// As [`stop`] and [`start`].
 pub async fn restart(context: &Context, target: &Target) -> Result<(), Error> {
+    Managers::open(context, "restart services").await?;
     let (_, config) = context.config()?;
     wanted(&config, target)?;
     stop(context, target).await?;

@@ -364,12 +364,14 @@ struct Trail {
 }
 
 impl Trail {
-    fn begin(deployment: &Deployment, service: &str) -> Self {
+    fn begin(deployment: &Deployment, arguments: &[&str]) -> Self {
         let [out, err] = ["follow.out", "follow.err"].map(|name| deployment.path().join(name));
         let file = |path: &Path| std::fs::File::create(path).expect("a file");
         let child = deployment
             .command(&deployment.binaries().join("blackhole"))
-            .args(["logs", "-f", service])
+            .arg("-c")
+            .arg(deployment.config())
+            .args(arguments)
             .stdout(file(&out))
             .stderr(file(&err))
             .spawn()
@@ -379,8 +381,18 @@ impl Trail {
 
     #[track_caller]
     fn says(&self, words: &str) {
+        Self::find(&self.out, words);
+    }
+
+    #[track_caller]
+    fn notes(&self, words: &str) {
+        Self::find(&self.err, words);
+    }
+
+    #[track_caller]
+    fn find(path: &Path, words: &str) {
         wait_for(words, || {
-            let said = std::fs::read_to_string(&self.out).unwrap_or_default();
+            let said = std::fs::read_to_string(path).unwrap_or_default();
             said.contains(words).then_some(()).ok_or(said)
         });
     }
@@ -404,7 +416,7 @@ services:
 "#,
     );
     deployment.up();
-    let mut following = Trail::begin(&deployment, "one");
+    let mut following = Trail::begin(&deployment, &["logs", "-f", "one"]);
     following.says("up");
     deployment.kill_component("process-manager");
     deployment.wait_until("the next one", |status| status.is_in("one.1", "ready"));
@@ -424,6 +436,52 @@ services:
     assert!(status.success(), "{said}");
     assert!(said.contains("everything has gone down"), "{said}");
     following.says("last words");
+}
+
+/// What is configured and was never started has written nothing: that is no mistake in
+/// its name, and its lines can be waited for.
+#[test]
+fn what_was_never_started_is_known_and_can_be_followed() {
+    let deployment = Deployment::new(
+        r#"
+services:
+  web: {command: [blackhole-example, idle]}
+  big: {command: [sh, -c, "echo first words; exec sleep 100000"], autostart: false}
+  late: {command: [sh, -c, "echo other words; exec sleep 100000"], autostart: false}
+"#,
+    );
+    deployment.up();
+    for arguments in [
+        &["logs", "big"][..],
+        &["logs", "big.1", "-o", "json"],
+        &["--offline", "logs", "big"],
+    ] {
+        let output = deployment.cli(arguments).ok();
+        let note = "big.1 has not been started yet\n";
+        assert_eq!(
+            (&*output.stdout, &*output.stderr),
+            ("", note),
+            "{arguments:?}"
+        );
+    }
+    for arguments in [&["logs", "bog"][..], &["--offline", "logs", "bog"]] {
+        let refused = deployment.cli(arguments).exits_with(3);
+        assert!(
+            refused.stderr.contains("known: big, late, web"),
+            "{refused:#?}"
+        );
+    }
+    for (options, service, words) in [
+        (&[][..], "big", "first words"),
+        (&["--offline"], "late", "other words"),
+    ] {
+        let following = Trail::begin(&deployment, &[options, &["logs", "-f", service]].concat());
+        following.notes("follows when it is");
+        deployment.cli(&["start", service]).ok();
+        following.says(words);
+    }
+    assert_eq!(texts(&shown(&deployment, &["big"])), ["first words"]);
+    deployment.down();
 }
 
 #[test]

@@ -8,6 +8,7 @@ use blackhole_bus_schema::bus::Link;
 use blackhole_bus_schema::managers;
 use blackhole_bus_schema::names::{Component, InstanceName};
 use blackhole_bus_schema::process::{InstanceRecord, ListProcesses};
+use blackhole_bus_schema::supervision::ListStatus;
 use tokio::task::JoinSet;
 
 use crate::client::{self, Peer};
@@ -86,8 +87,22 @@ impl Homes {
     /// # Errors
     /// When a name means none at all.
     pub(super) fn select(&self, filter: &Filter) -> Result<(Vec<InstanceName>, Left), Error> {
+        self.select_with(filter, &[])
+    }
+
+    /// [`Homes::select`] where these instances may be meant as well, although nothing is
+    /// known of them; then they are among those that can be reached.
+    ///
+    /// # Errors
+    /// When a name means none at all.
+    pub(super) fn select_with(
+        &self,
+        filter: &Filter,
+        more: &[InstanceName],
+    ) -> Result<(Vec<InstanceName>, Left), Error> {
         let known = self.known();
-        let meant = filter.select(known.keys().copied().chain(self.left.keys()))?;
+        let all = known.keys().copied().chain(self.left.keys()).chain(more);
+        let meant = filter.select(all)?;
         let mut left = self.left.clone();
         left.retain(|instance, _| meant.contains(instance));
         let there = meant
@@ -96,6 +111,23 @@ impl Homes {
             .collect();
         Ok((there, left))
     }
+}
+
+/// The instances that there are to be, started or not: those of the supervisor, if it
+/// answers, and those of the configuration as it is now, if it is right.
+pub(super) async fn configured(context: &Context) -> Result<Vec<InstanceName>, Error> {
+    let peer = Peer::open(&context.dirs, Component::Supervisor).await?;
+    let there = peer.found(context.timeout(client::WAIT)).await;
+    let status = match (&peer.link, there.info()) {
+        (Some(link), Some(_)) => client::all::<ListStatus>(link, LISTS).await,
+        _ => Ok(Vec::new()),
+    };
+    let told = status.unwrap_or_default().into_iter();
+    let mut all: Vec<InstanceName> = told.map(|status| status.instance).collect();
+    if let Ok((_, config)) = context.config() {
+        all.extend(config.instances());
+    }
+    Ok(all)
 }
 
 /// The error for what could not be reached; `None` where all could. `verb` is what was

@@ -183,22 +183,26 @@ fn judge(
     });
 }
 
-/// An end in a few words: `exit code 1`, `signal 9 (SIGKILL), out of memory`.
+/// An end in a few words: `exit code 1`, `out of memory`.
 fn words(end: &End) -> String {
     match end {
         End::Cancelled => "cancelled before it ran".to_owned(),
         End::NotStarted(failure) => failure.to_string(),
-        End::Exit(exit) => {
-            let verdict = match exit.result {
-                ExitResult::Success | ExitResult::ExitCode | ExitResult::Signal => "",
-                ExitResult::OomKill => ", out of memory",
-                ExitResult::Stopped => ", stopped",
-                ExitResult::StopTimeout => ", killed after its grace",
-                ExitResult::Unhealthy => ", stopped as unhealthy",
-                ExitResult::ShimLost => ", its shim was lost",
-                ExitResult::HostRestarted => ", the host was restarted",
-            };
-            format!("{}{verdict}", exit.status)
-        }
+        End::Exit(exit) => exit_words(exit),
     }
+}
+
+/// How a process ended: as [`words`] and, of one that the kernel killed for its memory, as
+/// the command line's tables.
+pub(super) fn exit_words(exit: &ExitRecord) -> String {
+    let verdict = match exit.result {
+        ExitResult::Success | ExitResult::ExitCode | ExitResult::Signal => "",
+        ExitResult::OomKill => return "out of memory".to_owned(),
+        ExitResult::Stopped => ", stopped",
+        ExitResult::StopTimeout => ", killed after its grace",
+        ExitResult::Unhealthy => ", stopped as unhealthy",
+        ExitResult::ShimLost => ", its shim was lost",
+        ExitResult::HostRestarted => ", the host was restarted",
+    };
+    format!("{}{verdict}", exit.status)
 }

@@ -26,6 +26,7 @@ use blackhole_bus_schema::supervision::{Circuit, Desired, Target};
 
 use super::Core;
 use super::deps::{Setup, failed};
+use super::end::exit_words;
 use super::instance::{Grant, Instance};
 use super::io::{Action, Operator, Ticket};
 use super::tickets::{Goal, Pending, Waiting};
@@ -388,7 +389,7 @@ impl Core {
 pub(super) fn circuit_open(instance: &Instance) -> Status {
     let last = match (&instance.last_exit, &instance.last_error) {
         (_, Some(error)) => format!(" (last: {error})"),
-        (Some(exit), None) => format!(" (last end: {})", exit.status),
+        (Some(exit), None) => format!(" (last end: {})", exit_words(exit)),
         (None, None) => String::new(),
     };
     let (name, service) = (&instance.name, instance.name.service());

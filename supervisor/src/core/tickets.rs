@@ -9,6 +9,7 @@ use blackhole_bus_schema::supervision::{Desired, Outcome, Phase};
 
 use super::Core;
 use super::deps::Service;
+use super::end::exit_words;
 use super::instance::Instance;
 use super::io::{Action, Now};
 use super::ops::circuit_open;
@@ -191,10 +192,7 @@ impl Core {
         match &instance.phase {
             Phase::CircuitOpen => Some(circuit_open(instance)),
             Phase::GaveUp => {
-                let last = instance
-                    .last_exit
-                    .as_ref()
-                    .map(|exit| exit.status.to_string());
+                let last = instance.last_exit.as_ref().map(exit_words);
                 let last = instance.last_error.clone().or(last).unwrap_or_default();
                 let text = format!("{name} failed and is not restarted by its policy: {last}");
                 Some(Status::new(Code::Aborted, text))

@@ -19,15 +19,18 @@ mod print;
 mod select;
 mod source;
 
+use blackhole_bus_schema::names::InstanceName;
+
 use crate::args;
 use crate::context::Context;
 use crate::error::{Error, Exit};
+use crate::human;
 use crate::offline_logs;
 use crate::out;
 use crate::view::names::Filter;
 use follow::Follower;
 
-use super::homes::{Homes, unreached};
+use super::homes::{Homes, configured, unreached};
 
 pub(crate) use merge::print_merged;
 pub(crate) use print::Printer;
@@ -41,12 +44,17 @@ pub(super) async fn run(context: &Context, args: &args::Logs) -> Result<(), Erro
         return offline_logs::run(context, &filter, &selection, args.follow, args.raw).await;
     }
     let homes = Homes::ask(context, "read logs").await?;
-    let (meant, left) = homes.select(&filter)?;
+    let known = homes.known();
+    let (all, left) = match homes.select(&filter) {
+        Err(Error::NotFound { .. }) => homes.select_with(&filter, &configured(context).await?)?,
+        found => found?,
+    };
+    let (meant, never): (Vec<_>, Vec<_>) = all.into_iter().partition(|one| known.contains_key(one));
     let left = unreached(&left, "read the log of", "logs");
-    if let (Some(_), true) = (&left, args.follow && meant.is_empty()) {
+    if let (Some(_), true) = (&left, args.follow && meant.is_empty() && never.is_empty()) {
         return left.map_or(Ok(()), Err);
     }
-    let known = homes.known();
+    not_yet(&never, args.follow);
     let mut sources = Vec::with_capacity(meant.len());
     for instance in &meant {
         let Some((link, record)) = known.get(instance) else {
@@ -56,7 +64,7 @@ pub(super) async fn run(context: &Context, args: &args::Logs) -> Result<(), Erro
         let own = selection.of(Some(record));
         sources.push(Source::open(origin, instance.clone(), own, meant.len()).await?);
     }
-    let mut printer = Printer::new(context, args.raw, meant.iter());
+    let mut printer = Printer::new(context, args.raw, meant.iter().chain(&never));
     print_merged(&mut sources, &mut printer).await?;
     if !args.follow {
         let found = of_a_run_before(&selection, &sources);
@@ -74,6 +82,22 @@ pub(super) async fn run(context: &Context, args: &args::Logs) -> Result<(), Erro
     let managers = there.chain(homes.away.iter().cloned()).collect();
     let follower = Follower::new(selection, marks, printer);
     follower.run(context, filter, managers).await
+}
+
+/// Says which instances have written nothing because they were never started.
+pub(crate) fn not_yet(never: &[InstanceName], follow: bool) {
+    if never.is_empty() {
+        return;
+    }
+    let names: Vec<String> = never.iter().map(ToString::to_string).collect();
+    let (verb, follows) = match (never.len(), follow) {
+        (1, true) => ("has", "; what it writes follows when it is"),
+        (1, false) => ("has", ""),
+        (_, true) => ("have", "; what they write follows when they are"),
+        (_, false) => ("have", ""),
+    };
+    let names = human::list(&names, 6);
+    out::note(format!("{names} {verb} not been started yet{follows}"));
 }
 
 /// Of whom there was nothing where only runs before were asked for is said: an empty

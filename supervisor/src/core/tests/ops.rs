@@ -65,6 +65,26 @@ fn a_start_that_cannot_be_executed_says_so_at_once() {
 }
 
 #[test]
+fn who_was_killed_for_its_memory_is_told_so() {
+    let greedy = |mode| {
+        let mut config = service();
+        config.restart_mode = mode;
+        config.restart_policy.max_attempts = 0;
+        let mut bench = Bench::new(&[("a", config)]);
+        bench.runs("a.1");
+        let ticket = bench.command(Operator::Restart(target(&["a"])));
+        bench.ends("a.1", ExitResult::Stopped);
+        bench.take();
+        bench.ends("a.1", ExitResult::OomKill);
+        bench.refused(ticket).1
+    };
+    for mode in [RestartMode::Never, RestartMode::Always] {
+        let text = greedy(mode);
+        assert!(text.contains("out of memory"), "{mode:?}: {text}");
+    }
+}
+
+#[test]
 fn an_open_circuit_refuses_a_start_and_reset_closes_it() {
     let mut config = service();
     config.restart_policy.max_attempts = 0;
