@@ -18,6 +18,7 @@ use crate::bus::{BusError, Incoming, Server};
 use crate::config::{Config, ConfigError, Document, Kept, Listen};
 use crate::dirs::{Dirs, DirsError, Lock, next_incarnation};
 use crate::names::Component;
+use crate::pulse::Pulse;
 
 use sockets::Sockets;
 
@@ -276,7 +277,7 @@ async fn watchdog() {
     let Some(interval) = sd_notify::watchdog_enabled() else {
         return;
     };
-    let mut tick = tokio::time::interval((interval / 2).max(Duration::from_millis(10)));
+    let mut tick = Pulse::new((interval / 2).max(Duration::from_millis(10)));
     loop {
         tick.tick().await;
         notify(&[sd_notify::NotifyState::Watchdog]);

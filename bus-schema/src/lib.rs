@@ -31,6 +31,7 @@ pub mod message;
 pub mod names;
 pub mod priority;
 pub mod process;
+pub mod pulse;
 pub mod raw;
 pub mod registry;
 pub mod regular;

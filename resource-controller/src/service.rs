@@ -9,12 +9,13 @@ use blackhole_bus_schema::daemon::Daemon;
 use blackhole_bus_schema::limits::{CgroupVersion, LimitGrant};
 use blackhole_bus_schema::message::{Command, Message, PAGE_ITEMS};
 use blackhole_bus_schema::names::InstanceName;
+use blackhole_bus_schema::pulse::Pulse;
 use blackhole_bus_schema::reply::{Code, Status};
 use blackhole_bus_schema::resource::{
     Capacity, GetCapacity, ListUsage, Prepare, Release, UsageTick,
 };
 use blackhole_bus_schema::topic::{self, Topic};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
 use crate::admission::{Ledger, Request};
@@ -67,8 +68,7 @@ pub async fn serve(mut daemon: Daemon) -> Result<(), ResourceError> {
     };
     service.look_around().await?;
 
-    let mut ticks = interval(every.max(Duration::from_millis(10)));
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = Pulse::new(every.max(Duration::from_millis(10)));
     loop {
         let retry = service
             .emptying

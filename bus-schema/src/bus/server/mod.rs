@@ -30,6 +30,7 @@ use crate::envelope::{self, Outgoing, Source};
 use crate::message::{Message, PAGE_ITEMS, Snapshot};
 use crate::names::{ClientName, Component};
 use crate::process::LogLines;
+use crate::pulse::Pulse;
 use crate::reply::{Reply, Status, Verdict};
 use crate::topic::{self, Topic};
 use crate::transport::{PubSocket, SubSocket};
@@ -508,8 +509,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 async fn heartbeats(inner: std::sync::Weak<Inner>) {
-    let mut tick = tokio::time::interval(HEARTBEAT);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut tick = Pulse::new(HEARTBEAT);
     loop {
         tick.tick().await;
         let Some(inner) = inner.upgrade() else { return };
