@@ -106,6 +106,9 @@ pub enum Cmd {
     /// `-o json` has more, as whether a successor waits (`standby`).
     Status(Status),
     /// Show the output of services
+    ///
+    /// Times are shown, and read where they have neither Z nor an offset, in the time zone of this host or of TZ.
+    /// `-o json` has them in UTC, as the files do.
     Logs(Logs),
     /// Show the verdict on each instance; exit code 1 when one is unhealthy, has failed, or nobody can tell
     Health(Status),
