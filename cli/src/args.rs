@@ -77,9 +77,9 @@ pub enum Cmd {
     /// Start the daemons and all services, show what happens, stop everything on Ctrl-C
     ///
     /// A service is ready when its probes pass. What has none counts as ready when it has run for 1.5 s, what
-    /// has failed meanwhile when it has run for twice as long as before (5 s to 1 m). What is waited for is told with the
-    /// reason after 10 s, 30 s, 70 s and so on; --detach waits for 2 m, or for --timeout, and then ends with exit code 5:
-    /// the keeper goes on.
+    /// has failed meanwhile when it has run for twice as long as before (2 s to 5 s). What ran before and goes on is as
+    /// ready as the supervisor says. What is waited for is told with the reason after 10 s, 30 s, 70 s and so on;
+    /// --detach waits for 2 m, or for --timeout, and then ends with exit code 5: the keeper goes on.
     Up(Up),
     /// Stop all services in order, then the daemons
     Down,
@@ -106,6 +106,9 @@ pub enum Cmd {
     /// `-o json` has more, as whether a successor waits (`standby`).
     Status(Status),
     /// Show the output of services
+    ///
+    /// Times are shown, and read where they have neither Z nor an offset, in the time zone of this host or of TZ.
+    /// `-o json` has them in UTC, as the files do.
     Logs(Logs),
     /// Show the verdict on each instance; exit code 1 when one is unhealthy, has failed, or nobody can tell
     Health(Status),

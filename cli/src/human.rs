@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use jiff::civil::{Date, DateTime};
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, Zoned};
+
 /// A time in its two largest units: `350 ms`, `1.2 s`, `3m 05s`, `2h 10m`, `4d 3h`.
 pub fn duration(time: Duration) -> String {
     let millis = time.as_millis();
@@ -89,10 +93,59 @@ pub fn count(number: usize, noun: &str) -> String {
     }
 }
 
-/// Time of day in UTC with milliseconds, from Unix nanoseconds: `23:05:30.123`.
+/// Local time of day with milliseconds, from Unix nanoseconds: `23:05:30.123`.
 pub fn clock(unix_ns: u64) -> String {
-    let whole = timestamp(unix_ns);
-    whole.get(11..23).unwrap_or("??:??:??.???").to_owned()
+    match jiff::Timestamp::from_nanosecond(i128::from(unix_ns)) {
+        Ok(time) => Clock::local().time(time),
+        Err(_) => "??:??:??.???".to_owned(),
+    }
+}
+
+/// The clock and the calendar that a person reads times by. Moments on the command line
+/// are read by the same one, see [`crate::view::moment`].
+#[derive(Debug, Clone)]
+pub struct Clock {
+    zone: TimeZone,
+    today: Date,
+}
+
+impl Clock {
+    /// That of this host, or of `TZ`.
+    pub fn local() -> Self {
+        Self::of(Zoned::now())
+    }
+
+    /// That of a moment.
+    pub fn of(now: Zoned) -> Self {
+        Self {
+            zone: now.time_zone().clone(),
+            today: now.date(),
+        }
+    }
+
+    /// Time of day with milliseconds.
+    pub fn time(&self, moment: Timestamp) -> String {
+        time(self.zone.to_datetime(moment))
+    }
+
+    /// The same, with the date before it where that is not today's.
+    pub fn moment(&self, moment: Timestamp) -> String {
+        let local = self.zone.to_datetime(moment);
+        match local.date() == self.today {
+            true => time(local),
+            false => format!("{} {}", local.date(), time(local)),
+        }
+    }
+}
+
+fn time(local: DateTime) -> String {
+    format!(
+        "{:02}:{:02}:{:02}.{:03}",
+        local.hour(),
+        local.minute(),
+        local.second(),
+        local.millisecond()
+    )
 }
 
 /// RFC 3339 in UTC with microseconds, from Unix nanoseconds.
@@ -170,11 +223,23 @@ mod tests {
     }
 
     #[test]
-    fn times_are_utc() {
+    fn programs_get_utc_and_people_their_own_time() {
         let ns = 1_795_388_730_123_456_789;
         assert_eq!(timestamp(ns), "2026-11-22T23:05:30.123456Z");
-        assert_eq!(clock(ns), "23:05:30.123");
         assert!(timestamp(u64::MAX).ends_with('Z'));
+        let moment = Timestamp::from_nanosecond(ns.into()).unwrap();
+        for (offset, time, day) in [
+            (0, "23:05:30.123", "2026-11-22"),
+            (-5, "18:05:30.123", "2026-11-22"),
+            (2, "01:05:30.123", "2026-11-23"),
+        ] {
+            let zone = TimeZone::fixed(jiff::tz::offset(offset));
+            let clock = Clock::of(moment.to_zoned(zone.clone()));
+            assert_eq!(clock.time(moment), time);
+            assert_eq!(clock.moment(moment), time);
+            let tomorrow = moment.to_zoned(zone).tomorrow().unwrap();
+            assert_eq!(Clock::of(tomorrow).moment(moment), format!("{day} {time}"));
+        }
     }
 
     #[test]

@@ -255,6 +255,42 @@ fn a_reader_that_goes_away_is_not_an_error() {
 }
 
 #[test]
+fn a_time_that_is_shown_can_be_given_back() {
+    let temp = temp();
+    let folder = temp.path().join("s/instances/web.1");
+    std::fs::create_dir_all(&folder).unwrap();
+    let log = "2026-01-05T02:30:00.000000Z web.1 out F one\n\
+               2026-01-05T02:30:01.500000Z web.1 out F two\n";
+    std::fs::write(folder.join("log"), log).unwrap();
+    let logs = |arguments: &[&str]| {
+        let all = [&["--offline", "logs", "web"], arguments].concat();
+        let program = Path::new(env!("CARGO_BIN_EXE_blackhole"));
+        let mut command = command(program, &temp, &all);
+        // Five hours behind, see tzset(3).
+        let output = command.env("TZ", "XXX5").output().unwrap();
+        assert_eq!(code(&output), 0, "{}", err(&output));
+        out(&output)
+    };
+    let two = "2026-01-04 21:30:01.500 web.1 | two\n";
+    assert_eq!(
+        logs(&[]),
+        format!("2026-01-04 21:30:00.000 web.1 | one\n{two}")
+    );
+    for since in [
+        "2026-01-04 21:30:01.500",
+        "2026-01-05T02:30:01.5Z",
+        "2026-01-05T04:30:01.5+02:00",
+    ] {
+        assert_eq!(logs(&["--since", since]), two, "{since}");
+    }
+    let json = logs(&["-o", "json", "-n", "1"]);
+    assert!(
+        json.contains("\"at\":\"2026-01-05T02:30:01.500000Z\""),
+        "{json}"
+    );
+}
+
+#[test]
 fn no_colours_in_a_pipe() {
     let temp = temp();
     let output = run(&temp, &["component", "list"]);

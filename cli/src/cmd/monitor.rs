@@ -85,7 +85,7 @@ fn show(context: &Context, view: &StatusView, live: bool) -> Result<(), Error> {
         running += usize::from(row.pid.is_some());
     }
     let head = format!(
-        "{} UTC   {running} of {} running   cpu {}   memory {}",
+        "{}   {running} of {} running   cpu {}   memory {}",
         now.get(..8).unwrap_or(&now),
         human::count(view.services.len(), "instance"),
         human::percent(cpu),

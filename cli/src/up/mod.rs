@@ -63,6 +63,8 @@ use signals::Signals;
 /// What is to be run, checked before anything is started.
 #[derive(Debug, Clone)]
 struct Plan {
+    /// When the start began, Unix time in nanoseconds.
+    begun: u64,
     launch: Launch,
     expected: BTreeSet<InstanceName>,
     oneshots: BTreeSet<ServiceName>,
@@ -77,6 +79,7 @@ impl Plan {
         let notes = notes::of(&path, &document);
         let config = document.config;
         Ok(Self {
+            begun: human::now_ns(),
             notes: notes.iter().map(ToString::to_string).collect(),
             expected: config.instances().collect(),
             oneshots: config
@@ -114,7 +117,12 @@ impl Plan {
 
     /// How far a start is, as far as the supervisor has told.
     fn assess(&self, model: &Model) -> Option<Assessment> {
-        Some(assess_all(&model.status()?, &self.expected, &self.oneshots))
+        Some(assess_all(
+            self.begun,
+            &model.status()?,
+            &self.expected,
+            &self.oneshots,
+        ))
     }
 }
 

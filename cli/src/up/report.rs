@@ -121,6 +121,7 @@ impl Report {
 /// has not told of yet as pending.
 /// A one-shot that runs is not through yet.
 pub(super) fn assess_all(
+    begun: u64,
     all: &[InstanceStatus],
     expected: &BTreeSet<InstanceName>,
     oneshots: &BTreeSet<ServiceName>,
@@ -135,7 +136,7 @@ pub(super) fn assess_all(
             && status.desired == Desired::Up
             && oneshots.contains(&status.service)
     });
-    let mut assessment = assess(human::now_ns(), &rest);
+    let mut assessment = assess(begun, human::now_ns(), &rest);
     for status in &running {
         let name = status.instance.to_string();
         assessment
@@ -205,11 +206,11 @@ mod tests {
     fn what_is_expected_and_not_told_of_is_pending() {
         let expected = BTreeSet::from(["a.1".parse().unwrap(), "b.1".parse().unwrap()]);
         let none = BTreeSet::new();
-        let assessment = assess_all(&[status("a.1", Phase::Ready)], &expected, &none);
+        let assessment = assess_all(0, &[status("a.1", Phase::Ready)], &expected, &none);
         assert!(!assessment.is_settled());
         let both = [status("a.1", Phase::Ready), status("b.1", Phase::Ready)];
-        assert!(assess_all(&both, &expected, &none).is_ready());
-        let running = assess_all(&both, &expected, &BTreeSet::from(["b".parse().unwrap()]));
+        assert!(assess_all(0, &both, &expected, &none).is_ready());
+        let running = assess_all(0, &both, &expected, &BTreeSet::from(["b".parse().unwrap()]));
         assert_eq!(
             (running.ready, running.pending.len()),
             (1, 1),
@@ -241,6 +242,7 @@ mod tests {
     fn outcomes() {
         let ready = assess(
             0,
+            0,
             &[status("a.1", Phase::Ready), status("a.2", Phase::Ready)],
         );
         assert_eq!(
@@ -249,12 +251,13 @@ mod tests {
         );
         let failed = assess(
             0,
+            0,
             &[status("a.1", Phase::Ready), status("b.1", Phase::GaveUp)],
         );
         assert_eq!(
             outcome(&failed, "1.2 s"),
             "1 of 2 instances ready after 1.2 s: b.1 no reason known"
         );
-        assert_eq!(outcome(&assess(0, &[]), "1.2 s"), "nothing to run");
+        assert_eq!(outcome(&assess(0, 0, &[]), "1.2 s"), "nothing to run");
     }
 }

@@ -4,8 +4,10 @@ use std::borrow::Cow;
 
 use blackhole_bus_schema::names::InstanceName;
 use blackhole_process_manager::log::{Parsed, base64};
+use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::human::Clock;
 use crate::out::{Style, Tone};
 
 /// A raw line and whose it is.
@@ -55,15 +57,12 @@ pub fn item(entry: &Entry) -> LogItem<'_> {
 }
 
 /// A line for a person, with its newline: its time of day, and its date where that
-/// is not `today` (`2026-11-22`, in UTC as the log is). `terminal` tells that control
+/// is not today, both by `clock`. `terminal` tells that control
 /// characters must not get through; colours of the service's own do.
-pub fn show(style: Style, terminal: bool, width: usize, today: &str, entry: &Entry) -> Vec<u8> {
+pub fn show(style: Style, terminal: bool, width: usize, clock: &Clock, entry: &Entry) -> Vec<u8> {
     let line = Parsed::of(&entry.raw);
-    let time = match line.at.map(|at| (at.get(..10), at.get(11..23))) {
-        Some((Some(date), Some(time))) if date != today => format!("{date} {time}"),
-        Some((_, Some(time))) => time.to_owned(),
-        _ => "--:--:--.---".to_owned(),
-    };
+    let at: Option<Timestamp> = line.at.and_then(|at| at.parse().ok());
+    let time = at.map_or_else(|| "--:--:--.---".to_owned(), |at| clock.moment(at));
     let name = format!("{:<width$}", entry.instance.to_string());
     let bar = if line.err {
         style.paint(Tone::Warn, "!")
@@ -142,6 +141,11 @@ fn colour(text: &str) -> Option<usize> {
 mod tests {
     use super::*;
 
+    fn utc(today: &str) -> Clock {
+        let date: jiff::civil::Date = today.parse().unwrap();
+        Clock::of(date.to_zoned(jiff::tz::TimeZone::UTC).unwrap())
+    }
+
     fn entry(instance: &str, raw: &str) -> Entry {
         Entry {
             instance: instance.parse().unwrap(),
@@ -198,7 +202,7 @@ mod tests {
             "web.1",
             "2026-11-22T23:05:30.123456Z web.1 out F a\x1b[2Jb\x1b[31mred\x1b]0;title\x07\tc\r",
         );
-        let show = |terminal| show(Style::PLAIN, terminal, 6, "2026-11-22", &line);
+        let show = |terminal| show(Style::PLAIN, terminal, 6, &utc("2026-11-22"), &line);
         let shown = String::from_utf8(show(true)).unwrap();
         assert_eq!(
             shown,
@@ -212,15 +216,29 @@ mod tests {
     }
 
     #[test]
+    fn a_line_is_shown_by_the_clock_of_who_reads_it() {
+        let line = entry("web.1", "2026-11-22T23:05:30.123456Z web.1 out F x");
+        let zone = jiff::tz::TimeZone::fixed(jiff::tz::offset(2));
+        let now: Timestamp = "2026-11-22T23:30:00Z".parse().unwrap();
+        let clock = Clock::of(now.to_zoned(zone));
+        let shown = show(Style::PLAIN, false, 5, &clock, &line);
+        assert_eq!(shown, b"01:05:30.123 web.1 | x\n");
+    }
+
+    #[test]
     fn a_line_of_another_day_has_its_date() {
         let line = entry("web.1", "2026-11-22T23:05:30.123456Z web.1 out F x");
         for (today, shown) in [
             ("2026-11-22", "23:05:30.123 web.1 | x\n"),
             ("2026-11-23", "2026-11-22 23:05:30.123 web.1 | x\n"),
         ] {
-            assert_eq!(show(Style::PLAIN, false, 5, today, &line), shown.as_bytes());
+            assert_eq!(
+                show(Style::PLAIN, false, 5, &utc(today), &line),
+                shown.as_bytes()
+            );
         }
         let torn = entry("web.1", "torn");
-        assert!(show(Style::PLAIN, false, 5, "2026-11-22", &torn).starts_with(b"--:--:--.--- "));
+        let clock = utc("2026-11-22");
+        assert!(show(Style::PLAIN, false, 5, &clock, &torn).starts_with(b"--:--:--.--- "));
     }
 }

@@ -4,7 +4,7 @@ use jiff::civil::{Date, DateTime, Time};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp, Zoned};
 
-/// Reads a moment: RFC 3339, a local date or time of day or both, a time ago
+/// Reads a moment: RFC 3339, a local date or time of day or both (in UTC with a `Z`), a time ago
 /// (`10m`, `1h30m ago`), `now`, `today`, `yesterday`.
 ///
 /// # Errors
@@ -39,6 +39,14 @@ fn parse_at(text: &str, now: &Zoned) -> Option<Timestamp> {
     {
         let date: Date = now.date();
         return local(date.to_datetime(time), zone);
+    }
+    if let Some(time) = text
+        .strip_suffix(['Z', 'z'])
+        .filter(|text| text.contains(':'))
+        && let Ok(time) = time.parse::<Time>()
+    {
+        let date = now.with_time_zone(TimeZone::UTC).date();
+        return local(date.to_datetime(time), TimeZone::UTC);
     }
     let ago = text.strip_suffix("ago").unwrap_or(text).trim();
     if ago.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -78,6 +86,8 @@ mod tests {
             ("2026-11-22T10:00:07", "2026-11-22T08:00:07Z"),
             ("2026-11-21", "2026-11-20T22:00:00Z"),
             ("13:30", "2026-11-22T11:30:00Z"),
+            ("11:30Z", "2026-11-22T11:30:00Z"),
+            ("2026-11-22 11:30Z", "2026-11-22T11:30:00Z"),
             ("now", "2026-11-22T12:00:00Z"),
             ("today", "2026-11-21T22:00:00Z"),
             ("yesterday", "2026-11-20T22:00:00Z"),

@@ -15,11 +15,11 @@ use crate::view::service::exit_words;
 /// own start mostly does so within this time.
 const WATCHED: Duration = Duration::from_millis(1500);
 
-/// One that has failed and runs again counts as ready when it has done so for twice as
-/// long as before, and for at least this time …
-const AGAIN_LEAST: Duration = Duration::from_secs(5);
+/// One that has failed during the start and runs again counts as ready when it has done so
+/// for twice as long as before, and for at least this time …
+const AGAIN_LEAST: Duration = Duration::from_secs(2);
 /// … and at most this: then it is no crash loop that anybody would wait for.
-const AGAIN_MOST: Duration = Duration::from_secs(60);
+const AGAIN_MOST: Duration = Duration::from_secs(5);
 
 /// How far a start is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -68,12 +68,13 @@ enum Stage {
     Failed(String),
 }
 
-/// Judges how far a start is at `now`, Unix time in nanoseconds. What waits for
-/// something that has failed for good counts as failed, too.
-pub fn assess(now: u64, all: &[InstanceStatus]) -> Assessment {
+/// Judges how far a start that began at `begun` is at `now`, both Unix time in nanoseconds.
+/// What waits for something that has failed for good counts as failed, too. What failed
+/// before the start and runs is as ready as the supervisor says.
+pub fn assess(begun: u64, now: u64, all: &[InstanceStatus]) -> Assessment {
     let stages: Vec<(&InstanceStatus, Stage)> = all
         .iter()
-        .map(|status| (status, stage(now, status)))
+        .map(|status| (status, stage(begun, now, status)))
         .collect();
     let mut stuck: BTreeSet<&ServiceName> = stages
         .iter()
@@ -130,12 +131,12 @@ pub fn assess(now: u64, all: &[InstanceStatus]) -> Assessment {
     assessment
 }
 
-fn stage(now: u64, status: &InstanceStatus) -> Stage {
+fn stage(begun: u64, now: u64, status: &InstanceStatus) -> Stage {
     if status.desired == Desired::Down {
         return Stage::Down;
     }
     match &status.phase {
-        Phase::Ready => running(now, status),
+        Phase::Ready => running(begun, now, status),
         Phase::Idle if status.completed => Stage::Ready,
         Phase::Probing | Phase::NotReady => Stage::Pending(format!(
             "is not ready: {}",
@@ -173,7 +174,7 @@ fn stage(now: u64, status: &InstanceStatus) -> Stage {
 }
 
 /// One whose phase is ready. A flash of that between two failures is not meant.
-fn running(now: u64, status: &InstanceStatus) -> Stage {
+fn running(begun: u64, now: u64, status: &InstanceStatus) -> Stage {
     let since = |at: u64| Duration::from_nanos(now.saturating_sub(at));
     let Some(age) = status.started_at.map(since) else {
         return Stage::Ready;
@@ -181,6 +182,7 @@ fn running(now: u64, status: &InstanceStatus) -> Stage {
     let failed = status.last_exit.as_ref().filter(|exit| {
         status.restarts > 0
             && exit.generation < status.generation
+            && exit.ended_at >= begun
             && exit.result.is_failure()
             && exit.result != ExitResult::HostRestarted
     });
@@ -225,6 +227,7 @@ mod tests {
 
     const NOW: u64 = 1_000_000_000_000_000;
     const MS: u64 = 1_000_000;
+    const BEGUN: u64 = NOW - 10_000_000 * MS;
 
     fn waiting(name: &str, on: &str) -> InstanceStatus {
         status(
@@ -241,7 +244,7 @@ mod tests {
         migrate.last_exit = Some(exit(ExitResult::Success, ExitStatus::Exited { code: 0 }));
         let mut off = status("off.1", Phase::Idle);
         off.desired = Desired::Down;
-        let done = assess(NOW, &[status("db.1", Phase::Ready), migrate, off]);
+        let done = assess(BEGUN, NOW, &[status("db.1", Phase::Ready), migrate, off]);
         assert!(done.is_ready());
         assert_eq!((done.ready, done.down, done.wanted()), (2, 1, 2));
     }
@@ -252,7 +255,7 @@ mod tests {
         let mut web = status("web.1", Phase::Idle);
         web.state = Some(StateName::Terminated);
         web.last_exit = Some(exit(ExitResult::Stopped, ExitStatus::Exited { code: 0 }));
-        let assessment = assess(NOW, &[status("db.1", Phase::Ready), web]);
+        let assessment = assess(BEGUN, NOW, &[status("db.1", Phase::Ready), web]);
         assert!(!assessment.is_settled(), "{assessment:?}");
     }
 
@@ -265,7 +268,7 @@ mod tests {
             waiting("api.1", "db ready"),
             db,
         ];
-        let assessment = assess(NOW, &list);
+        let assessment = assess(BEGUN, NOW, &list);
         assert!(assessment.is_settled() && !assessment.is_ready());
         assert_eq!(
             assessment.failed,
@@ -292,14 +295,18 @@ mod tests {
                 },
             ),
         ];
-        let assessment = assess(NOW, &list);
+        let assessment = assess(BEGUN, NOW, &list);
         assert!(!assessment.is_settled());
         assert_eq!(assessment.pending.len(), 2);
     }
 
     #[test]
     fn a_dependency_cycle_in_the_answers_ends() {
-        let assessment = assess(NOW, &[waiting("a.1", "b ready"), waiting("b.1", "a ready")]);
+        let assessment = assess(
+            BEGUN,
+            NOW,
+            &[waiting("a.1", "b ready"), waiting("b.1", "a ready")],
+        );
         assert_eq!(assessment.pending.len(), 2);
     }
 
@@ -318,41 +325,53 @@ mod tests {
 
     #[test]
     fn a_flash_of_readiness_in_a_crash_loop_is_not_ready() {
-        let looping = assess(NOW, &[again(700, 3, 1000)]);
+        let looping = assess(BEGUN, NOW, &[again(700, 3, 1000)]);
         assert_eq!((looping.ready, looping.is_settled()), (0, false));
-        assert_eq!(looping.again, Some(Duration::from_millis(4300)));
-        insta::assert_snapshot!(looping.pending[0].1, @"runs again after 3 failures (exit code 1), and counts as ready when it has for 5.0 s");
+        assert_eq!(looping.again, Some(Duration::from_millis(1300)));
+        insta::assert_snapshot!(looping.pending[0].1, @"runs again after 3 failures (exit code 1), and counts as ready when it has for 2.0 s");
         // With a probe that passes as well.
-        let mut probed = again(9_000, 1, 5_000);
+        let mut probed = again(4_500, 1, 5_000);
         probed.health = Health::Healthy;
-        assert_eq!(assess(NOW, &[probed.clone()]).ready, 0);
-        for long in [again(5_000, 3, 1000), again(60_000, 9, 1_000_000)] {
-            assert!(assess(NOW, &[long]).is_ready());
+        assert_eq!(assess(BEGUN, NOW, &[probed.clone()]).ready, 0);
+        for long in [again(2_000, 3, 1000), again(5_000, 9, 1_000_000)] {
+            assert!(assess(BEGUN, NOW, &[long]).is_ready());
         }
         // Before an operator started it, or the whole host went down.
-        assert!(assess(NOW, &[again(1_500, 0, 1000)]).is_ready());
+        assert!(assess(BEGUN, NOW, &[again(1_500, 0, 1000)]).is_ready());
         probed.last_exit = probed.last_exit.map(|mut exit| {
             exit.result = ExitResult::HostRestarted;
             exit
         });
-        assert!(assess(NOW, &[probed]).is_ready());
+        assert!(assess(BEGUN, NOW, &[probed]).is_ready());
+    }
+
+    #[test]
+    fn what_failed_before_the_start_is_ready_when_the_supervisor_says_so() {
+        let mut before = again(4_000, 3, 3_600_000);
+        assert!(!assess(NOW - 4_000 * MS, NOW, &[before.clone()]).is_ready());
+        let taken = assess(NOW - 3_999 * MS, NOW, &[before.clone()]);
+        assert!(taken.is_ready() && taken.watched.is_zero(), "{taken:?}");
+        // It was started by this start, and has no probe.
+        before.started_at = Some(NOW - 500 * MS);
+        let young = assess(NOW - 3_000 * MS, NOW, &[before]);
+        assert_eq!((young.ready, young.watched), (1, Duration::from_secs(1)));
     }
 
     #[test]
     fn what_has_no_probe_is_watched_for_a_moment() {
         let mut plain = status("a.1", Phase::Ready);
         plain.started_at = Some(NOW - 500 * MS);
-        let young = assess(NOW, &[plain.clone()]);
+        let young = assess(BEGUN, NOW, &[plain.clone()]);
         assert_eq!((young.ready, young.watched), (1, Duration::from_secs(1)));
         plain.health = Health::Healthy;
-        assert_eq!(assess(NOW, &[plain]).watched, Duration::ZERO);
+        assert_eq!(assess(BEGUN, NOW, &[plain]).watched, Duration::ZERO);
     }
 
     #[test]
     fn what_is_waited_for_is_told_with_the_reason() {
         let mut probing = status("a.1", Phase::Probing);
         let text = |status: &InstanceStatus| {
-            assess(NOW, std::slice::from_ref(status)).pending[0]
+            assess(BEGUN, NOW, std::slice::from_ref(status)).pending[0]
                 .1
                 .clone()
         };

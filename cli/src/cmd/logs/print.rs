@@ -7,7 +7,7 @@ use blackhole_bus_schema::names::InstanceName;
 use crate::args::Format;
 use crate::context::Context;
 use crate::error::Error;
-use crate::human;
+use crate::human::Clock;
 use crate::out;
 use crate::view::log::{self, Entry};
 
@@ -20,7 +20,7 @@ pub(crate) struct Printer {
     raw: bool,
     terminal: bool,
     width: usize,
-    today: String,
+    clock: Clock,
     text: Vec<u8>,
 }
 
@@ -40,7 +40,7 @@ impl Printer {
             raw,
             terminal: std::io::stdout().is_terminal(),
             width,
-            today: human::timestamp(human::now_ns()).chars().take(10).collect(),
+            clock: Clock::local(),
             text: Vec::new(),
         }
     }
@@ -54,7 +54,7 @@ impl Printer {
                     self.context.style,
                     self.terminal,
                     self.width,
-                    &self.today,
+                    &self.clock,
                     entry,
                 ));
             }
