@@ -281,9 +281,7 @@ impl Launcher {
                 Launch::Failed(failure)
             }
             // It has left nothing: `ask` makes sure of that.
-            Err(SpawnError::Client(ClientError::Hung { .. })) if cancel.is_cancelled() => {
-                Launch::Cancelled
-            }
+            Err(SpawnError::Client(_)) if cancel.is_cancelled() => Launch::Cancelled,
             Err(SpawnError::Client(error)) => Launch::Failed(no_shim(&error)),
         }
     }
@@ -389,7 +387,7 @@ impl Launcher {
             }
             let hung = matches!(error, ClientError::Hung { .. });
             hangs += u32::from(hung);
-            if attempt == ATTEMPTS || hangs == 2 || hung && cancel.is_cancelled() {
+            if attempt == ATTEMPTS || hangs == 2 || cancel.is_cancelled() {
                 return Err(error.into());
             }
             tracing::warn!(instance = %request.instance, error = chain(&error), "the fork server is tried again");

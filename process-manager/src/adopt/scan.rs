@@ -378,8 +378,16 @@ pub fn note_told(dirs: &Dirs, name: &InstanceName, generation: Generation) {
     // As long as any, over the one before: ext4 brings a file that was truncated and written
     // to the disk when it is closed (`auto_da_alloc`, see ext4(5)).
     let text = format!("{:<20}\n", generation.0);
-    let written =
-        regular::open(&path, &mut options).and_then(|mut file| file.write_all(text.as_bytes()));
+    let written = regular::open(&path, &mut options).and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        let whole = text.len() as u64;
+        match file.metadata()?.len() > whole {
+            true => file.set_len(whole),
+            false => Ok(()),
+        }
+    });
+    // Something else is in its place.
+    let written = written.or_else(|_| regular::write(&path, text.as_bytes()));
     if let Err(error) = written {
         tracing::debug!(path = %path.display(), %error, "an end will be told again");
     }

@@ -11,6 +11,7 @@ mod notes;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use blackhole_bus_schema::bus::{Incoming, Server};
 use blackhole_bus_schema::daemon::{Daemon, Shutdown};
@@ -31,6 +32,9 @@ use crate::table::{Table, Ticket};
 
 use facts::Fact;
 use notes::Notes;
+
+/// How long the last notes on disk may take when it ends.
+const LAST_NOTES: Duration = Duration::from_millis(200);
 
 /// Facts waiting for the main task. When full their tasks wait, and with them
 /// the shims that they read from, which buffer.
@@ -199,7 +203,9 @@ impl Manager {
             }
         }
         tracing::info!(services = self.table.live(), "ending; services stay");
-        act::Telling::end_all(std::mem::take(&mut self.telling).into_values()).await;
+        // A disk that hangs does not keep it.
+        let telling = act::Telling::end_all(std::mem::take(&mut self.telling).into_values());
+        let _ = tokio::time::timeout(LAST_NOTES, telling).await;
         // Spawns and stops under way are not answered: a dropped command is
         // answered with a failure, while one that gets no answer is repeated to
         // the next manager, which knows how it went on.

@@ -207,8 +207,6 @@ pub(crate) fn launch(plan: &Plan) -> io::Result<Launched> {
     let shared = unsafe { &*memory.cast::<Shared>() };
     let work = Work::of(plan, shared, &strings, None);
     let result = make_child(&work);
-    // It has woken this process in the midst of execve(2).
-    super::sys::give_way();
     let report = shared.report();
     // SAFETY: the mapping made above; `shared` is not used any more.
     unsafe { libc::munmap(memory, size) };

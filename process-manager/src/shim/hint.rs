@@ -47,12 +47,12 @@ impl Who {
         mode & bit != 0
     }
 
-    /// The first directory on the way to `path` that cannot be passed.
     /// Whether it may pass through all directories on the way to `path`.
     pub(crate) fn may_reach(&self, path: &Path) -> bool {
         self.uid == 0 || self.stopped_at(path).is_none()
     }
 
+    /// The first directory on the way to `path` that cannot be passed, by their modes.
     fn stopped_at(&self, path: &Path) -> Option<PathBuf> {
         let mut way: Vec<&Path> = path.ancestors().skip(1).collect();
         way.reverse();

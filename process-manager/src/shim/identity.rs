@@ -132,16 +132,23 @@ pub(super) fn program(
         return Ok(PathBuf::from(name));
     }
     let path = environment.get("PATH").map_or(DEFAULT_PATH, String::as_str);
-    let mut forbidden = None;
+    let (mut doubtful, mut forbidden) = (None, None);
     for dir in path.split(':').filter(|dir| dir.starts_with('/')) {
         let candidate = Path::new(dir).join(OsStr::new(name));
         match fs::metadata(&candidate) {
-            Ok(meta) if meta.is_file() && who.may_execute(&meta) && who.may_reach(&candidate) => {
-                return Ok(candidate);
+            Ok(meta) if meta.is_file() && who.may_execute(&meta) => {
+                if who.may_reach(&candidate) {
+                    return Ok(candidate);
+                }
+                // By the modes of its directories; only execve(2) knows access lists.
+                doubtful = doubtful.or(Some(candidate));
             }
             Ok(meta) if meta.is_file() => forbidden = Some(candidate),
             _ => {}
         }
+    }
+    if let Some(candidate) = doubtful {
+        return Ok(candidate);
     }
     Err(match forbidden {
         Some(file) => {

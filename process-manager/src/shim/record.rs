@@ -358,8 +358,8 @@ impl Writer {
         restarts: u32,
         outcome: Result<&Started, &SpawnFailure>,
     ) -> io::Result<()> {
-        if self.length > MOST_APPENDED {
-            // A new file in the place of this one.
+        if self.length > MOST_APPENDED || self.is_behind() {
+            // A new file in the place of this one, which tells all that is of use.
             self.file = None;
             self.pending.clear();
         } else {
@@ -377,6 +377,11 @@ impl Writer {
                 failure: failure.clone(),
             },
         })
+    }
+
+    /// Whether there is something that could not be written.
+    pub(crate) fn is_behind(&self) -> bool {
+        !self.pending.is_empty()
     }
 
     /// Tries once more to write what could not be written.

@@ -105,6 +105,8 @@ pub(crate) struct Service {
     loss_due: Option<Instant>,
     /// When a record that could not be written is tried again.
     record_due: Option<Instant>,
+    /// The wait before that.
+    record_wait: Duration,
     notify_due: Option<Instant>,
     notify_told: Option<Instant>,
     accept_after: Option<Instant>,
@@ -179,6 +181,7 @@ impl Service {
             loss: Loss::default(),
             loss_due: None,
             record_due: None,
+            record_wait: Duration::ZERO,
             notify_due: None,
             notify_told: None,
             accept_after: None,

@@ -131,8 +131,6 @@ impl StandBy {
         drop(word);
         // Its end of the pipe closes on exec; of a success nothing is told.
         self.hear(|_| false)?;
-        // It has woken this process in the midst of execve(2).
-        sys::give_way();
         let (Some(pid), Some(mut report)) = (self.child, self.ready()) else {
             return Err(io::ErrorKind::NotFound.into());
         };

@@ -16,6 +16,7 @@ use super::prepare::{self, Prepared, failure};
 use super::protocol::{SpawnRequest, Started};
 use super::report::{Report, Step};
 use super::standby::StandBy;
+use super::sys;
 use super::tree;
 
 /// A service that runs, and what its shim holds of it.
@@ -75,7 +76,8 @@ pub(crate) fn run(
         let _ = rustix::process::waitpid(Some(launched.pid), WaitOptions::empty());
         return Err(explain(request, plan, who, &report));
     }
-    Ok(runs(request, &launched, begun, ready, warnings))
+    let gives_way = !plan.handlers;
+    Ok(runs(request, &launched, begun, ready, warnings, gives_way))
 }
 
 /// The same by a child that waits for it. `None` where that is of no use any more:
@@ -87,7 +89,7 @@ pub(crate) fn by_standby(
 ) -> Option<(Pid, Started)> {
     let ready = exec::monotonic_ns();
     let launched = standby.go().ok()?;
-    Some(runs(request, &launched, begun, ready, Vec::new()))
+    Some(runs(request, &launched, begun, ready, Vec::new(), true))
 }
 
 /// A child has become the service.
@@ -97,9 +99,14 @@ fn runs(
     begun: u64,
     ready: u64,
     mut warnings: Vec<String>,
+    gives_way: bool,
 ) -> (Pid, Started) {
     let done = exec::monotonic_ns();
     let started_at = unix_now_ns();
+    if gives_way {
+        // The child has woken this process in the midst of execve(2).
+        sys::give_way();
+    }
     let (pid, report) = (launched.pid, launched.report);
     let grant = request.grant.as_ref();
     if let Some(score) = grant.and_then(|grant| grant.oom_score_adj)

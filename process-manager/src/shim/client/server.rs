@@ -54,7 +54,7 @@ impl ForkServerOptions {
 #[derive(Debug, Clone)]
 pub struct ForkServer {
     dirs: Dirs,
-    /// Who held the lock when it was found.
+    /// Who listened when it was found.
     pid: u32,
     ahead: Arc<Ahead>,
 }
@@ -94,15 +94,15 @@ impl ForkServer {
                 // One that is killed as it starts is no reason to do without.
                 starts += 1;
                 match start(dirs, options).await {
+                    _ if starts > STARTS => break,
                     Err(ClientError::ForkServer { .. }) if starts < STARTS => {}
                     other => other?,
                 }
             }
             // One takes the lock before it listens, and gives it back last when it ends: that it
             // is held and a socket is there does not tell that anybody listens.
-            if let Some(pid) = holder(&lock)?
-                && let Ok(wire) = Wire::connect(&socket).await
-            {
+            if let Ok(wire) = Wire::connect(&socket).await {
+                let pid = wire.listener();
                 let ahead = Ahead {
                     most: usize::from(options.pool),
                     wires: Mutex::new(vec![wire]),
@@ -116,11 +116,7 @@ impl ForkServer {
             }
             tokio::time::sleep(RETRY).await;
         }
-        let problem = format!(
-            "{} is held, but nobody listens on {}",
-            lock.display(),
-            socket.display()
-        );
+        let problem = format!("nobody comes to listen on {}", socket.display());
         Err(ClientError::ForkServer {
             binary: options.binary.clone(),
             problem,

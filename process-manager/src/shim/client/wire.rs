@@ -25,6 +25,14 @@ impl Wire {
         })
     }
 
+    /// Pid of the process that listened on the socket; 0 where it cannot be seen from here,
+    /// see `SO_PEERCRED` in unix(7).
+    pub(super) fn listener(&self) -> u32 {
+        let peer = self.stream.peer_cred().ok();
+        let pid = peer.and_then(|peer| peer.pid());
+        pid.and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0)
+    }
+
     /// Sends a request. The shim always reads, so this does not wait for long.
     /// Not cancel safe: a frame may be cut.
     pub(super) async fn send<T: Serialize>(&mut self, request: &T) -> Result<(), ClientError> {

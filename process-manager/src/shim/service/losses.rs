@@ -10,8 +10,8 @@ use crate::shim::protocol::{Loss, ShimMessage};
 /// Losses are told at most this often.
 const INTERVAL: Duration = Duration::from_millis(250);
 
-/// Between two attempts to write a record that could not be written.
-const AGAIN: Duration = Duration::from_secs(5);
+/// Between two attempts to write a record that could not be written: the first, doubled up to the last.
+const AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 
 impl Service {
     /// The record was written, or was not: then it is tried again.
@@ -22,8 +22,24 @@ impl Service {
                 self.record_due = None;
             }
             Err(_) => {
-                self.record_due = Instant::now().checked_add(AGAIN);
                 note_record(&mut self.loss, written);
+                // What cannot be encoded waits for nothing.
+                if self.held.record.is_behind() {
+                    self.record_wait = AGAIN.0;
+                    self.record_due = Instant::now().checked_add(self.record_wait);
+                }
+            }
+        }
+    }
+
+    /// Tries a record again. That it still cannot be written is no news.
+    fn record_again(&mut self) {
+        match self.held.record.again() {
+            Ok(()) => self.recorded(Ok(())),
+            Err(error) => {
+                self.loss.record_error = Some(error.to_string());
+                self.record_wait = (self.record_wait * 2).min(AGAIN.1);
+                self.record_due = Instant::now().checked_add(self.record_wait);
             }
         }
     }
@@ -51,8 +67,7 @@ impl Service {
     pub(super) fn losses_on_deadline(&mut self, now: Instant) {
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if is_due(self.record_due) {
-            let written = self.held.record.again();
-            self.recorded(written);
+            self.record_again();
         }
         if is_due(self.loss_due) {
             self.loss_due = None;
