@@ -27,6 +27,7 @@ mod report;
 mod settle;
 mod shims;
 mod signals;
+mod stray;
 mod teardown;
 
 use std::collections::BTreeSet;
