@@ -103,7 +103,8 @@ pub enum Cmd {
     /// also those that no daemon saw, and an end with success where the policy is `always`. It begins
     /// with 0 again when an operator stops, restarts or resets the service, or starts it while it does
     /// not run. Not counted, since nothing failed: a restart together with a dependency, or with the host.
-    /// `-o json` has more, as whether a successor waits (`standby`).
+    /// `-o json` has more, as whether a successor waits (`standby`). There the column LIMITS is
+    /// `limits`, and the reason of a trouble `why`, which is left out where there is none.
     Status(Status),
     /// Show the output of services
     ///
@@ -193,7 +194,7 @@ pub struct Kill {
     /// Services (all their instances) or instances (web.1)
     #[arg(value_name = "NAME", required = true)]
     pub names: Vec<String>,
-    /// Another signal than SIGKILL, by name or number
+    /// Another signal than SIGKILL, by name or number; as with kill(1) also -9, -HUP, -SIGHUP
     #[arg(short, long, value_name = "SIGNAL", default_value = "KILL", value_parser = parse_signal)]
     pub signal: i32,
 }
@@ -256,8 +257,10 @@ pub struct Logs {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogStream {
     /// Standard output.
+    #[value(alias = "stdout")]
     Out,
     /// Standard error.
+    #[value(alias = "stderr")]
     Err,
 }
 
@@ -479,10 +482,17 @@ mod tests {
                 ..
             }))
         ));
+        for (name, stream) in [("stdout", LogStream::Out), ("stderr", LogStream::Err)] {
+            match parse(&["--stream", name]) {
+                Ok(Cmd::Logs(logs)) => assert_eq!(logs.stream, Some(stream)),
+                other => panic!("{other:?}"),
+            }
+        }
         for bad in [
             &["--grep", "("][..],
             &["--since", "soon"],
             &["--stream", "log"],
+            &["--stream", "std"],
             &["-v"],
             &["-f", "--until", "now"],
             &["-f", "--previous"],

@@ -2,7 +2,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`args`] | flags and commands |
+//! | [`args`], [`kill_style`] | flags and commands; signals as kill(1) takes them |
 //! | [`cmd`] | the commands, one file each |
 //! | [`up`] | `up` and `down`: the daemons' keeper |
 //! | [`context`] | directories, configuration, form of output of one call |
@@ -28,6 +28,7 @@ pub mod error;
 pub mod host;
 pub mod human;
 pub mod keeper_file;
+pub mod kill_style;
 pub mod listeners;
 pub mod notes;
 pub mod offline;

@@ -309,7 +309,7 @@ fn an_operator_calls_a_service_and_sees_what_calls_took() {
     let deployment = Deployment::new(ECHO);
     deployment.up();
     let said = deployment.cli(&["call", "echo", "echo", "hello"]).ok();
-    assert!(said.stdout.ends_with(" said hello"), "{said:#?}");
+    assert!(said.stdout.ends_with(" said hello\n"), "{said:#?}");
     assert!(said.stdout.starts_with("cli."), "{said:#?}");
 
     let file = deployment.path().join("payload");

@@ -111,6 +111,7 @@ fn the_json_of_status_has_the_promised_fields() {
         "circuit",
         "last_exit",
         "standby",
+        "limits",
     ];
     let component = [
         "component",

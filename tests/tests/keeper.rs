@@ -2,6 +2,7 @@
 //! to its end, commands say what they wait for, and what is missing is shown.
 
 use blackhole_bus_schema::dirs::Lock;
+use blackhole_tests::deployment::DAEMONS;
 use blackhole_tests::{Deployment, Status, processes, wait_for};
 
 const PAIR: &str = r#"
@@ -67,6 +68,43 @@ fn down_comes_to_its_end_between_two_lives_of_the_process_manager() {
         }
     }
     deployment.down();
+}
+
+/// Whoever removes the state directory of what runs takes all locks away with it.
+#[test]
+fn down_finds_what_runs_without_a_state_directory() {
+    let deployment = Deployment::new(PAIR);
+    deployment.up();
+    let state = deployment.dirs().state;
+    let elsewhere = deployment.path().join("elsewhere");
+    let other = ["--state-dir", elsewhere.to_str().expect("UTF-8"), "down"];
+    let refused = deployment.cli(&other).exits_with(1);
+    let hint = format!("--state-dir {}` ends them", state.display());
+    assert!(refused.stderr.contains(&hint), "{refused:#?}");
+    assert!(deployment.status().is_in("after.1", "ready"));
+
+    std::fs::remove_dir_all(&state).expect("it is removed");
+    let output = deployment.down();
+    assert!(output.stderr.contains("asking the keeper"), "{output:#?}");
+
+    // Without a keeper nobody else is ended on a guess: it is said who they are.
+    deployment.up();
+    kill_holder(&deployment, "up");
+    let status = deployment.status();
+    let pid = |component: &str| status.component_pid(component).expect("a pid");
+    let mut pids: Vec<u32> = DAEMONS.iter().map(|one| pid(one)).collect();
+    pids.extend(["base.1", "after.1"].map(|one| status.instance(one).pid().expect("a pid")));
+    std::fs::remove_dir_all(&state).expect("it is removed");
+    let left = deployment.cli(&["down"]).exits_with(1);
+    let (_, all) = left.stderr.split_once("kill -9 ").expect("what to do");
+    let all: Vec<u32> = all
+        .split_whitespace()
+        .map(|pid| pid.parse().expect("a pid"))
+        .collect();
+    assert!(
+        pids.iter().all(|pid| all.contains(pid)),
+        "{pids:?}: {left:#?}"
+    );
 }
 
 /// With every process dead there is nothing to end, but sockets and groups to remove.

@@ -142,7 +142,7 @@ fn a_call_says_what_it_waits_for_and_knows_the_instances() {
     let deployment = Deployment::new(CALLED);
     deployment.up();
     let said = deployment.cli(&["call", "echo.1", "echo", "hello"]).ok();
-    assert!(said.stdout.ends_with(" said hello"), "{said:#?}");
+    assert!(said.stdout.ends_with(" said hello\n"), "{said:#?}");
     let unknown = deployment
         .cli(&["call", "echo.2", "echo", "--budget", "2s"])
         .exits_with(3);

@@ -88,10 +88,9 @@ pub(super) async fn run(context: &Context, args: &args::Call) -> Result<(), Erro
     match context.format {
         Format::Table => {
             out::print(&answer)?;
-            // The bytes as they are for a program; a line of its own for a person's prompt.
-            match std::io::stdout().is_terminal() && !answer.ends_with(b"\n") {
-                true => out::println(""),
-                false => Ok(()),
+            match is_text_without_end(&answer) || std::io::stdout().is_terminal() {
+                true if !answer.ends_with(b"\n") => out::println(""),
+                _ => Ok(()),
             }
         }
         Format::Json | Format::Yaml => {
@@ -108,6 +107,12 @@ pub(super) async fn run(context: &Context, args: &args::Call) -> Result<(), Erro
             out::document(context.format, &document, String::new)
         }
     }
+}
+
+/// A text that lacks the end of its line, which it gets, so that what comes next is a line of its
+/// own. Other bytes stay as they are for a program.
+fn is_text_without_end(answer: &[u8]) -> bool {
+    !answer.is_empty() && !answer.ends_with(b"\n") && std::str::from_utf8(answer).is_ok()
 }
 
 /// Tells why there is no answer yet.
@@ -198,6 +203,18 @@ fn read(from: impl Read, path: &Path) -> Result<Vec<u8>, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_text_gets_the_end_of_its_line() {
+        for (answer, ends) in [
+            (&b"hello"[..], true),
+            (b"", false),
+            (b"hello\n", false),
+            (b"\xff\x00", false),
+        ] {
+            assert_eq!(is_text_without_end(answer), ends, "{answer:?}");
+        }
+    }
 
     #[test]
     fn a_payload_is_a_text_or_a_file() {

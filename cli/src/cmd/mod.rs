@@ -4,6 +4,7 @@ mod bus;
 mod call;
 mod component;
 mod config;
+mod dependents;
 mod doctor;
 mod events;
 mod health;
@@ -18,6 +19,7 @@ mod signal;
 mod status;
 mod tap;
 mod waiting;
+mod watched;
 
 use clap::CommandFactory;
 

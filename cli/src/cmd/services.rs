@@ -4,31 +4,31 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use blackhole_bus_schema::bus::{Link, LinkEvent};
-use blackhole_bus_schema::health::Health;
 use blackhole_bus_schema::message::Command;
 use blackhole_bus_schema::names::Component;
 use blackhole_bus_schema::reply::Code;
 use blackhole_bus_schema::supervision::{
-    Desired, InstanceStatus, Outcome, Phase, ResetServices, RestartServices, StartServices,
-    StopServices, SupervisionChanged, Target,
+    Desired, InstanceStatus, ListStatus, Outcome, Phase, ResetServices, RestartServices,
+    StartServices, StopServices, SupervisionChanged, Target,
 };
 use blackhole_bus_schema::topic;
 use serde::Serialize;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 
 use crate::args::Targets;
 use crate::client;
 use crate::context::Context;
 use crate::direct;
 use crate::error::{Error, Exit};
-use crate::view::event;
 use crate::view::names::{self, Filter};
 use crate::view::service::{Answers, ServiceRow, exit_words, rows};
 use crate::view::status;
+use crate::view::{event, health};
 use crate::{human, offline, out};
 
+use super::dependents;
 use super::waiting::{Managers, Word};
+use super::watched::Watched;
 
 /// Time for a whole command when the operator does not say: longer than the
 /// usual grace, and than the first restarts of something that fails.
@@ -68,18 +68,23 @@ pub(super) async fn stop(context: &Context, targets: &Targets) -> Result<(), Err
     }
     let target = target(targets)?;
     match supervisor(context).await? {
-        Some(way) => supervised(
-            context,
-            way,
-            &words("stop", targets),
-            None,
-            StopServices {
-                target,
-                transient: false,
-            },
-        )
-        .await
-        .map(|_| ()),
+        Some(way) => {
+            if let Some(text) = dependents::words(context, &way.0, targets).await {
+                out::note(text);
+            }
+            supervised(
+                context,
+                way,
+                &words("stop", targets),
+                None,
+                StopServices {
+                    target,
+                    transient: false,
+                },
+            )
+            .await
+            .map(|_| ())
+        }
         None => direct::stop(context, &target).await,
     }
 }
@@ -170,6 +175,7 @@ where
     let budget = context.timeout(BUDGET);
     let mut last = BTreeMap::new();
     let mut told = BTreeMap::new();
+    let mut watched = watch.map(|time| Watched::new(human::now_ns(), time));
     let mut managers = Managers::new(&context.dirs);
     let request = link.request(&command, budget);
     tokio::pin!(request);
@@ -181,6 +187,9 @@ where
                 if let Some(LinkEvent::Event(received)) = &event
                     && let Ok(changed) = received.parse::<SupervisionChanged>()
                 {
+                    if let Some(watched) = &mut watched {
+                        watched.heard(&changed.status);
+                    }
                     told.insert(changed.status.instance.to_string(), changed.status);
                 }
                 progress(context, &mut last, event);
@@ -200,7 +209,7 @@ where
             false => client::request_error(operation, error, budget),
         }
     })?;
-    if watch.is_some() {
+    if let Some(watched) = &mut watched {
         // Events are taken first, so that those behind the answer may be here before it.
         for known in &mut outcome {
             if let Some(told) = told.remove(&known.instance.to_string())
@@ -210,15 +219,17 @@ where
                 *known = told;
             }
         }
+        watched.answered(&outcome);
+        hold(
+            context,
+            watched,
+            &link,
+            &mut last,
+            &mut outcome,
+            &mut events,
+        )
+        .await;
     }
-    hold(
-        context,
-        watch.unwrap_or_default(),
-        &mut last,
-        &mut outcome,
-        &mut events,
-    )
-    .await;
     let ended: Vec<String> = outcome
         .iter()
         .filter(|status| has_failed(status))
@@ -234,6 +245,16 @@ where
             },
         ),
     )?;
+    let watched = watched.map(|watched| watched.ended()).unwrap_or_default();
+    if !watched.is_empty() {
+        return Err(Error::Failed {
+            message: format!(
+                "cannot {operation}: ended while it was watched: {}",
+                human::list(&watched, 6)
+            ),
+            hint: "`blackhole logs` tells what it wrote".to_owned(),
+        });
+    }
     if ended.is_empty() {
         return Ok(outcome);
     }
@@ -273,36 +294,41 @@ fn waiting_words(word: Word, budget: Duration) -> String {
     }
 }
 
-/// A service without probes counts as ready as soon as it runs, also one that dies
-/// of its own start a moment later. The youngest of them is watched for `watch`.
+/// Watches what has no probes, until the time is over or somebody has ended.
 async fn hold(
     context: &Context,
-    watch: Duration,
+    watched: &mut Watched,
+    link: &Link,
     last: &mut BTreeMap<String, String>,
     outcome: &mut Outcome,
     events: &mut mpsc::Receiver<LinkEvent>,
 ) {
-    let now = human::now_ns();
-    let left = outcome
-        .iter()
-        .filter(|status| status.phase == Phase::Ready && status.health == Health::Unknown)
-        .filter_map(|status| {
-            let age = Duration::from_nanos(now.saturating_sub(status.started_at?));
-            watch.checked_sub(age)
-        })
-        .max();
-    let Some(left) = left else { return };
-    let deadline = Instant::now() + left;
-    while let Ok(Some(event)) = tokio::time::timeout_at(deadline, events.recv()).await {
-        if let LinkEvent::Event(received) = &event
-            && let Ok(changed) = received.parse::<SupervisionChanged>()
-            && let Some(known) = outcome
-                .iter_mut()
-                .find(|known| known.instance == changed.status.instance)
-        {
-            *known = changed.status;
+    let mut heard = |watched: &mut Watched, status: InstanceStatus| {
+        watched.heard(&status);
+        let same = |known: &&mut InstanceStatus| known.instance == status.instance;
+        if let Some(known) = outcome.iter_mut().find(same) {
+            *known = status;
         }
-        progress(context, last, Some(event));
+    };
+    while let Some(left) = watched.left(human::now_ns()) {
+        match tokio::time::timeout(left, events.recv()).await {
+            Ok(Some(event)) => {
+                if let LinkEvent::Event(received) = &event
+                    && let Ok(changed) = received.parse::<SupervisionChanged>()
+                {
+                    heard(watched, changed.status);
+                }
+                progress(context, last, Some(event));
+            }
+            _ => {
+                // What was told while the supervisor was away from here, or is on its way.
+                let now = client::all::<ListStatus>(link, client::WAIT).await;
+                for status in now.unwrap_or_default() {
+                    heard(watched, status);
+                }
+                return;
+            }
+        }
     }
 }
 
@@ -334,7 +360,10 @@ fn progress(context: &Context, last: &mut BTreeMap<String, String>, event: Optio
 }
 
 /// Prints the instances a command was about.
-pub(crate) fn show(context: &Context, services: Vec<ServiceRow>) -> Result<(), Error> {
+pub(crate) fn show(context: &Context, mut services: Vec<ServiceRow>) -> Result<(), Error> {
+    for row in &mut services {
+        row.why = health::why(row);
+    }
     let document = Document { services };
     out::document(context.format, &document, || {
         status::services(context.style, &document.services)

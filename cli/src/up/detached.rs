@@ -50,7 +50,7 @@ pub(super) async fn run(context: &Context, plan: &Plan) -> Result<(), Error> {
         tokio::select! {
             // Cancel safe, all.
             () = settle.due() => {}
-            () = remind.due() => out::note(plan.missing(&watch)),
+            () = remind.due() => out::note(report.short(&plan.missing(&watch))),
             change = watch.changed() => {
                 told(&mut report, &watch, &change);
             }
@@ -63,7 +63,7 @@ pub(super) async fn run(context: &Context, plan: &Plan) -> Result<(), Error> {
                 });
             }
             () = sleep_until(deadline) => {
-                out::note(plan.missing(&watch));
+                out::note(report.short(&plan.missing(&watch)));
                 return Err(Error::TimedOut { operation: "get all services ready".to_owned(), after: allowed });
             }
         }

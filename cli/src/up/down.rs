@@ -15,7 +15,7 @@ use super::keeper::{Keeper, Takeover, holder_of};
 use super::process::Process;
 use super::report::Report;
 use super::signals::Signals;
-use super::{another, leftover, teardown};
+use super::{another, leftover, stray, teardown};
 
 /// Ends everything. Nothing running is no error.
 ///
@@ -24,7 +24,11 @@ use super::{another, leftover, teardown};
 pub async fn down(context: &Context) -> Result<(), Error> {
     let dirs = &context.dirs;
     let mut report = Report::new(context.style_err, Instant::now());
-    let keeper = holder_of(dirs, LOCK);
+    let keeper = match holder_of(dirs, LOCK) {
+        // Its lock may have been removed under it, together with the whole directory.
+        None => stray::keeper(dirs).await,
+        found => found,
+    };
     if let Some(keeper) = &keeper {
         by_keeper(context, &mut report, keeper).await?;
     }
@@ -32,12 +36,14 @@ pub async fn down(context: &Context) -> Result<(), Error> {
     if anything(context).await {
         by_hand(context, report).await?;
     } else if keeper.is_none() {
+        stray::check(dirs).await?;
         teardown::shut_down_fork_server(dirs).await;
         // What was killed to the last process could not clear away after itself.
         leftover::clean(dirs).await;
         out::note(format!("nothing is running in {}", dirs.state.display()));
         return Ok(());
     }
+    stray::check(dirs).await?;
     out::note(context.style_err.paint(Tone::Good, "everything has ended"));
     Ok(())
 }

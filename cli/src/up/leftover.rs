@@ -12,6 +12,8 @@ use crate::error::Error;
 use crate::keeper_file::KeeperFile;
 use crate::{client, host, human, offline};
 
+use super::stray;
+
 /// A group counts as in use for a moment after its last process has ended;
 /// v1 has no event for it. So often, and after such a wait, it is tried again.
 const TRIES: u32 = 10;
@@ -35,7 +37,10 @@ pub(super) async fn clean(dirs: &Dirs) {
             .flatten()
             .flatten()
         {
-            let _ = std::fs::remove_file(entry.path());
+            // What somebody listens on is the only trace of them, where there is no lock.
+            if !stray::is_in_use(&entry.path()).await {
+                let _ = std::fs::remove_file(entry.path());
+            }
         }
     }
     for _ in 0..TRIES {

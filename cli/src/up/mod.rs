@@ -24,9 +24,11 @@ mod machine;
 mod patience;
 mod process;
 mod report;
+mod said;
 mod settle;
 mod shims;
 mod signals;
+mod stray;
 mod teardown;
 
 use std::collections::BTreeSet;
@@ -260,7 +262,7 @@ async fn keep(context: &Context, plan: &Plan, background: bool) -> Result<(), Er
                 keeper.run_awaited().await;
             },
             name = signals.next() => break Ok(name),
-            () = remind.due(), if !settled => out::note(plan.missing(&keeper.watch)),
+            () = remind.due(), if !settled => out::note(keeper.report.short(&plan.missing(&keeper.watch))),
             () = settle.due(), if !settled => {}
         }
         match keeper.hopeless() {
@@ -375,7 +377,7 @@ async fn summary(
     } else {
         Tone::Bad
     };
-    let line = outcome(assessment, &report.elapsed(settle.ready_since()));
+    let line = report.short(&outcome(assessment, &report.elapsed(settle.ready_since())));
     let shown = if background {
         Ok(())
     } else {

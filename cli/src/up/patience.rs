@@ -57,9 +57,14 @@ impl Patience {
         sleep_until(self.next).await;
     }
 
-    /// Takes in what lives now.
-    pub(super) fn look(&mut self, now: Instant, live: Vec<InstanceName>) -> Option<Over> {
+    /// Takes in what lives now; `None` where nobody can tell, and only time counts.
+    pub(super) fn look(&mut self, now: Instant, live: Option<Vec<InstanceName>>) -> Option<Over> {
         self.next = now + LOOK;
+        let Some(live) = live else {
+            self.empty = 0;
+            let stands = now.saturating_duration_since(self.moved);
+            return (stands >= self.within).then_some(Over::Stuck(self.within));
+        };
         let live: BTreeSet<_> = live.into_iter().collect();
         for gone in self.live.difference(&live) {
             if self.ended.insert(gone.clone()) {
@@ -96,7 +101,7 @@ mod tests {
         let mut patience = Patience::new(now, GRACE);
         let mut look = |live: &[&str]| {
             now += LOOK;
-            patience.look(now, names(live))
+            patience.look(now, Some(names(live)))
         };
         assert_eq!(look(&["a.1"]), None);
         assert_eq!(look(&[]), None);
@@ -108,20 +113,33 @@ mod tests {
     }
 
     #[test]
+    fn where_nobody_can_tell_what_lives_it_is_not_said_to_be_nothing() {
+        let mut now = Instant::now();
+        let mut patience = Patience::new(now, GRACE);
+        for _ in 0..10 {
+            now += LOOK;
+            assert_eq!(patience.look(now, None), None);
+        }
+        now += GRACE + SLACK;
+        let stuck = Some(Over::Stuck(GRACE + SLACK));
+        assert_eq!(patience.look(now, None), stuck);
+    }
+
+    #[test]
     fn a_row_of_graces_is_no_standstill() {
         let mut now = Instant::now();
         let mut patience = Patience::new(now, GRACE);
         let mut left = names(&["a.1", "b.1", "c.1", "d.1", "e.1"]);
         while left.len() > 1 {
             now += GRACE;
-            assert_eq!(patience.look(now, left.clone()), None);
+            assert_eq!(patience.look(now, Some(left.clone())), None);
             left.pop();
         }
         now += GRACE;
-        assert_eq!(patience.look(now, left.clone()), None);
+        assert_eq!(patience.look(now, Some(left.clone())), None);
         now += GRACE + SLACK;
         let stuck = Some(Over::Stuck(GRACE + SLACK));
-        assert_eq!(patience.look(now, left), stuck);
+        assert_eq!(patience.look(now, Some(left)), stuck);
     }
 
     #[test]
@@ -136,7 +154,7 @@ mod tests {
                 0 => &["a.1"],
                 _ => &["a.1", "b.1"],
             };
-            match patience.look(now, names(live)) {
+            match patience.look(now, Some(names(live))) {
                 None => assert!(looks < 100),
                 Some(over) => break assert!(matches!(over, Over::Stuck(_))),
             }

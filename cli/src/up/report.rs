@@ -6,6 +6,7 @@ use blackhole_bus_schema::names::{InstanceName, ServiceName};
 use blackhole_bus_schema::supervision::{Desired, InstanceStatus, Phase};
 use tokio::time::Instant;
 
+use super::said::Said;
 use crate::human;
 use crate::out::{self, Style, Tone};
 use crate::view::progress::{Assessment, assess};
@@ -20,6 +21,7 @@ pub(super) struct Report {
     starting: bool,
     /// The phase of each instance as last heard.
     phases: BTreeMap<InstanceName, Phase>,
+    said: Said,
 }
 
 impl Report {
@@ -30,12 +32,14 @@ impl Report {
             begin,
             starting: true,
             phases: BTreeMap::new(),
+            said: Said::default(),
         }
     }
 
     /// From now on times are told by the clock.
     pub(super) fn settled(&mut self) {
         self.starting = false;
+        self.said.forget();
     }
 
     /// From now on times are told from `begin`.
@@ -94,8 +98,19 @@ impl Report {
             !told.text.ends_with("SPAWN")
         };
         if worth {
-            self.say(&told.about, told.tone, &told.text);
+            let status = model.status_of(instance);
+            let reason = status.and_then(|status| status.last_error.as_deref());
+            let reason = reason.map(human::printable);
+            let text = self
+                .said
+                .event(Instant::now(), &told.text, reason.as_deref());
+            self.say(&told.about, told.tone, &text);
         }
+    }
+
+    /// A text without the reasons that were told before.
+    pub(super) fn short(&self, text: &str) -> String {
+        self.said.short(Instant::now(), text)
     }
 
     /// Whether a phase is worth a line: what an instance came to, and troubles,

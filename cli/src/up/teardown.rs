@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use blackhole_bus_schema::bus::Link;
 use blackhole_bus_schema::dirs::Dirs;
-use blackhole_bus_schema::names::Component;
+use blackhole_bus_schema::names::{Component, InstanceName};
 use blackhole_bus_schema::resource::{ListUsage, Release};
 use blackhole_bus_schema::supervision::{StopServices, Target};
 use blackhole_process_manager::shim::client::ForkServer;
@@ -131,7 +131,7 @@ async fn by_supervisor(keeper: &mut Keeper, dirs: &Dirs, signals: &mut Signals) 
                 Ok(()) => Way::Done,
                 Err(error) => Way::Failed(error.to_string()),
             },
-            () = patience.due() => match patience.look(Instant::now(), offline::live(dirs).await) {
+            () = patience.due() => match patience.look(Instant::now(), live(dirs).await) {
                 None => {}
                 Some(Over::Nothing) => return Way::Over,
                 Some(Over::Stuck(within)) => {
@@ -144,6 +144,14 @@ async fn by_supervisor(keeper: &mut Keeper, dirs: &Dirs, signals: &mut Signals) 
                 return Way::Signal;
             }
         }
+    }
+}
+
+/// What a shim holds; `None` where the folder that tells is gone.
+async fn live(dirs: &Dirs) -> Option<Vec<InstanceName>> {
+    match dirs.state.join("instances").is_dir() {
+        true => Some(offline::live(dirs).await),
+        false => None,
     }
 }
 

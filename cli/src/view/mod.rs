@@ -18,3 +18,4 @@ pub mod service;
 mod settings;
 pub mod status;
 pub mod tap;
+pub mod waits;

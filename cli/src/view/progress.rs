@@ -10,6 +10,7 @@ use blackhole_bus_schema::supervision::{Desired, InstanceStatus, Phase};
 
 use crate::human;
 use crate::view::service::exit_words;
+use crate::view::waits;
 
 /// Without a probe a service counts as ready as soon as it runs. One that dies of its
 /// own start mostly does so within this time.
@@ -76,6 +77,7 @@ pub fn assess(begun: u64, now: u64, all: &[InstanceStatus]) -> Assessment {
         .iter()
         .map(|status| (status, stage(begun, now, status)))
         .collect();
+    let phases = waits::phases(all);
     let mut stuck: BTreeSet<&ServiceName> = stages
         .iter()
         .filter(|(_, stage)| matches!(stage, Stage::Failed(_) | Stage::Down))
@@ -95,7 +97,7 @@ pub fn assess(begun: u64, now: u64, all: &[InstanceStatus]) -> Assessment {
             if let Some(culprit) = culprit {
                 blocked
                     .entry(status.instance.to_string())
-                    .or_insert_with(|| format!("waits for {culprit}"));
+                    .or_insert_with(|| format!("waits for {}", waits::current(culprit, &phases)));
                 stuck.insert(&status.service);
             }
         }
@@ -122,9 +124,11 @@ pub fn assess(begun: u64, now: u64, all: &[InstanceStatus]) -> Assessment {
             Stage::Failed(why) => assessment.failed.push((name, why)),
             Stage::Blocked(on) => match blocked.remove(&name) {
                 Some(why) => assessment.failed.push((name, why)),
-                None => assessment
-                    .pending
-                    .push((name, format!("waits for {}", human::list(&on, 4)))),
+                None => {
+                    let on: Vec<String> = on.iter().map(|on| waits::current(on, &phases)).collect();
+                    let text = format!("waits for {}", human::list(&on, 4));
+                    assessment.pending.push((name, text));
+                }
             },
         }
     }
@@ -265,7 +269,7 @@ mod tests {
         db.last_exit = Some(exit(ExitResult::ExitCode, ExitStatus::Exited { code: 3 }));
         let list = [
             waiting("web.1", "api ready"),
-            waiting("api.1", "db ready"),
+            waiting("api.1", "db ready (spawning)"),
             db,
         ];
         let assessment = assess(BEGUN, NOW, &list);
@@ -274,7 +278,10 @@ mod tests {
             assessment.failed,
             [
                 ("web.1".to_owned(), "waits for api ready".to_owned()),
-                ("api.1".to_owned(), "waits for db ready".to_owned()),
+                (
+                    "api.1".to_owned(),
+                    "waits for db ready (circuit open)".to_owned()
+                ),
                 (
                     "db.1".to_owned(),
                     "circuit open, last: exit code 3".to_owned()

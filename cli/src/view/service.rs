@@ -15,6 +15,7 @@ use blackhole_bus_schema::supervision::{Circuit, InstanceStatus, Phase};
 use serde::Serialize;
 
 use crate::human;
+use crate::view::waits;
 
 /// One instance. The serialized field names are part of the interface.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -57,6 +58,8 @@ pub struct ServiceRow {
     /// Its process-manager, where that has a name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub manager: Option<String>,
+    /// Whether its limits hold: `yes`, `partly`, `no`; `None` where none were asked for.
+    pub limits: Option<&'static str>,
     /// All that is not in the document, for tables.
     #[serde(skip)]
     pub detail: Detail,
@@ -133,10 +136,16 @@ pub fn rows(now: u64, answers: &Answers) -> Vec<ServiceRow> {
         .flatten()
         .map(|usage| (&usage.instance, usage))
         .collect();
+    let phases = waits::phases(answers.status.as_deref().unwrap_or_default());
     parts
         .into_iter()
         .map(|(instance, (status, record))| {
             let mut row = row(now, instance, status, record, usage.get(instance).copied());
+            if let Some(Phase::WaitingForDependency { on }) = &mut row.detail.phase {
+                for on in on {
+                    *on = waits::current(on, &phases);
+                }
+            }
             if status.is_none() {
                 let owner = answers.owners.get(instance);
                 row.manager = owner.map(ToString::to_string);
@@ -176,6 +185,11 @@ fn row(
         .and_then(|status| status.last_error.clone())
         .or_else(|| spawn_error(record));
     let live = matches!(state, Some(StateName::Running | StateName::Stopping));
+    let limits = status.and_then(|status| status.limits.clone()).or_else(|| {
+        record
+            .and_then(|record| record.grant.as_ref())
+            .map(|grant| grant.report.clone())
+    });
     let usage = usage.filter(|_| live);
     ServiceRow {
         service: instance.service().to_string(),
@@ -207,6 +221,7 @@ fn row(
         manager: status
             .and_then(|status| status.manager.as_ref())
             .map(ToString::to_string),
+        limits: limits_word(limits.as_deref()),
         detail: Detail {
             phase: status.map(|status| status.phase.clone()),
             completed: status.is_some_and(|status| status.completed),
@@ -217,11 +232,7 @@ fn row(
             },
             error,
             health: status.and_then(|status| status.detail.clone()),
-            limits: status.and_then(|status| status.limits.clone()).or_else(|| {
-                record
-                    .and_then(|record| record.grant.as_ref())
-                    .map(|grant| grant.report.clone())
-            }),
+            limits,
             exit: exit.cloned(),
             lost_log_lines: record.map_or(0, |record| record.lost_log_lines),
         },
@@ -316,7 +327,7 @@ pub fn exit_words(exit: &ExitRecord) -> String {
 
 /// Whether the limits of an instance hold, in a word: `yes`, `partly`, `no`.
 /// `None` where none were asked for.
-pub fn limits_word(limits: Option<&[LimitReport]>) -> Option<&'static str> {
+fn limits_word(limits: Option<&[LimitReport]>) -> Option<&'static str> {
     let limits = limits?;
     if limits.is_empty() {
         return None;

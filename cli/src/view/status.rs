@@ -13,7 +13,7 @@ use crate::view::changed::Edited;
 use crate::view::component::{self, ComponentRow, Found};
 use crate::view::keeper::{self, Keeper};
 use crate::view::problem::{self, Problem};
-use crate::view::service::{self, Answers, ServiceRow, exit_words, limits_word};
+use crate::view::service::{self, Answers, ServiceRow, exit_words};
 
 /// The whole picture. Its serialized form is part of the interface.
 #[derive(Debug, Clone, Serialize)]
@@ -176,7 +176,7 @@ pub fn services(style: Style, rows: &[ServiceRow]) -> String {
             ),
             maybe(row.cpu_percent.map(human::percent)),
             maybe(row.memory_bytes.map(human::bytes)),
-            match limits_word(row.detail.limits.as_deref()) {
+            match row.limits {
                 Some("yes") => plain("yes"),
                 Some(word) => toned(word, Tone::Warn),
                 None => maybe(None),

@@ -166,7 +166,10 @@ impl Follower {
                 }
                 Step::Link(..) => {}
                 Step::Batch(index, batch) => self.batch(index, batch).await?,
-                Step::Renew => self.catch_up(&self.followed.clone()).await?,
+                Step::Renew => {
+                    self.printer.overdue();
+                    self.catch_up(&self.followed.clone()).await?;
+                }
                 Step::Look => {
                     if is_down(&context.dirs).await {
                         self.last_words(&context.dirs).await?;

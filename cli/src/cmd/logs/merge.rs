@@ -29,6 +29,7 @@ pub(crate) async fn print_merged(
     let mut failed = Ok(());
     for (index, source) in sources.iter_mut().enumerate() {
         let head = source.next().await;
+        printer.gaps(&source.instance, std::mem::take(&mut source.gaps));
         if let Ok(Some(head)) = &head {
             order.push(Reverse((time_of(head, Time::new()), index)));
         }
@@ -44,7 +45,9 @@ pub(crate) async fn print_merged(
             // Somebody is asked now, which may take a while.
             printer.flush()?;
         }
-        match source.next().await {
+        let next = source.next().await;
+        printer.gaps(&source.instance, std::mem::take(&mut source.gaps));
+        match next {
             Ok(Some(head)) => {
                 order.push(Reverse((time_of(&head, time), index)));
                 heads[index] = Some(head);

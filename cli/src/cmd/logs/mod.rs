@@ -7,6 +7,7 @@
 //! | `source` | the lines of one instance, a page at a time, from a manager or the files |
 //! | `merge` | the lines of several, by time |
 //! | `print` | in which form |
+//! | `gaps` | what is said of lines that were rotated away |
 //! | `follow` | what is written from now on |
 //! | this | who is asked |
 //!
@@ -14,6 +15,7 @@
 //! each log is held, or the last lines that were asked for.
 
 mod follow;
+mod gaps;
 mod merge;
 mod print;
 mod select;

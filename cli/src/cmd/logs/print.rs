@@ -3,7 +3,9 @@
 use std::io::IsTerminal;
 
 use blackhole_bus_schema::names::InstanceName;
+use tokio::time::Instant;
 
+use super::gaps::Gaps;
 use crate::args::Format;
 use crate::context::Context;
 use crate::error::Error;
@@ -22,6 +24,7 @@ pub(crate) struct Printer {
     width: usize,
     clock: Clock,
     text: Vec<u8>,
+    gaps: Gaps,
 }
 
 impl Printer {
@@ -42,6 +45,7 @@ impl Printer {
             width,
             clock: Clock::local(),
             text: Vec::new(),
+            gaps: Gaps::default(),
         }
     }
 
@@ -72,6 +76,20 @@ impl Printer {
         match self.text.len() > BATCH {
             true => self.flush(),
             false => Ok(()),
+        }
+    }
+
+    /// Lines of an instance were rotated away so many times before they could be shown.
+    pub(super) fn gaps(&mut self, instance: &InstanceName, times: usize) {
+        if let Some(text) = self.gaps.met(Instant::now(), instance, times) {
+            out::note(text);
+        }
+    }
+
+    /// Says what has waited for its turn.
+    pub(super) fn overdue(&mut self) {
+        for text in self.gaps.due(Instant::now()) {
+            out::note(text);
         }
     }
 

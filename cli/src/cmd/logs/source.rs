@@ -12,7 +12,6 @@ use blackhole_process_manager::log as files;
 use super::select::{Selection, Verdict};
 use crate::client;
 use crate::error::Error;
-use crate::out;
 use crate::view::log::Entry;
 
 /// Time for one page of a log.
@@ -84,6 +83,8 @@ pub(crate) struct Source {
     seen: u64,
     /// Lines that were taken off.
     pub(super) taken: u64,
+    /// How often lines were rotated away before they could be shown, and nobody was told.
+    pub(super) gaps: usize,
     done: bool,
 }
 
@@ -111,6 +112,7 @@ impl Source {
             held: None,
             seen: 0,
             taken: 0,
+            gaps: 0,
             done: false,
         }
     }
@@ -209,10 +211,7 @@ impl Source {
         };
         let chunk = self.origin.read(&self.request(begin)).await?;
         if chunk.gap {
-            out::note(format!(
-                "{}: older lines were rotated away before they could be shown",
-                self.instance
-            ));
+            self.gaps += 1;
         }
         self.seen += chunk.lines.len() as u64;
         self.page = chunk.lines.into();
