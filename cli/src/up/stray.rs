@@ -19,6 +19,8 @@ use super::process::Process;
 const LOOKS: u32 = 40;
 const PAUSE: Duration = Duration::from_millis(50);
 
+const FORK_SERVER: &str = "the fork server";
+
 /// A process that listens below the run directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Stray {
@@ -43,7 +45,7 @@ pub(super) async fn is_in_use(path: &Path) -> bool {
 
 async fn all(dirs: &Dirs) -> Vec<Stray> {
     let mut found = Vec::new();
-    for (folder, name) in [("bus", ""), ("fs", "the fork server"), ("i", "a shim")] {
+    for (folder, name) in [("bus", ""), ("fs", FORK_SERVER), ("i", "a shim")] {
         let entries = std::fs::read_dir(dirs.run.join(folder));
         let mut files: Vec<_> = entries.into_iter().flatten().flatten().collect();
         files.sort_by_key(std::fs::DirEntry::file_name);
@@ -86,14 +88,15 @@ pub(super) async fn keeper(dirs: &Dirs) -> Option<Process> {
     None
 }
 
-/// Refuses to call it the end while somebody listens in the run directory.
+/// Refuses to call it the end while somebody listens in the run directory. A fork server alone
+/// holds nothing: whoever calls this ends it.
 ///
 /// # Errors
 /// When somebody does; the error has the numbers of the processes.
 pub(super) async fn check(dirs: &Dirs) -> Result<(), Error> {
     let mut left = all(dirs).await;
     for _ in 0..LOOKS {
-        if left.is_empty() {
+        if left.iter().all(|stray| stray.what == FORK_SERVER) {
             return Ok(());
         }
         tokio::time::sleep(PAUSE).await;
