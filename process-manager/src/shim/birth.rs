@@ -29,8 +29,54 @@ pub(super) struct Stack(*mut c_void);
 /// One that was made ahead, or null. Whoever takes it out owns it.
 static ASIDE: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
 
+/// A page for the next child's report, shared with it, or null. The same.
+static PAGE: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
+
+/// Bytes of the page that is made ahead.
+const PAGE_SIZE: usize = 4096;
+
+/// Makes ahead what the next child needs, whatever it is to do.
+pub(super) fn set_aside() {
+    set_stack_aside();
+    if PAGE.load(Ordering::Acquire).is_null()
+        && let Ok(page) = shared_memory(PAGE_SIZE)
+    {
+        // SAFETY: the first byte of a mapping that nobody else knows of yet.
+        unsafe { page.cast::<u8>().write_volatile(0) };
+        PAGE.store(page, Ordering::Release);
+    }
+}
+
+/// Zeroed memory of `size` bytes, at most a page, that a child with a copy of all other memory
+/// shares. The caller owns it, and unmaps it by that size.
+pub(super) fn page(size: usize) -> io::Result<*mut c_void> {
+    let aside = PAGE.swap(ptr::null_mut(), Ordering::AcqRel);
+    match aside.is_null() {
+        true => shared_memory(size),
+        false => Ok(aside),
+    }
+}
+
+fn shared_memory(size: usize) -> io::Result<*mut c_void> {
+    // SAFETY: a new anonymous mapping.
+    let memory = unsafe {
+        libc::mmap(
+            ptr::null_mut(),
+            size,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    match memory == libc::MAP_FAILED {
+        true => Err(io::Error::last_os_error()),
+        false => Ok(memory),
+    }
+}
+
 /// Makes a stack for the next child ahead of need, and the part of it that is used first.
-pub(super) fn set_stack_aside() {
+fn set_stack_aside() {
     let Ok(stack) = Stack::new() else { return };
     // SAFETY: the last byte of the mapping, which nobody else knows of yet.
     unsafe { stack.0.byte_add(STACK - 1).cast::<u8>().write_volatile(0) };

@@ -13,7 +13,7 @@ use std::ffi::{CString, c_void};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::Pid;
 
@@ -146,43 +146,6 @@ pub(crate) fn monotonic_ns() -> u64 {
         + u64::try_from(time.tv_nsec).unwrap_or(0)
 }
 
-/// A page for the next child's report that was made ahead, or null. Whoever takes it out owns it.
-static PAGE: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
-
-/// Makes ahead what the next [`launch`] needs whatever its plan is.
-pub(super) fn set_aside() {
-    birth::set_stack_aside();
-    if PAGE.load(Ordering::Acquire).is_null()
-        && let Ok(page) = shared_page()
-    {
-        // SAFETY: a mapping of `shared_page`; no child has it yet.
-        unsafe { &*page.cast::<Shared>() }
-            .errno
-            .store(0, Ordering::Relaxed);
-        PAGE.store(page, Ordering::Release);
-    }
-}
-
-/// Memory for a [`Shared`] that a child with a copy of all other memory shares, zeroed by the
-/// kernel; all its fields are atomics for which zero is valid.
-fn shared_page() -> io::Result<*mut c_void> {
-    // SAFETY: a new anonymous mapping.
-    let memory = unsafe {
-        libc::mmap(
-            ptr::null_mut(),
-            size_of::<Shared>(),
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED | libc::MAP_ANONYMOUS,
-            -1,
-            0,
-        )
-    };
-    match memory == libc::MAP_FAILED {
-        true => Err(io::Error::last_os_error()),
-        false => Ok(memory),
-    }
-}
-
 /// Makes the child and returns when it has executed its program or has ended;
 /// [`Report::errno`] and the step tell which. The caller reaps it in either case.
 /// A program on a file system that hangs holds the shim here as long; only
@@ -197,12 +160,9 @@ fn shared_page() -> io::Result<*mut c_void> {
 pub(crate) fn launch(plan: &Plan) -> io::Result<Launched> {
     let strings = Strings::of(plan);
     let size = size_of::<Shared>();
-    let aside = PAGE.swap(ptr::null_mut(), Ordering::AcqRel);
-    let memory = match aside.is_null() {
-        true => shared_page()?,
-        false => aside,
-    };
-    // SAFETY: a mapping of `shared_page` that nobody else knows of. It is unmapped below, after
+    let memory = birth::page(size)?;
+    // SAFETY: a mapping of `birth::page` that nobody else knows of; all fields of `Shared` are
+    // atomics for which zero is valid. It is unmapped below, after
     // the last use of `shared`, in this process only.
     let shared = unsafe { &*memory.cast::<Shared>() };
     let work = Work::of(plan, shared, &strings, None);

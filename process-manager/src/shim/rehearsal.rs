@@ -9,10 +9,10 @@ use blackhole_bus_schema::limits::{CgroupDir, JoinMethod, LimitGrant};
 use blackhole_bus_schema::names::Generation;
 use blackhole_bus_schema::process::{LogSpec, ProcessSettings, StopSpec};
 
-use super::exec::{self, Strings};
+use super::exec::Strings;
 use super::passed::Passed;
-use super::prepare;
 use super::protocol::{self, FirstRequest, MAX_SPAWN_FRAME, SpawnFrame, SpawnRequest};
+use super::{birth, prepare};
 
 /// About as many as a service has; each has its own string.
 const VARIABLES: u32 = 16;
@@ -68,7 +68,7 @@ impl Rehearsal {
 
     /// Takes the request in and makes everything for it that has no name outside this process.
     pub(super) fn run(&self) {
-        exec::set_aside();
+        birth::set_aside();
         let mut frame = self.frame.clone();
         let taken = protocol::take::<FirstRequest>(&mut frame, MAX_SPAWN_FRAME);
         let Ok(Some(first)) = taken else { return };
