@@ -9,7 +9,7 @@ mod shim_support;
 
 use std::time::Duration;
 
-use blackhole_bus_schema::process::{ExitResult, ExitStatus, StopSpec};
+use blackhole_bus_schema::process::{ExitRecord, ExitResult, ExitStatus, StopSpec};
 use blackhole_process_manager::shim::client::{ClientError, ShimEvent, StopRequest};
 use rustix::process::{Pid, Signal, kill_process};
 use shim_support::{Rig, Running, end, line_of, lives, tagged, until};
@@ -211,10 +211,8 @@ async fn a_terminated_shim_stops_its_service_in_order() {
     );
 }
 
-/// While the host goes down both get their signal at once: the record tells the stop,
-/// whichever of them is noticed first, and nobody starts the service again.
-#[tokio::test]
-async fn a_shim_that_is_terminated_together_with_its_service_has_stopped_it() {
+/// How a service ended of `signal` whose shim, which could not see it, was terminated right after.
+async fn ended_before_its_shim(signal: Signal) -> ExitRecord {
     let rig = Rig::new().await;
     let mut running = rig.spawn(&rig.script("exec sleep 1000")).await;
     let (shim, service) = (running.started.shim_pid, running.started.pid);
@@ -224,37 +222,29 @@ async fn a_shim_that_is_terminated_together_with_its_service_has_stopped_it() {
     };
     send(shim, Signal::STOP);
     // Returns when it has ended; its parent does not know yet.
-    end(service, Signal::TERM);
+    end(service, signal);
     send(shim, Signal::TERM);
     send(shim, Signal::CONT);
     let exit = running.exited().await;
     assert!(
-        matches!(exit.status, ExitStatus::Signaled { signal: 15, .. }),
+        matches!(exit.status, ExitStatus::Signaled { signal: by, .. } if by == signal.as_raw()),
         "{exit:?}"
     );
-    assert_eq!(exit.result, ExitResult::Stopped);
     assert!(!lives(service));
+    exit
 }
 
-/// The same, but that the service had failed by itself: that is what is told.
+/// While the host goes down both get their signal at once: the record tells the stop,
+/// whichever of them is noticed first, and nobody starts the service again.
+#[tokio::test]
+async fn a_shim_that_is_terminated_together_with_its_service_has_stopped_it() {
+    let exit = ended_before_its_shim(Signal::TERM).await;
+    assert_eq!(exit.result, ExitResult::Stopped);
+}
+
+/// A service that had failed by itself has failed: that is what is told.
 #[tokio::test]
 async fn a_crash_before_its_shim_is_terminated_is_a_crash() {
-    let rig = Rig::new().await;
-    let mut running = rig.spawn(&rig.script("exec sleep 1000")).await;
-    let (shim, service) = (running.started.shim_pid, running.started.pid);
-    let send = |pid: u32, signal| {
-        let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
-        kill_process(pid, signal).unwrap();
-    };
-    send(shim, Signal::STOP);
-    end(service, Signal::ABORT);
-    send(shim, Signal::TERM);
-    send(shim, Signal::CONT);
-    let exit = running.exited().await;
-    assert!(
-        matches!(exit.status, ExitStatus::Signaled { signal: 6, .. }),
-        "{exit:?}"
-    );
+    let exit = ended_before_its_shim(Signal::ABORT).await;
     assert!(exit.result.is_failure(), "{exit:?}");
-    assert!(!lives(service));
 }

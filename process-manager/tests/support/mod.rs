@@ -154,6 +154,11 @@ impl Bench {
     }
 
     /// kill -9 of the manager.
+    /// It takes nothing in any more; killed it can be.
+    pub fn pause_manager(&self) {
+        send(self.manager.as_ref().unwrap().id(), Signal::STOP);
+    }
+
     pub fn kill_manager(&mut self) {
         let mut child = self.manager.take().unwrap();
         child.kill().unwrap();
