@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::drain::Drain;
 use super::health::Probing;
 use super::io::{ManagerId, Now};
+use super::recall::Recall;
 use super::restart::Restarts;
 use super::saved::SavedInstance;
 
@@ -120,11 +121,16 @@ pub(super) struct Instance {
     pub(super) home: ManagerId,
     /// Who was asked before, and keeps a record of it that is to be forgotten.
     pub(super) left: Option<ManagerId>,
+    /// Who was asked to start what lives at another one.
+    pub(super) recall: Option<Recall>,
     /// See [`SavedInstance`]. All spawns up to `ended` are over or were never begun.
     pub(super) generation: Generation,
     pub(super) ended: Generation,
     pub(super) asked: Generation,
     pub(super) ready_seen: Generation,
+    /// A spawn that counts as over because a later one was known where it was to run: if
+    /// it ran, and failed, that has not been counted.
+    pub(super) presumed: Option<Generation>,
     /// The latest spawn whose end a process-manager has told; nothing that is
     /// heard of it or an earlier one can be alive.
     pub(super) told_end: Generation,
@@ -203,10 +209,12 @@ impl Instance {
             surplus: false,
             home: row.manager.clone(),
             left: None,
+            recall: None,
             generation: row.generation,
             ended: row.ended,
             asked: row.asked,
             ready_seen: row.ready,
+            presumed: None,
             told_end: Generation::default(),
             restarts: Restarts {
                 attempts: row.attempts,

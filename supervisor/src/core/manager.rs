@@ -30,6 +30,9 @@ impl Core {
         for instance in self.homed(&manager) {
             // What the next snapshot does not show is not there, however it was heard of.
             instance.source = Source::Stream;
+            // It may be another one than before, whose end nobody saw: what that one would
+            // have said is not known.
+            instance.probing.deaf();
         }
         self.managers.insert(manager, Manager { synced: false });
         self.touch_all();
@@ -179,7 +182,7 @@ impl Core {
             // A reply that brings news is ahead of the stream, until that tells it too.
             instance.source = source;
         }
-        if generation > instance.generation {
+        if generation > instance.generation || instance.ran_unseen(&record) {
             self.succeeded(now, &name, &record);
         }
         let Some(instance) = self.instances.get_mut(&name) else {
@@ -330,6 +333,9 @@ impl Core {
         if instance.generation == generation && instance.fate == Fate::InFlight {
             instance.fate = Fate::Unknown;
         }
+        if let Err(RequestFailure::Refused(_)) = &result {
+            instance.refused_by(manager, generation);
+        }
         self.dirty.insert(name.clone());
         match result {
             Ok(record) => {
@@ -355,6 +361,7 @@ impl Core {
                             // next try is another one; at once, where this was one of an
                             // earlier day.
                             instance.ended = instance.ended.max(generation);
+                            instance.presumed = Some(generation);
                             if instance.again {
                                 instance.retry.clear();
                                 return;
@@ -380,6 +387,9 @@ impl Core {
         generation: Generation,
         result: Result<Box<InstanceRecord>, RequestFailure>,
     ) {
+        if self.recalled(now, manager, name, generation, &result) {
+            return;
+        }
         let Some(instance) = self.instances.get_mut(name) else {
             return;
         };

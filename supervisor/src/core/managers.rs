@@ -88,6 +88,7 @@ impl Core {
         if record.generation <= known {
             return false;
         }
+        instance.remember_sent();
         instance.home = manager.clone();
         instance.left = None;
         instance.record = None;

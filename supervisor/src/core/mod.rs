@@ -45,6 +45,7 @@ mod ops;
 mod perform;
 mod permit;
 mod random;
+mod recall;
 mod repeat;
 mod restart;
 mod roll;

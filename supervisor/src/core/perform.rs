@@ -66,6 +66,10 @@ impl Core {
                 generation,
                 unhealthy,
             } => self.stop(now, name, generation, unhealthy),
+            Step::Recall => {
+                let grace_ms = config.map_or(UNKNOWN_GRACE_MS, |config| config.stop.grace_ms);
+                self.recall(name, grace_ms);
+            }
             Step::Permit(generation, permit) => {
                 instance.permit = Some((generation, permit.is_some()));
                 let manager = instance.home.clone();
@@ -114,6 +118,7 @@ impl Core {
                 instance.moves(&config.manager);
             }
             instance.generation = instance.generation.next();
+            instance.recall = None;
             if instance.restarts.spawned() {
                 let (attempt, most) = (
                     instance.restarts.attempts,

@@ -84,11 +84,17 @@ impl Core {
         }
     }
 
-    /// A generation lives (or has lived) that nobody here decided on: a permit
-    /// was used, or this memory is older than the world. The failure that led to
-    /// it counts as any other.
+    /// A generation lives (or has lived) that nobody here decided on, or that was decided
+    /// again in ignorance of it: a permit was used, or this memory is older than the world.
+    /// The failure that led to it counts as any other.
     pub(super) fn succeeded(&mut self, now: Now, name: &InstanceName, record: &InstanceRecord) {
         if let Some(exit) = &record.previous_exit {
+            if let Some(instance) = self.instances.get_mut(name)
+                && instance.ran_unseen(record)
+            {
+                instance.presumed = None;
+                instance.ended = Generation(exit.generation.0.saturating_sub(1));
+            }
             self.ended(now, name, exit.generation, End::Exit(exit.clone()));
         }
         let Some(instance) = self.instances.get_mut(name) else {
@@ -106,5 +112,13 @@ impl Core {
         instance.permit = Some((record.generation, false));
         // The spawn that was decided in its place was the same, or is void.
         instance.retry.clear();
+    }
+}
+
+impl Instance {
+    /// Whether what a record follows upon ran and ended, and counts as never begun here.
+    pub(super) fn ran_unseen(&self, record: &InstanceRecord) -> bool {
+        let before = record.previous_exit.as_ref().map(|exit| exit.generation);
+        self.presumed.is_some() && before == self.presumed && self.presumed == Some(self.ended)
     }
 }

@@ -43,6 +43,8 @@ pub(super) enum Step {
         /// For its health.
         unhealthy: bool,
     },
+    /// Call back the spawn that is on its way to another manager.
+    Recall,
     /// Grant the living generation one restart ahead, or take it back.
     Permit(Generation, Option<Permit>),
     /// It is at rest: give its reservation back.
@@ -417,6 +419,9 @@ impl Core {
         if !self.synced(&config.manager) {
             return Step::Rest(waiting_for_manager(&config.manager), None);
         }
+        if let Some(step) = self.decide_recall(now, instance, &config.manager) {
+            return step;
+        }
         if let Some(at) = instance.retry.pending(now.mono) {
             let phase = match &instance.refused {
                 Some(status) => Phase::Refused {
@@ -504,7 +509,7 @@ impl Instance {
 }
 
 /// What a start, a stop or a word of its end waits for.
-fn waiting_for_manager(manager: &ManagerId) -> Phase {
+pub(super) fn waiting_for_manager(manager: &ManagerId) -> Phase {
     waiting_for(Component::ProcessManager(manager.clone()))
 }
 

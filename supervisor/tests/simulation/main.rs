@@ -277,3 +277,66 @@ fn what_lives_where_nobody_can_be_asked_is_started_nowhere_else() {
     let owners: Vec<_> = world.host.owner.values().collect();
     assert_eq!(owners, [&1], "which moved it");
 }
+
+/// A shim used its permit at the one manager while the same restart was on its way to the
+/// other, and ended before that began there: it was begun, and another one with it.
+#[test]
+fn a_restart_on_its_way_to_another_manager_that_a_permit_was_ahead_of() {
+    check(&simulate(&Plan {
+        seed: 5_531_198_562_582_148_309,
+        members: vec![
+            member(Nature::Crashing, 1, false, &[]),
+            Member {
+                manager: 1,
+                ..good(1, false, &[])
+            },
+            good(2, false, &[]),
+        ],
+        faults: vec![(6851, Fault::Reassign(0))],
+        loss: 17,
+        delay: 267,
+    }));
+}
+
+/// The spawn of a supervisor that died ran, failed and was followed by permit; the next
+/// supervisor, which knew of neither, asked for both of them, and did not count the failure.
+#[test]
+fn a_failure_that_was_met_by_its_successor_only() {
+    check(&simulate(&Plan {
+        seed: 15_525_634_661_940_105_239,
+        members: vec![
+            member(Nature::Crashing, 2, false, &[]),
+            Member {
+                manager: 1,
+                ..good(1, false, &[(0, 0, false)])
+            },
+        ],
+        faults: vec![
+            (3026, Fault::SupervisorDies(8, 181)),
+            (2575, Fault::ManagerDies(0, 5403)),
+        ],
+        loss: 14,
+        delay: 1322,
+    }));
+}
+
+/// A manager died and came back so soon that only its successor was heard of; the silence
+/// between them passed for probes that do not fail.
+#[test]
+fn the_silence_of_a_manager_whose_death_was_not_noticed() {
+    let second = |member| Member {
+        manager: 1,
+        ..member
+    };
+    check(&simulate(&Plan {
+        seed: 10_743_805_691_773_962_524,
+        members: vec![
+            second(member(Nature::Job, 2, false, &[])),
+            second(member(Nature::Crashing, 2, true, &[(0, 0, false)])),
+            good(1, false, &[(1, 1, true)]),
+        ],
+        faults: vec![(15_599, Fault::ManagerDies(1, 1156))],
+        loss: 9,
+        delay: 1430,
+    }));
+}

@@ -141,7 +141,7 @@ impl World {
                 grace_ms,
                 ..
             } => {
-                if !unhealthy && !self.is_called_back(&manager, &instance) {
+                if !unhealthy && !self.is_called_back(&manager, &instance, generation) {
                     self.check_dependents(&instance);
                     self.check_replicas(&instance, generation);
                     self.check_drain(&instance, generation);
@@ -268,12 +268,22 @@ impl World {
     }
 
     /// A spawn that may never have arrived is made impossible, since another manager is
-    /// to start it now.
-    fn is_called_back(&self, manager: &ManagerId, instance: &InstanceName) -> bool {
+    /// to start it now, or since another one had started the same by permit.
+    fn is_called_back(
+        &self,
+        manager: &ManagerId,
+        instance: &InstanceName,
+        generation: Generation,
+    ) -> bool {
         let Some(core) = &self.core else { return false };
-        let status = core.status(instance);
-        self.config.services[instance.service()].manager != *manager
-            && status.is_some_and(|status| status.pid.is_none())
+        let nobody = core
+            .status(instance)
+            .is_some_and(|status| status.pid.is_none());
+        let rows = &self.disk.instances;
+        let row = rows.iter().find(|row| row.instance == *instance);
+        let elsewhere = row.is_some_and(|row| row.manager != *manager && row.ended >= generation);
+        let moves = self.config.services[instance.service()].manager != *manager;
+        nobody && (moves || elsewhere)
     }
 
     /// Nothing is stopped for an operator while what requires it is known to live.
