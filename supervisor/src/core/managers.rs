@@ -66,6 +66,7 @@ impl Core {
             if !lives && record.generation >= last && instance.ended < record.generation {
                 // Of an earlier life, unknown here, or by a permit while its manager was
                 // away: generations go on from there.
+                instance.remember_sent();
                 instance.generation = record.generation;
                 instance.ended = record.generation;
                 self.dirty.insert(record.instance.clone());

@@ -26,7 +26,8 @@ pub(super) struct Recall {
 }
 
 impl Instance {
-    /// It lives at another manager than its home, which may have a spawn of it on the way.
+    /// It lives, or has lived, at another manager than its home, which may have a spawn of
+    /// it on the way.
     pub(super) fn remember_sent(&mut self) {
         if let Life::Sent(Fate::InFlight | Fate::Unknown) = self.life() {
             self.recall = Some(Recall {
@@ -77,6 +78,7 @@ impl Core {
         recall.asked = true;
         let (manager, generation) = (recall.manager.clone(), recall.generation);
         instance.retry.at = None;
+        self.save(name, false);
         self.actions.push(Action::Stop {
             manager,
             instance: name.clone(),

@@ -340,3 +340,24 @@ fn the_silence_of_a_manager_whose_death_was_not_noticed() {
         delay: 1430,
     }));
 }
+
+/// As above, but that the first manager told of both its lives only when they were over.
+#[test]
+fn a_restart_on_its_way_to_another_manager_that_a_permit_had_used_up() {
+    let second = |member| Member {
+        manager: 1,
+        ..member
+    };
+    check(&simulate(&Plan {
+        seed: 8_849_200_528_307_826_610,
+        members: vec![
+            second(member(Nature::Job, 1, false, &[])),
+            good(2, false, &[(0, 0, false)]),
+            second(good(2, false, &[(1, 0, false)])),
+            second(member(Nature::Crashing, 1, false, &[])),
+        ],
+        faults: vec![(2824, Fault::Reassign(3))],
+        loss: 28,
+        delay: 1200,
+    }));
+}
