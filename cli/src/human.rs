@@ -1,5 +1,6 @@
-//! Numbers, times and lists as a person reads them. All pure.
+//! Numbers, times and lists as a person reads them. All pure but what looks at the clock.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use jiff::civil::{Date, DateTime};
@@ -101,6 +102,23 @@ pub fn clock(unix_ns: u64) -> String {
     }
 }
 
+/// Now, where this host or `TZ` says.
+///
+/// Without `TZ` the zone is what stands in `/etc/localtime` (tzset(3)), read as it is: to
+/// find out what that zone is called all zones of the host would be looked through.
+pub fn now() -> Zoned {
+    static ZONE: OnceLock<TimeZone> = OnceLock::new();
+    let zone = ZONE.get_or_init(|| {
+        let named = std::env::var_os("TZ").is_some();
+        let rules = (!named)
+            .then(|| std::fs::read("/etc/localtime"))
+            .and_then(Result::ok);
+        let read = rules.and_then(|rules| TimeZone::tzif("Local", &rules).ok());
+        read.unwrap_or_else(TimeZone::system)
+    });
+    Timestamp::now().to_zoned(zone.clone())
+}
+
 /// The clock and the calendar that a person reads times by. Moments on the command line
 /// are read by the same one, see [`crate::view::moment`].
 #[derive(Debug, Clone)]
@@ -112,7 +130,7 @@ pub struct Clock {
 impl Clock {
     /// That of this host, or of `TZ`.
     pub fn local() -> Self {
-        Self::of(Zoned::now())
+        Self::of(now())
     }
 
     /// That of a moment.

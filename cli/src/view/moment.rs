@@ -10,7 +10,7 @@ use jiff::{SignedDuration, Timestamp, Zoned};
 /// # Errors
 /// What can be written, when it is none of these.
 pub fn parse(text: &str) -> Result<Timestamp, String> {
-    parse_at(text, &Zoned::now()).ok_or_else(|| {
+    parse_at(text, &crate::human::now()).ok_or_else(|| {
         format!(
             "{text:?} is no moment: write for instance 2026-11-22T23:05:30Z, \"2026-11-22 23:05\", \
              23:05, 10m, \"2h ago\", today or yesterday"
