@@ -22,6 +22,9 @@ use criterion::Criterion;
 
 /// Rounds of each latency in the table.
 const ROUNDS: usize = 200;
+/// After a start: writes that were put off and the host's averages of pressure are over,
+/// which go on for half a minute.
+const SETTLED: Duration = Duration::from_secs(30);
 /// How long idle services are watched.
 const IDLE: Duration = Duration::from_secs(20);
 
@@ -331,8 +334,7 @@ fn idle(table: &mut Table) {
         let none = cost(&system.processes());
         system.up("many");
         system.tiny.clear();
-        // Reservations, checkpoints and the like are over.
-        std::thread::sleep(Duration::from_secs(3));
+        std::thread::sleep(SETTLED);
         let pids = system.processes();
         let daemons: Vec<u32> = system.daemon_pids().iter().map(|(_, pid)| *pid).collect();
         let only_shims: Vec<u32> = pids
@@ -341,6 +343,7 @@ fn idle(table: &mut Table) {
             .filter(|pid| !daemons.contains(pid))
             .collect();
         let (before, shims_before) = (cost(&pids), cost(&only_shims));
+        let each_before: Vec<Duration> = daemons.iter().map(|pid| cost(&[*pid]).cpu).collect();
         let begin = Instant::now();
         std::thread::sleep(IDLE);
         let (after, shims_after) = (cost(&pids), cost(&only_shims));
@@ -351,14 +354,11 @@ fn idle(table: &mut Table) {
             &format!("{:.2}", percent(after.cpu - before.cpu)),
             if count == 100 { "< 0.5" } else { "" },
         );
-        for (name, pid) in system.daemon_pids() {
+        for ((name, pid), before) in system.daemon_pids().into_iter().zip(each_before) {
+            let now = cost(&[pid]);
             table.figure(
-                &format!("  of it {name}: CPU since its start, ms; PSS, KiB"),
-                &format!(
-                    "{:.0}; {}",
-                    cost(&[pid]).cpu.as_secs_f64() * 1e3,
-                    cost(&[pid]).pss_kib
-                ),
+                &format!("  of it {name}: CPU, % of a core; PSS, KiB"),
+                &format!("{:.2}; {}", percent(now.cpu - before), now.pss_kib),
                 "",
             );
         }

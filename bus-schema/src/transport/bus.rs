@@ -58,9 +58,11 @@ fn options() -> Options {
         .max_pending_handshakes(512)
         // Lets the last message of a short-lived client out.
         .linger(Duration::from_millis(500))
+        // Who is away for as long as nobody started it (the bridge is left out by some) is
+        // looked for once a second; who is being replaced is met within twice its absence.
         .reconnect(ReconnectPolicy::Exponential {
             min: Duration::from_millis(10),
-            max: Duration::from_millis(200),
+            max: Duration::from_secs(1),
         })
 }
 

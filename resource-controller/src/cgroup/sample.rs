@@ -222,18 +222,23 @@ impl Counters {
     }
 
     /// As [`Counters::read`], for a tick: one that has used no CPU since the last one
-    /// and is under no pressure is read in full only now and then.
+    /// is read in full only now and then. Pressure is followed until it has faded.
     pub(super) fn tick(&mut self, buffer: &mut Vec<u8>) -> Reading {
         let cpu = self.cpu_usec(buffer);
+        let faded = |pressure: Pressure| pressure == Pressure::default();
+        let pressure = match &self.last {
+            Some((last, _)) if last.pressure.is_some_and(|before| !faded(before)) => {
+                self.pressure(buffer)
+            }
+            _ => None,
+        };
         if let Some((last, ticks)) = &mut self.last
             && *ticks + 1 < IDLE_TICKS
             && cpu.is_some()
             && last.cpu_usec == cpu
-            && last
-                .pressure
-                .is_none_or(|pressure| pressure == Pressure::default())
         {
             *ticks += 1;
+            last.pressure = pressure.or(last.pressure);
             return Reading {
                 at: Instant::now(),
                 ..last.clone()
@@ -254,10 +259,25 @@ impl Counters {
         reading
     }
 
+    /// Averages of the last ten seconds, in hundredths of a percent.
+    fn pressure(&self, buffer: &mut Vec<u8>) -> Option<Pressure> {
+        let [cpu, memory, io] = &self.pressure;
+        let mut of = |counter: &Option<Counter>, kinds: [&str; 2]| {
+            let text = text(counter, buffer)?;
+            Some(kinds.map(|kind| parse::psi_avg10(text, kind)))
+        };
+        let [cpu_some, _] = of(cpu, ["some", "full"])?;
+        let [memory_some, memory_full] = of(memory, ["some", "full"])?;
+        let [io_some, _] = of(io, ["some", "full"])?;
+        Some(Pressure {
+            cpu_some: cpu_some?,
+            memory_some: memory_some?,
+            memory_full: memory_full.unwrap_or(0),
+            io_some: io_some?,
+        })
+    }
+
     fn read_all(&self, buffer: &mut Vec<u8>) -> Reading {
-        fn text<'a>(counter: &Option<Counter>, buffer: &'a mut Vec<u8>) -> Option<&'a str> {
-            counter.as_ref()?.read(buffer)
-        }
         let mut number = |counter: &Option<Counter>| text(counter, buffer).and_then(parse::number);
         let memory = number(&self.memory);
         let memory_peak_bytes = number(&self.memory_peak);
@@ -286,21 +306,7 @@ impl Counters {
             Some(bytes) => Some(bytes),
             None => text(&self.io_v2, buffer).map(parse::io_stat_bytes),
         };
-        let mut pressure =
-            |index: usize, kind: &str| parse::psi_avg10(text(&self.pressure[index], buffer)?, kind);
-        let pressure = match (
-            pressure(0, "some"),
-            pressure(1, "some"),
-            pressure(2, "some"),
-        ) {
-            (Some(cpu_some), Some(memory_some), Some(io_some)) => Some(Pressure {
-                cpu_some,
-                memory_some,
-                memory_full: pressure(1, "full").unwrap_or(0),
-                io_some,
-            }),
-            _ => None,
-        };
+        let pressure = self.pressure(buffer);
         Reading {
             at,
             cpu_usec,
@@ -318,6 +324,10 @@ impl Counters {
             pressure,
         }
     }
+}
+
+fn text<'a>(counter: &Option<Counter>, buffer: &'a mut Vec<u8>) -> Option<&'a str> {
+    counter.as_ref()?.read(buffer)
 }
 
 #[cfg(test)]
@@ -427,6 +437,35 @@ mod tests {
         // One that is asked about, too.
         fs::write(dir.path().join("memory.current"), "7000\n").unwrap();
         assert_eq!(counters.read(&mut buffer).memory_bytes, Some(6700));
+    }
+
+    #[test]
+    fn the_pressure_of_an_idle_instance_is_followed_until_it_has_faded() {
+        let dir = v2_group();
+        let mut counters = Counters::new(
+            &CounterDirs {
+                v2: Some(dir.path()),
+                ..CounterDirs::default()
+            },
+            &mut Descriptors { left: 100 },
+        );
+        let mut buffer = Vec::new();
+        assert_eq!(counters.tick(&mut buffer).pressure.unwrap().memory_full, 50);
+        fs::write(dir.path().join("memory.current"), "5000\n").unwrap();
+        for (some, memory) in [(100, 700), (50, 700), (0, 700)] {
+            let text = format!(
+                "some avg10={}.{:02} avg60=0.00\nfull avg10=0.00 avg60=0.00\n",
+                some / 100,
+                some % 100
+            );
+            for name in ["cpu.pressure", "memory.pressure", "io.pressure"] {
+                fs::write(dir.path().join(name), &text).unwrap();
+            }
+            let reading = counters.tick(&mut buffer);
+            assert_eq!(reading.pressure.unwrap().cpu_some, some);
+            // Nothing else of it is read.
+            assert_eq!(reading.memory_bytes, Some(memory));
+        }
     }
 
     #[test]
