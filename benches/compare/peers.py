@@ -275,6 +275,7 @@ class Supervisord(Peer):
     channel = "XML-RPC, Unix socket"
     cli = "supervisorctl start"
     log = "raw"
+    answer = None  # to a start, not read yet
 
     def launch(self, services, auto=False, capture=False):
         text = (f"[supervisord]\nlogfile=/dev/null\nlogfile_maxbytes=0\npidfile={self.path('pid')}\n"
@@ -328,6 +329,7 @@ class Circus(Peer):
     channel = "ZeroMQ"
     cli = "circusctl start"
     log = "raw"
+    id = None  # of a start whose answer has not been read
 
     def launch(self, services, auto=False, capture=False):
         text = (f"[circus]\nendpoint = ipc://{self.path('e')}\npubsub_endpoint = ipc://{self.path('p')}\n"
@@ -494,6 +496,7 @@ class Blackhole(Peer):
     channel = "bus"
     cli = "blackhole start"
     log = "timestamped"
+    id = None  # of a start whose answer has not been read
     helper = "blackhole-shim"
     settle = 0.4
 

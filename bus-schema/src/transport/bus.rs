@@ -58,12 +58,17 @@ fn options() -> Options {
         .max_pending_handshakes(512)
         // Lets the last message of a short-lived client out.
         .linger(Duration::from_millis(500))
-        // Who is away for as long as nobody started it (the bridge is left out by some) is
-        // looked for once a second; who is being replaced is met within twice its absence.
-        .reconnect(ReconnectPolicy::Exponential {
-            min: Duration::from_millis(10),
-            max: Duration::from_secs(1),
-        })
+        .reconnect(looking(LOOKED_FOR))
+}
+
+/// Longest wait between two looks for a component that is away.
+pub const LOOKED_FOR: Duration = Duration::from_millis(200);
+
+fn looking(longest: Duration) -> ReconnectPolicy {
+    ReconnectPolicy::Exponential {
+        min: Duration::from_millis(10),
+        max: longest,
+    }
 }
 
 fn endpoint(path: &Path) -> String {
@@ -165,12 +170,16 @@ impl PubSocket {
         })
     }
 
-    /// The same, with a watch that sees whoever subscribes, from the first on.
+    /// The same, with a watch that sees whoever subscribes, from the first on. Who is away is
+    /// looked for after `longest` at most.
     ///
     /// # Errors
     /// As [`PubSocket::connect`].
-    pub async fn connect_watched(path: &Path) -> Result<(Self, SubscriberWatch), TransportError> {
-        let socket = Socket::new(SocketType::Pub, options());
+    pub async fn connect_watched(
+        path: &Path,
+        longest: Duration,
+    ) -> Result<(Self, SubscriberWatch), TransportError> {
+        let socket = Socket::new(SocketType::Pub, options().reconnect(looking(longest)));
         let stream = socket.monitor();
         attach(&socket, path, false).await?;
         Ok((Self { socket }, SubscriberWatch { stream }))
@@ -232,6 +241,16 @@ impl SubSocket {
         Ok(Self {
             socket: open(SocketType::Sub, path, false).await?,
         })
+    }
+
+    /// The same; who is away is looked for after `longest` at most.
+    ///
+    /// # Errors
+    /// As [`SubSocket::connect`].
+    pub async fn connect_within(path: &Path, longest: Duration) -> Result<Self, TransportError> {
+        let socket = Socket::new(SocketType::Sub, options().reconnect(looking(longest)));
+        attach(&socket, path, false).await?;
+        Ok(Self { socket })
     }
 
     /// Receives messages whose topic begins with `prefix` from now on.

@@ -10,7 +10,7 @@
 mod bus;
 pub mod rpc;
 
-pub use bus::{ConnectionWatch, PubSocket, SubSocket, SubscriberWatch, TransportError};
+pub use bus::{ConnectionWatch, LOOKED_FOR, PubSocket, SubSocket, SubscriberWatch, TransportError};
 
 /// Largest message accepted, in bytes. A larger one ends its connection.
 pub const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;

@@ -153,12 +153,12 @@ impl Bench {
         self.temp.path().join(name)
     }
 
-    /// kill -9 of the manager.
     /// It takes nothing in any more; killed it can be.
     pub fn pause_manager(&self) {
         send(self.manager.as_ref().unwrap().id(), Signal::STOP);
     }
 
+    /// kill -9 of the manager.
     pub fn kill_manager(&mut self) {
         let mut child = self.manager.take().unwrap();
         child.kill().unwrap();

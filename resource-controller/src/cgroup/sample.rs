@@ -225,18 +225,22 @@ impl Counters {
     /// is read in full only now and then. Pressure is followed until it has faded.
     pub(super) fn tick(&mut self, buffer: &mut Vec<u8>) -> Reading {
         let cpu = self.cpu_usec(buffer);
-        let faded = |pressure: Pressure| pressure == Pressure::default();
-        let pressure = match &self.last {
-            Some((last, _)) if last.pressure.is_some_and(|before| !faded(before)) => {
-                self.pressure(buffer)
-            }
+        let idle = |(last, ticks): &(Reading, u8)| {
+            *ticks + 1 < IDLE_TICKS
+                && cpu.is_some()
+                && last.cpu_usec == cpu
+                // Others reclaim from it.
+                && last.pressure.is_none_or(|pressure| pressure.memory_some == 0)
+        };
+        if !self.last.as_ref().is_some_and(idle) {
+            return self.read(buffer);
+        }
+        let before = self.last.as_ref().and_then(|(last, _)| last.pressure);
+        let pressure = match before {
+            Some(before) if before != Pressure::default() => self.pressure(buffer),
             _ => None,
         };
-        if let Some((last, ticks)) = &mut self.last
-            && *ticks + 1 < IDLE_TICKS
-            && cpu.is_some()
-            && last.cpu_usec == cpu
-        {
+        if let Some((last, ticks)) = &mut self.last {
             *ticks += 1;
             last.pressure = pressure.or(last.pressure);
             return Reading {
@@ -442,6 +446,11 @@ mod tests {
     #[test]
     fn the_pressure_of_an_idle_instance_is_followed_until_it_has_faded() {
         let dir = v2_group();
+        let pressed = |name: &str, some: u32| {
+            let text = format!("some avg10=0.{some:02} avg60=0.00\nfull avg10=0.00 avg60=0.00\n");
+            fs::write(dir.path().join(name), text).unwrap();
+        };
+        pressed("memory.pressure", 0);
         let mut counters = Counters::new(
             &CounterDirs {
                 v2: Some(dir.path()),
@@ -450,22 +459,23 @@ mod tests {
             &mut Descriptors { left: 100 },
         );
         let mut buffer = Vec::new();
-        assert_eq!(counters.tick(&mut buffer).pressure.unwrap().memory_full, 50);
+        let first = counters.tick(&mut buffer);
+        assert_eq!(first.pressure.unwrap().io_some, 300);
         fs::write(dir.path().join("memory.current"), "5000\n").unwrap();
-        for (some, memory) in [(100, 700), (50, 700), (0, 700)] {
-            let text = format!(
-                "some avg10={}.{:02} avg60=0.00\nfull avg10=0.00 avg60=0.00\n",
-                some / 100,
-                some % 100
-            );
-            for name in ["cpu.pressure", "memory.pressure", "io.pressure"] {
-                fs::write(dir.path().join(name), &text).unwrap();
-            }
+        for some in [40, 20, 0] {
+            pressed("cpu.pressure", some);
+            pressed("io.pressure", 0);
             let reading = counters.tick(&mut buffer);
             assert_eq!(reading.pressure.unwrap().cpu_some, some);
             // Nothing else of it is read.
-            assert_eq!(reading.memory_bytes, Some(memory));
+            assert_eq!(reading.memory_bytes, first.memory_bytes);
         }
+        // One from which others reclaim is read in full: after the tick that sees it.
+        pressed("cpu.pressure", 10);
+        pressed("memory.pressure", 10);
+        counters.read(&mut buffer);
+        fs::write(dir.path().join("memory.current"), "6000\n").unwrap();
+        assert_eq!(counters.tick(&mut buffer).memory_bytes, Some(5700));
     }
 
     #[test]

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use blackhole_bus_schema::config::{RestartMode, ServiceConfig};
 use blackhole_bus_schema::names::{Generation, InstanceName};
-use blackhole_bus_schema::process::{ExitRecord, ExitResult, SpawnFailure, SpawnStep};
+use blackhole_bus_schema::process::{
+    ExitRecord, ExitResult, Failure, ProcessState, SpawnFailure, SpawnStep,
+};
 use blackhole_bus_schema::supervision::Circuit;
 
 use super::Core;
@@ -24,6 +26,28 @@ pub(super) enum End {
     NotStarted(SpawnFailure),
     /// It was stopped before it ran.
     Cancelled,
+}
+
+impl End {
+    /// How the spawn that a record is about ended; `None` while it lives.
+    pub(super) fn of(state: &ProcessState) -> Option<Self> {
+        Some(match state {
+            ProcessState::Terminated { exit: Some(exit) }
+            | ProcessState::Failed {
+                failure: Failure::Exit { exit },
+            } => Self::Exit(exit.clone()),
+            ProcessState::Failed {
+                failure: Failure::Spawn { failure },
+            } => Self::NotStarted(failure.clone()),
+            ProcessState::Failed {
+                failure: Failure::Cancelled,
+            }
+            | ProcessState::Terminated { exit: None } => Self::Cancelled,
+            ProcessState::Spawn {}
+            | ProcessState::Running { .. }
+            | ProcessState::Stopping { .. } => return None,
+        })
+    }
 }
 
 impl Core {

@@ -134,6 +134,8 @@ pub(super) struct Instance {
     /// The latest spawn whose end a process-manager has told; nothing that is
     /// heard of it or an earlier one can be alive.
     pub(super) told_end: Generation,
+    /// Who told it: the same generation may live at another one afterwards.
+    pub(super) told_by: ManagerId,
     pub(super) restarts: Restarts,
     pub(super) spent: bool,
     pub(super) completed: bool,
@@ -216,6 +218,7 @@ impl Instance {
             ready_seen: row.ready,
             presumed: None,
             told_end: Generation::default(),
+            told_by: row.manager.clone(),
             restarts: Restarts {
                 attempts: row.attempts,
                 step: row.step,

@@ -11,8 +11,7 @@ use std::collections::BTreeSet;
 use blackhole_bus_schema::health::ProbeResult;
 use blackhole_bus_schema::names::{Generation, InstanceName};
 use blackhole_bus_schema::process::{
-    ExitRecord, ExitResult, ExitStatus, Failure, InstanceRecord, ProcessNotified, ProcessState,
-    StateName,
+    ExitRecord, ExitResult, ExitStatus, InstanceRecord, ProcessNotified, ProcessState, StateName,
 };
 use blackhole_bus_schema::reply::Code;
 use blackhole_bus_schema::supervision::Phase;
@@ -56,7 +55,7 @@ impl Core {
             .insert(manager.clone(), Manager { synced: true });
         let mut told = BTreeSet::new();
         for record in records {
-            if !self.concerns(manager, &record) {
+            if !self.concerns(now, manager, &record) {
                 continue;
             }
             told.insert(record.instance.clone());
@@ -156,7 +155,7 @@ impl Core {
 
     fn apply(&mut self, now: Now, manager: &ManagerId, record: InstanceRecord, source: Source) {
         let name = record.instance.clone();
-        if !self.concerns(manager, &record) {
+        if !self.concerns(now, manager, &record) {
             return;
         }
         if !self.instances.contains_key(&name) && !self.meet(now, manager, &record) {
@@ -171,7 +170,7 @@ impl Core {
             .as_ref()
             .map(|known| (known.generation, rank(known)));
         let stale = known.is_some_and(|known| (generation, rank(&record)) < known)
-            || (record.state.is_live() && generation <= instance.told_end);
+            || (record.state.is_live() && generation <= instance.ended_at(manager));
         if stale {
             return;
         }
@@ -188,25 +187,10 @@ impl Core {
         let Some(instance) = self.instances.get_mut(&name) else {
             return;
         };
-        let end = match &record.state {
-            ProcessState::Terminated { exit: Some(exit) }
-            | ProcessState::Failed {
-                failure: Failure::Exit { exit },
-            } => End::Exit(exit.clone()),
-            ProcessState::Failed {
-                failure: Failure::Spawn { failure },
-            } => End::NotStarted(failure.clone()),
-            ProcessState::Failed {
-                failure: Failure::Cancelled,
-            }
-            | ProcessState::Terminated { exit: None } => End::Cancelled,
-            ProcessState::Spawn {}
-            | ProcessState::Running { .. }
-            | ProcessState::Stopping { .. } => {
-                return self.lives(now, &name, record, first);
-            }
+        let Some(end) = End::of(&record.state) else {
+            return self.lives(now, &name, record, first);
         };
-        instance.told_end = instance.told_end.max(generation);
+        instance.end_told(manager, generation);
         instance.reserved |= record.grant.is_some() && first;
         instance.record = Some(record);
         self.ended(now, &name, generation, end);

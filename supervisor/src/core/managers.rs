@@ -15,13 +15,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use blackhole_bus_schema::names::{Component, ServiceName};
+use blackhole_bus_schema::names::{Component, Generation, ServiceName};
 use blackhole_bus_schema::process::{InstanceRecord, StateName};
 
 use super::Core;
 use super::deps::Service;
+use super::end::End;
 use super::instance::{Instance, Life, Source};
-use super::io::{Action, ManagerId};
+use super::io::{Action, ManagerId, Now};
 
 /// Instances that a note names.
 const MOST_NAMED: usize = 5;
@@ -53,7 +54,12 @@ impl Core {
     /// Whether what a manager tells of an instance is to be believed: it is that
     /// one's, or nobody's. One that lives at another manager than it should is that
     /// one's from now on: where it lives is not a matter of opinion.
-    pub(super) fn concerns(&mut self, manager: &ManagerId, record: &InstanceRecord) -> bool {
+    pub(super) fn concerns(
+        &mut self,
+        now: Now,
+        manager: &ManagerId,
+        record: &InstanceRecord,
+    ) -> bool {
         let Some(instance) = self.instances.get_mut(&record.instance) else {
             return true;
         };
@@ -62,14 +68,24 @@ impl Core {
         }
         if !record.state.is_live() {
             let lives = matches!(instance.life(), Life::Live(..));
+            let lives_or_may = !instance.is_gone();
             let last = instance.generation.max(instance.ended);
             if !lives && record.generation >= last && instance.ended < record.generation {
                 // Of an earlier life, unknown here, or by a permit while its manager was
                 // away: generations go on from there.
+                let decided = instance.generation == record.generation;
                 instance.remember_sent();
+                instance.end_told(manager, record.generation);
                 instance.generation = record.generation;
-                instance.ended = record.generation;
                 self.dirty.insert(record.instance.clone());
+                match End::of(&record.state) {
+                    // The restart that was decided here for its home: it has had it.
+                    Some(end) if decided && lives_or_may => {
+                        self.ended(now, &record.instance, record.generation, end);
+                        return false;
+                    }
+                    _ => instance.ended = record.generation,
+                }
             }
             if let Life::Live(StateName::Running, lives) = instance.life()
                 && lives > record.generation
@@ -82,14 +98,20 @@ impl Core {
             }
             return false;
         }
+        let told = instance.ended_at(manager);
         let known = match instance.life() {
-            Life::Live(_, known) => known.max(instance.told_end),
-            Life::Sent(_) | Life::None => instance.told_end,
+            Life::Live(_, known) => known.max(told),
+            Life::Sent(_) | Life::None => told,
         };
         if record.generation <= known {
             return false;
         }
         instance.remember_sent();
+        if record.generation <= instance.ended {
+            // It was begun here when the same had ended at another one: another life, with
+            // an end of its own.
+            instance.ended = Generation(record.generation.0.saturating_sub(1));
+        }
         instance.home = manager.clone();
         instance.left = None;
         instance.record = None;
@@ -151,6 +173,24 @@ impl Core {
 }
 
 impl Instance {
+    /// A manager has told the end of a spawn.
+    pub(super) fn end_told(&mut self, manager: &ManagerId, generation: Generation) {
+        if generation >= self.told_end {
+            self.told_end = generation;
+            self.told_by = manager.clone();
+        }
+    }
+
+    /// The latest spawn that cannot live at a manager any more. Where another one has told
+    /// the end, the same generation may have been begun here afterwards: a permit was used
+    /// there while it was on its way.
+    pub(super) fn ended_at(&self, manager: &ManagerId) -> Generation {
+        match self.told_by == *manager {
+            true => self.told_end,
+            false => Generation(self.told_end.0.saturating_sub(1)),
+        }
+    }
+
     /// Its next spawn goes to another manager than the one before.
     pub(super) fn moves(&mut self, to: &ManagerId) {
         let from = std::mem::replace(&mut self.home, to.clone());

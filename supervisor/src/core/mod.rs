@@ -22,6 +22,7 @@
 //! | `deps.rs` | who waits for whom |
 //! | `step.rs`, `perform.rs` | the next step of one instance |
 //! | `managers.rs` | whose an instance is, where there are several process-managers |
+//! | `recall.rs` | a spawn on its way to one of them while the same lives at another |
 //! | `manager.rs`, `end.rs` | what records of processes mean, and their ends |
 //! | `restart.rs`, `storm.rs` | waits, circuit, host-wide brake |
 //! | `permit.rs` | restarts granted ahead, and what they count as |

@@ -95,7 +95,19 @@ impl Core {
                 instance.presumed = None;
                 instance.ended = Generation(exit.generation.0.saturating_sub(1));
             }
+            let under_way = self
+                .instances
+                .get_mut(name)
+                .map(|instance| (instance.stopping, instance.drain.take()));
             self.ended(now, name, exit.generation, End::Exit(exit.clone()));
+            // What was begun about the one that lives goes on.
+            if let (Some(instance), Some((stopping, drain))) =
+                (self.instances.get_mut(name), under_way)
+            {
+                let later = |of: &Generation| *of > exit.generation;
+                instance.stopping = instance.stopping.or(stopping.filter(later));
+                instance.drain = drain.filter(|_| stopping.is_some_and(|of| later(&of)));
+            }
         }
         let Some(instance) = self.instances.get_mut(name) else {
             return;

@@ -5,16 +5,19 @@
 //! as the first one lives, the second refuses: the instance's lock tells it. But the
 //! first may end while the request is still on its way, or waits for a fork server. So
 //! nothing is started in its place before the second manager has answered: either that
-//! spawn was refused, or a stop of it was answered, after which it never begins.
+//! spawn was refused, or a stop of it was answered, after which this manager does not begin
+//! it. Should it live in spite of that (that manager, or the supervisor, was replaced
+//! meanwhile), it is met as what it is: see [`Instance::ended_at`].
 
 use blackhole_bus_schema::names::{Generation, InstanceName};
 use blackhole_bus_schema::process::InstanceRecord;
+use blackhole_bus_schema::reply::Code;
+use blackhole_bus_schema::supervision::Phase;
 
 use super::Core;
 use super::instance::{Fate, Instance, Life};
 use super::io::{Action, ManagerId, Now, RequestFailure};
-use super::step::{Step, waiting_for_manager};
-use blackhole_bus_schema::supervision::Phase;
+use super::step::Step;
 
 /// A spawn that is to be called back before another one is decided.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,21 +49,15 @@ impl Instance {
 }
 
 impl Core {
-    /// What has to be done about a spawn on its way elsewhere, before `instance` is started
-    /// at `to`. One on its way to a third manager that is away is left to the lock: nobody
-    /// may ever run that one again.
-    pub(super) fn decide_recall(
-        &self,
-        now: Now,
-        instance: &Instance,
-        to: &ManagerId,
-    ) -> Option<Step> {
+    /// What has to be done about a spawn on its way elsewhere, while `instance` is not alive
+    /// and whether it is wanted or not. Where that manager is away nothing is waited for:
+    /// the lock keeps two apart, and what it has begun it tells when it is back.
+    pub(super) fn decide_recall(&self, now: Now, instance: &Instance) -> Option<Step> {
         let recall = instance.recall.as_ref()?;
-        let at = instance.retry.pending(now.mono);
         if !self.synced(&recall.manager) {
-            let waits = Step::Rest(waiting_for_manager(to), None);
-            return (recall.manager == *to).then_some(waits);
+            return None;
         }
+        let at = instance.retry.pending(now.mono);
         Some(match recall.asked || at.is_some() {
             true => Step::Rest(Phase::Stopping, at),
             false => Step::Recall,
@@ -108,10 +105,19 @@ impl Core {
             return false;
         };
         recall.asked = false;
-        if let Err(RequestFailure::Unknown(_)) = result {
-            instance.retry.later(now.mono);
-        } else {
+        // Whether the answer proves that it does not run there.
+        let gone = match result {
+            Ok(record) => record.generation != generation || !record.state.is_live(),
+            Err(RequestFailure::Refused(status)) => {
+                matches!(status.code, Code::NotFound | Code::FailedPrecondition)
+            }
+            Err(RequestFailure::Unknown(_)) => false,
+        };
+        if gone {
             instance.recall = None;
+            instance.retry.clear();
+        } else {
+            instance.retry.later(now.mono);
         }
         self.dirty.insert(name.clone());
         true

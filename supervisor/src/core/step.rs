@@ -188,7 +188,9 @@ impl Core {
                     _ => self.decide_stop(now, instance, instance.generation, false),
                 }
             }
-            Life::None => self.decide_down(now, instance, service, wanted),
+            Life::None => self
+                .decide_recall(now, instance)
+                .unwrap_or_else(|| self.decide_down(now, instance, service, wanted)),
         }
     }
 
@@ -419,9 +421,6 @@ impl Core {
         if !self.synced(&config.manager) {
             return Step::Rest(waiting_for_manager(&config.manager), None);
         }
-        if let Some(step) = self.decide_recall(now, instance, &config.manager) {
-            return step;
-        }
         if let Some(at) = instance.retry.pending(now.mono) {
             let phase = match &instance.refused {
                 Some(status) => Phase::Refused {
@@ -509,7 +508,7 @@ impl Instance {
 }
 
 /// What a start, a stop or a word of its end waits for.
-pub(super) fn waiting_for_manager(manager: &ManagerId) -> Phase {
+fn waiting_for_manager(manager: &ManagerId) -> Phase {
     waiting_for(Component::ProcessManager(manager.clone()))
 }
 

@@ -136,6 +136,15 @@ impl World {
                 manager.replies.remove(&id);
                 self.send(Event::Answered(id, reply));
             }
+            Request::Forget(instance)
+                if manager
+                    .records
+                    .get(&instance)
+                    .is_some_and(|record| record.state.is_live()) =>
+            {
+                let status = Status::new(Code::FailedPrecondition, "it lives");
+                self.answer(id, Reply::Refused(status));
+            }
             Request::Forget(instance) => {
                 manager.records.remove(&instance);
                 if self.host.owner.get(&instance) == Some(&of) {

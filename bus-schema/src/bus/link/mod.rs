@@ -31,7 +31,7 @@ use crate::names::{ClientName, Component};
 use crate::raw::Raw;
 use crate::reply::Verdict;
 use crate::topic::Topic;
-use crate::transport::{PubSocket, SubSocket};
+use crate::transport::{LOOKED_FOR, PubSocket, SubSocket};
 
 /// Events waiting for the link's user. When full, further events of a stream
 /// are dropped and the stream is healed by a snapshot once there is room;
@@ -206,7 +206,12 @@ impl Link {
         to: Component,
         interest: Interest,
     ) -> Result<(Self, mpsc::Receiver<LinkEvent>), BusError> {
-        let events = SubSocket::connect(&dirs.bus_evt(&to)).await?;
+        // The bridge is left out by some: it is not looked for five times a second for ever.
+        let longest = match to {
+            Component::Bridge => Duration::from_secs(1),
+            _ => LOOKED_FOR,
+        };
+        let events = SubSocket::connect_within(&dirs.bus_evt(&to), longest).await?;
         let changes = events.watch();
         let presence = Topic::component(&to);
         for stream in &interest.streams {
@@ -219,7 +224,7 @@ impl Link {
         // Last: when an echo comes back on it, the ones before are in force too.
         events.subscribe(Topic::reply(&me).as_str()).await?;
         let (sender, receiver) = mpsc::channel(EVENTS);
-        let (commands, heard) = PubSocket::connect_watched(&dirs.bus_cmd(&to)).await?;
+        let (commands, heard) = PubSocket::connect_watched(&dirs.bus_cmd(&to), longest).await?;
         let inner = Arc::new(Inner {
             source: Source {
                 component: me.to_string(),

@@ -233,3 +233,101 @@ fn what_was_removed_together_with_its_manager_waits_for_it_by_name_and_is_forgot
     assert_eq!(left, ["a.1"]);
     assert!(!bench.core.notes().join("\n").contains("gpu"));
 }
+
+/// `a.1` ended, its move to `gpu` is under way, and a permit had been used before: it lives
+/// where it was, in the generation that is on its way to `gpu`.
+fn overtaken() -> Bench {
+    let mut bench = both();
+    let moved = [("a", of("gpu", service())), ("g", of("gpu", service()))];
+    bench.reborn(Some(&moved));
+    bench.input(Input::ControllerUp);
+    bench.sync_of(&id("gpu"), &[running("g.1", 1, T0)]);
+    bench.sync(&[running("a.1", 1, T0)]);
+    bench.tell(ended("a.1", 1, ExitResult::Signal, T0));
+    assert_eq!(bench.take(), ["spawn a.1 #2 at gpu"]);
+    bench.tell(running("a.1", 2, T0));
+    assert_eq!(bench.status("a.1").manager, None);
+    assert_eq!(bench.take(), Vec::<String>::new(), "it is well where it is");
+    bench
+}
+
+impl Bench {
+    fn recalled(&mut self, code: Code) {
+        self.input(Input::StopReply {
+            manager: id("gpu"),
+            instance: "a.1".parse().unwrap(),
+            generation: Generation(2),
+            result: Err(RequestFailure::Refused(Status::new(code, "refused"))),
+        });
+    }
+}
+
+#[test]
+fn a_spawn_that_a_permit_was_ahead_of_is_called_back_before_another() {
+    let mut bench = overtaken();
+    bench.tell(ended("a.1", 2, ExitResult::Signal, T0));
+    assert_eq!(bench.take(), ["stop a.1 #2 at gpu"]);
+    bench.pass(secs(3));
+    assert_eq!(bench.take(), Vec::<String>::new(), "it may be beginning");
+    // One that was not looked at proves nothing.
+    bench.recalled(Code::ResourceExhausted);
+    bench.pass(secs(3));
+    assert_eq!(bench.take(), ["stop a.1 #2 at gpu"]);
+    bench.recalled(Code::NotFound);
+    assert_eq!(bench.take(), ["spawn a.1 #3 at gpu"]);
+}
+
+#[test]
+fn a_refused_spawn_needs_no_recall() {
+    let mut bench = overtaken();
+    bench.input(Input::SpawnReply {
+        manager: id("gpu"),
+        instance: "a.1".parse().unwrap(),
+        generation: Generation(2),
+        result: Err(RequestFailure::Refused(Status::new(
+            Code::AlreadyExists,
+            "it lives elsewhere",
+        ))),
+    });
+    bench.tell(ended("a.1", 2, ExitResult::Signal, T0));
+    bench.pass(secs(3));
+    assert_eq!(bench.take(), ["spawn a.1 #3 at gpu"]);
+}
+
+#[test]
+fn a_recall_does_not_wait_until_the_service_is_wanted() {
+    let mut bench = overtaken();
+    let target = Target::Services(vec!["a".parse().unwrap()]);
+    bench.command(Operator::Stop {
+        target,
+        transient: false,
+    });
+    assert_eq!(bench.take(), ["stop a.1 #2"]);
+    bench.stopped("a.1");
+    assert_eq!(bench.take(), ["stop a.1 #2 at gpu"]);
+    bench.recalled(Code::NotFound);
+    assert_eq!(bench.phase("a.1"), "idle");
+    assert_eq!(bench.take(), Vec::<String>::new());
+}
+
+#[test]
+fn what_began_after_the_same_had_ended_elsewhere_lives() {
+    // The recall was forgotten with the supervisor.
+    let mut bench = overtaken();
+    bench.tell(ended("a.1", 2, ExitResult::Signal, T0));
+    bench.take();
+    let moved = [("a", of("gpu", service())), ("g", of("gpu", service()))];
+    bench.reborn(Some(&moved));
+    bench.input(Input::ControllerUp);
+    bench.sync(&[ended("a.1", 2, ExitResult::Signal, T0)]);
+    bench.sync_of(&id("gpu"), &[running("g.1", 1, T0), running("a.1", 2, T0)]);
+    assert_eq!(bench.phase("a.1"), "ready");
+    assert_eq!(bench.status("a.1").manager, id("gpu"));
+    // Its own end counts.
+    let restarts = bench.status("a.1").restarts;
+    bench.take();
+    bench.tell_of(&id("gpu"), ended("a.1", 2, ExitResult::Signal, T0));
+    bench.pass(secs(20));
+    assert_eq!(bench.take(), ["spawn a.1 #3 at gpu"]);
+    assert_eq!(bench.status("a.1").restarts, restarts + 1);
+}
