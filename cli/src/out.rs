@@ -93,7 +93,9 @@ pub fn println(text: impl AsRef<str>) -> Result<(), Error> {
 
 /// Writes a line to standard error. A closed standard error is no reason to stop.
 pub fn note(text: impl AsRef<str>) {
-    let _ = writeln!(io::stderr().lock(), "{}", text.as_ref());
+    // In one piece, also where others write to the same terminal or file.
+    let line = format!("{}\n", text.as_ref());
+    let _ = io::stderr().lock().write_all(line.as_bytes());
 }
 
 /// Writes one document in a machine's form, or `table()` for people.

@@ -54,8 +54,9 @@ fn on_runtime(context: Context, command: Cmd) -> Result<(), Error> {
         .build()
         .map_err(|source| Error::io("make", "the runtime", source))?;
     let result = runtime.block_on(dispatch(&context, command));
-    // A task that still reads a file must not hold the prompt back.
-    runtime.shutdown_timeout(std::time::Duration::from_millis(100));
+    // The process ends now. What is left (sockets, a task that still reads a file) goes with it:
+    // taking it apart piece by piece would only hold the prompt back.
+    std::mem::forget(runtime);
     result
 }
 

@@ -211,6 +211,8 @@ impl Link {
             Component::Bridge => Duration::from_secs(1),
             _ => LOOKED_FOR,
         };
+        // Before the subscriptions: the two connections' handshakes run beside each other.
+        let (commands, heard) = PubSocket::connect_watched(&dirs.bus_cmd(&to), longest).await?;
         let events = SubSocket::connect_within(&dirs.bus_evt(&to), longest).await?;
         let changes = events.watch();
         let presence = Topic::component(&to);
@@ -224,7 +226,6 @@ impl Link {
         // Last: when an echo comes back on it, the ones before are in force too.
         events.subscribe(Topic::reply(&me).as_str()).await?;
         let (sender, receiver) = mpsc::channel(EVENTS);
-        let (commands, heard) = PubSocket::connect_watched(&dirs.bus_cmd(&to), longest).await?;
         let inner = Arc::new(Inner {
             source: Source {
                 component: me.to_string(),
