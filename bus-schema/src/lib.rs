@@ -17,6 +17,7 @@
 //! | [`transport`] | the only place that knows the ZeroMQ library |
 //! | [`bus`] | a component's own sockets, and connections to others |
 //! | [`daemon`] | what every daemon's `main` does: flags, tracing, notification |
+//! | [`priority`], [`pulse`], [`memory`] | being quick, and no burden, on a host: slices, common ticks, memory given back |
 
 pub mod bus;
 pub mod component;
@@ -27,6 +28,7 @@ pub mod envelope;
 pub mod health;
 pub mod limits;
 pub mod managers;
+pub mod memory;
 pub mod message;
 pub mod names;
 pub mod priority;

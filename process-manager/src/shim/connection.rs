@@ -1,7 +1,7 @@
 //! Clients of one shim: bounded in number, in what they may send at once and in
 //! what is kept for them. None of them can make the shim wait.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -43,6 +43,19 @@ pub(crate) fn trusted(stream: &UnixStream) -> bool {
         .is_ok_and(|peer| peer.uid.is_root() || peer.uid == rustix::process::geteuid())
 }
 
+/// Bytes read at once: room for a spawn of usual size.
+const ROOM: usize = 8 * 1024;
+
+/// Appends what has come to `received`, up to [`ROOM`] bytes, and returns how many that are;
+/// 0 at the end. No more memory is touched than what came takes.
+pub(crate) fn read_some(stream: &UnixStream, received: &mut Vec<u8>) -> io::Result<usize> {
+    received.reserve(ROOM);
+    Ok(rustix::io::read(
+        stream,
+        rustix::buffer::spare_capacity(received),
+    )?)
+}
+
 impl Connection {
     /// Takes a client that has just connected, and what was read from it already.
     pub(crate) fn new(stream: UnixStream, watching: bool, received: Vec<u8>) -> io::Result<Self> {
@@ -73,10 +86,9 @@ impl Connection {
     /// Reads what has come, up to a bound, and returns the requests in it. What
     /// cannot be understood is counted in the second value.
     pub(crate) fn receive(&mut self) -> (Vec<Request>, u32) {
-        let mut bytes = [0_u8; 16 * 1024];
-        match self.stream.read(&mut bytes) {
+        match read_some(&self.stream, &mut self.received) {
             Ok(0) => self.closed = true,
-            Ok(count) => self.received.extend_from_slice(&bytes[..count]),
+            Ok(_) => {}
             Err(error) if again(&error) => {}
             Err(_) => self.closed = true,
         }
@@ -84,7 +96,13 @@ impl Connection {
         loop {
             match protocol::take(&mut self.received, MAX_REQUEST_FRAME) {
                 Ok(Some(request)) => requests.push(request),
-                Ok(None) => return (requests, malformed),
+                Ok(None) => {
+                    if self.received.is_empty() {
+                        // It may be days until the next one.
+                        self.received = Vec::new();
+                    }
+                    return (requests, malformed);
+                }
                 Err(FrameError::Malformed(_)) => malformed += 1,
                 // The stream cannot be followed any more.
                 Err(_) => {

@@ -1,6 +1,6 @@
 //! An idle shim: waits for a client, takes its spawn request, becomes the shim of that service.
 
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal};
 use super::connection::{self, Connection};
 use super::exec::monotonic_ns;
 use super::hook::{self, Before};
+use super::keeper::Keeper;
 use super::prepare::{self, Held, Refusal};
 use super::protocol::{self, FirstRequest, FrameError, MAX_SPAWN_FRAME, ShimMessage, SpawnRequest};
 use super::rehearsal::Rehearsal;
@@ -37,12 +38,26 @@ impl Idle {
     /// Waits, serves one service, and returns when nothing of it is left, with the
     /// exit code for the fork server.
     pub(crate) fn run(self) -> i32 {
+        match self.take() {
+            Ok(Some(life)) => {
+                life.run();
+                0
+            }
+            Ok(None) => 0,
+            Err(code) => code,
+        }
+    }
+
+    /// Waits, and starts one service. Its life goes on at the caller's: a start takes some pages of
+    /// stack that a service in its life needs no more.
+    #[inline(never)]
+    fn take(self) -> Result<Option<Life>, i32> {
         // Not inherited from the server, so that services do not inherit it either.
         blackhole_bus_schema::priority::raise();
         // Nobody could take an idle shim's place in a pool that has no server.
         let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
         if rustix::process::getppid() != Some(self.server) {
-            return 0;
+            return Ok(None);
         }
         // Orphans of the service become children of this process: none is lost sight of.
         if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
@@ -61,7 +76,7 @@ impl Idle {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     note(&format!("cannot accept: {error}"));
-                    return CANNOT_ACCEPT;
+                    return Err(CANNOT_ACCEPT);
                 }
             }
         };
@@ -73,26 +88,44 @@ impl Idle {
         drop((self.taken, self.listener));
         if !connection::trusted(&stream) {
             note("a client of another user was refused");
-            return 0;
+            return Ok(None);
         }
-        match receive(stream) {
+        Ok(match receive(stream) {
             Ok(Some((request, client, begun))) => {
-                serve(request, client, self.signals, &self.boot_id, begun);
+                serve(request, client, self.signals, self.boot_id, begun)
             }
-            Ok(None) => {}
-            Err(problem) => note(&format!("no service started: {problem}")),
+            Ok(None) => None,
+            Err(problem) => {
+                note(&format!("no service started: {problem}"));
+                None
+            }
+        })
+    }
+}
+
+/// What a shim does once it has taken a request.
+enum Life {
+    /// It holds a service.
+    Service(Box<Service>),
+    /// There is none, and descriptors wait for the next attempt.
+    Keeper(Box<Keeper>, OwnedFd),
+}
+
+impl Life {
+    fn run(self) {
+        match self {
+            Self::Service(service) => service.run(),
+            Self::Keeper(keeper, signals) => keeper.run(&signals),
         }
-        0
     }
 }
 
 /// Reads the spawn request, and tells when it began to come; `None` where none came.
-fn receive(mut stream: UnixStream) -> Result<Option<(SpawnRequest, Connection, u64)>, String> {
+fn receive(stream: UnixStream) -> Result<Option<(SpawnRequest, Connection, u64)>, String> {
     let mut begun = None;
     // The manager connects ahead: only when it has begun to speak is it late.
     let mut until = None;
     let mut received = Vec::new();
-    let mut bytes = vec![0_u8; 16 * 1024];
     let request: FirstRequest = loop {
         match protocol::take(&mut received, MAX_SPAWN_FRAME) {
             Ok(Some(request)) => break request,
@@ -112,12 +145,12 @@ fn receive(mut stream: UnixStream) -> Result<Option<(SpawnRequest, Connection, u
                 return Err("the client did not say in time what it wants".into());
             }
         }
-        match stream.read(&mut bytes) {
+        let before = received.len();
+        match connection::read_some(&stream, &mut received) {
             // An idle one that is not needed any more.
-            Ok(0) if received.is_empty() => return Ok(None),
+            Ok(0) if before == 0 => return Ok(None),
             Ok(0) => return Err("the client went away".into()),
-            Ok(count) => {
-                received.extend_from_slice(&bytes[..count]);
+            Ok(_) => {
                 begun = begun.or_else(|| Some(monotonic_ns()));
                 until = until.or_else(|| Instant::now().checked_add(REQUEST_TIMEOUT));
             }
@@ -157,18 +190,19 @@ fn serve(
     request: SpawnRequest,
     mut client: Connection,
     signals: OwnedFd,
-    boot_id: &str,
+    boot_id: String,
     begun: u64,
-) {
+) -> Option<Life> {
     if let Ok(name) = std::ffi::CString::new(format!("bh:{}", request.instance)) {
         // The first 15 bytes are shown by ps.
         let _ = rustix::thread::set_name(&name);
     }
-    let held = match prepare::hold(&request, &client, boot_id) {
+    let held = match prepare::hold(&request, &client, &boot_id) {
         Ok(held) => held,
         Err(Refusal { failure, held_by }) => {
             note(&format!("{}: {failure}", request.instance));
-            return client.send(&ShimMessage::SpawnFailed { failure, held_by });
+            client.send(&ShimMessage::SpawnFailed { failure, held_by });
+            return None;
         }
     };
     let output = match &request.settings.hooks.before_start {
@@ -176,24 +210,26 @@ fn serve(
         Some(hook) => match hook::before_start(&request, hook, &client, &signals) {
             Ok(output) => Some(output),
             // As if it had never been asked for.
-            Err(Before::Unwanted) => return held.lock.leave(),
+            Err(Before::Unwanted) => {
+                held.lock.leave();
+                return None;
+            }
             Err(Before::Failed(failure)) => {
-                return not_started(&request, held, client, failure);
+                not_started(&request, held, client, failure);
+                return None;
             }
         },
     };
     let mut kept = None;
     match start::start(&request, begun, &mut kept) {
         Ok(running) => {
-            let boot_id = boot_id.to_owned();
-            Service::new(request, held, signals, running, client, boot_id, output).run();
+            let service = Service::new(request, held, signals, running, client, boot_id, output);
+            Some(Life::Service(Box::new(service)))
         }
         Err(failure) => {
             let keeper = kept.and_then(|kept| kept.keep(&request.socket));
             not_started(&request, held, client, failure);
-            if let Some(keeper) = keeper {
-                keeper.run(&signals);
-            }
+            keeper.map(|keeper| Life::Keeper(Box::new(keeper), signals))
         }
     }
 }

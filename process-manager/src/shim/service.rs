@@ -19,6 +19,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
+use blackhole_bus_schema::memory;
 use blackhole_bus_schema::process::{ExitRecord, ExitStatus};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, WaitOptions, WaitStatus};
@@ -40,6 +41,9 @@ use wishes::{Asked, Main, Refused};
 
 /// Status texts and signs of life are told at most this often.
 const NOTIFY_INTERVAL: Duration = Duration::from_millis(20);
+
+/// How long after a start the shim gives back the memory that it took: not while others start.
+const SETTLED: Duration = Duration::from_secs(3);
 
 /// A stop that was asked for.
 #[derive(Debug)]
@@ -110,6 +114,8 @@ pub(crate) struct Service {
     notify_due: Option<Instant>,
     notify_told: Option<Instant>,
     accept_after: Option<Instant>,
+    /// When what its start has taken is given back.
+    settles: Option<Instant>,
 }
 
 impl Service {
@@ -185,13 +191,15 @@ impl Service {
             notify_due: None,
             notify_told: None,
             accept_after: None,
+            settles: None,
         };
+        service.settle_later();
         service.permit(permit);
         service
     }
 
     /// Runs until nothing of the service is left, its end is recorded and its lock is free.
-    pub(crate) fn run(mut self) {
+    pub(crate) fn run(mut self: Box<Self>) {
         match super::prepare::listen(&self.request.socket) {
             Ok(listener) => self.listener = Some(listener),
             Err(error) => {
@@ -249,6 +257,7 @@ impl Service {
             self.accept_after,
             self.output.due(),
             self.successor_due,
+            self.settles,
             self.reload.as_ref().map(Reloading::deadline),
             self.hooks.iter().filter_map(|(_, hook)| hook.due()).min(),
         ];
@@ -431,6 +440,16 @@ impl Service {
         if is_due(self.successor_due) {
             self.make_successor();
         }
+        if is_due(self.settles) {
+            self.settles = None;
+            memory::give_back();
+            sys::give_back_stack();
+        }
+    }
+
+    /// It has begun to run: once that is over no memory is held for it.
+    fn settle_later(&mut self) {
+        self.settles = Instant::now().checked_add(SETTLED);
     }
 
     fn on_notify(&mut self) {
@@ -470,7 +489,7 @@ impl Service {
     /// Nothing is left of the service: the rest of its output, its verdict, its
     /// record; then sockets and lock go, in this order, so that whoever hears of
     /// the end can start the next generation at once.
-    fn finish(mut self) {
+    fn finish(mut self: Box<Self>) {
         let exit = self.note_exit();
         self.output.finish();
         self.permit(None);

@@ -36,6 +36,24 @@ pub(crate) fn give_way() {
     unsafe { libc::sched_yield() };
 }
 
+/// Bytes below the stack pointer that are given back. A program begins with 128 KiB of stack
+/// below its arguments (`setup_arg_pages` of Linux), of which a shim has used a few when this is called.
+const STACK_BELOW: usize = 64 * 1024;
+
+/// Gives the host back the part of the stack that was used and is not any more.
+#[inline(never)]
+pub(crate) fn give_back_stack() {
+    let page = rustix::param::page_size();
+    let here = 0_u8;
+    // Not what this function and the call below stand on.
+    let end = (std::ptr::from_ref(&here).addr() - page) & !(page - 1);
+    let start = std::ptr::without_provenance_mut(end - STACK_BELOW);
+    // SAFETY: below the stack pointer of the only thread nothing is alive (children that share
+    // the memory have stacks of their own), and as far down as this goes there is only stack. It
+    // reads as zeros afterwards, which new frames do not mind. See madvise(2).
+    unsafe { libc::madvise(start, STACK_BELOW, libc::MADV_DONTNEED) };
+}
+
 /// Ends this process without running destructors or exit handlers.
 pub(crate) fn exit_now(code: i32) -> ! {
     // SAFETY: _exit(2) does not return and touches no memory.

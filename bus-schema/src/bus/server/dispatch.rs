@@ -17,7 +17,7 @@ use crate::topic::Topic;
 use crate::transport::SubSocket;
 
 /// Budget of a command that names none.
-const DEFAULT_BUDGET: Duration = Duration::from_secs(30);
+pub(super) const DEFAULT_BUDGET: Duration = Duration::from_secs(30);
 /// Longest budget honoured, so that a hostile one cannot overflow a clock.
 const MAX_BUDGET: Duration = Duration::from_secs(24 * 3600);
 
@@ -138,7 +138,7 @@ async fn dispatch(inner: &Arc<Inner>, envelope: Envelope, commands: &mpsc::Sende
         incoming.reply::<Ping>(Ok(info)).await;
         return;
     }
-    inner.lock().replies.begin(id);
+    inner.lock().replies.begin(id, budget);
     if let Err(full) = commands.try_send(incoming) {
         // As if it had been lost on the way: the client repeats it until there
         // is room or its budget is spent.

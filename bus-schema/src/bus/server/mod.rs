@@ -27,6 +27,7 @@ use crate::component::{Bye, ComponentInfo, Heartbeat, Hello, StreamTail};
 use crate::config::Listen;
 use crate::dirs::{Dirs, unix_now_ns};
 use crate::envelope::{self, Outgoing, Source};
+use crate::memory;
 use crate::message::{Message, PAGE_ITEMS, Snapshot};
 use crate::names::{ClientName, Component};
 use crate::process::LogLines;
@@ -513,6 +514,9 @@ async fn heartbeats(inner: std::sync::Weak<Inner>) {
     loop {
         tick.tick().await;
         let Some(inner) = inner.upgrade() else { return };
+        if inner.lock().replies.beat() {
+            memory::give_back();
+        }
         let Ok(permit) = inner.outgoing.reserve().await else {
             return;
         };

@@ -12,6 +12,7 @@ use blackhole_bus_schema::process::{ExitRecord, NotifyState, SpawnFailure};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 use super::wire::Wire;
 use super::{ClientError, Loss, ShimStatus, Started, StopRequest, instance_lock_held, read_record};
@@ -19,7 +20,8 @@ use crate::readiness::readable;
 use crate::shim::protocol::{Request, RequestBody, ShimMessage, ShimPermit};
 
 /// Requests waiting for the shim's task: more than anybody asks of one service
-/// at a time. Who comes when it is full waits.
+/// at a time. Who comes when it is full waits. Pointers, as the events: a channel has room for 32
+/// values from its beginning.
 const REQUESTS: usize = 16;
 
 /// Events waiting for the manager. When it is full the task stops reading, the shim's own buffer
@@ -96,13 +98,13 @@ pub enum ShimEvent {
 /// The events of one shim, in order.
 #[derive(Debug)]
 pub struct ShimEvents {
-    receiver: mpsc::Receiver<ShimEvent>,
+    receiver: mpsc::Receiver<Box<ShimEvent>>,
 }
 
 impl ShimEvents {
     /// The next event; `None` after `Exited` or `Gone`. Cancel safe.
     pub async fn next(&mut self) -> Option<ShimEvent> {
-        self.receiver.recv().await
+        self.receiver.recv().await.map(|event| *event)
     }
 }
 
@@ -116,7 +118,7 @@ struct Ask {
 #[derive(Debug, Clone)]
 pub struct ShimHandle {
     shim_pid: u32,
-    sender: mpsc::Sender<Ask>,
+    sender: mpsc::Sender<Box<Ask>>,
 }
 
 impl ShimHandle {
@@ -204,12 +206,12 @@ impl ShimHandle {
         let (reply, answer) = oneshot::channel();
         let work = async {
             self.sender
-                .send(Ask { request, reply })
+                .send(Box::new(Ask { request, reply }))
                 .await
                 .map_err(|_| ClientError::Closed)?;
             answer.await.map_err(|_| ClientError::Closed)?
         };
-        tokio::time::timeout(within, work)
+        timeout(within, work)
             .await
             .unwrap_or(Err(ClientError::Mute {
                 shim_pid: self.shim_pid,
@@ -350,7 +352,7 @@ async fn greet(socket: &Path) -> Result<(Wire, ShimStatus), ClientError> {
             }
         }
     };
-    tokio::time::timeout(GREETING, work)
+    timeout(GREETING, work)
         .await
         .unwrap_or(Err(ClientError::Closed))
 }
@@ -389,8 +391,8 @@ struct Holder {
     shim_pid: u32,
     /// Readable when the shim has ended.
     process: Option<AsyncFd<OwnedFd>>,
-    requests: mpsc::Receiver<Ask>,
-    events: mpsc::Sender<ShimEvent>,
+    requests: mpsc::Receiver<Box<Ask>>,
+    events: mpsc::Sender<Box<ShimEvent>>,
     next_id: u64,
     /// Asked and not yet answered; as many as callers wait.
     pending: HashMap<u64, oneshot::Sender<Result<Option<ShimStatus>, ClientError>>>,
@@ -416,7 +418,8 @@ impl Holder {
             }
             // Those who asked cannot know what became of it.
             self.pending.clear();
-            match self.reconnect().await {
+            // Rare, and larger than the rest of this task.
+            match Box::pin(self.reconnect()).await {
                 Some(again) => wire = again,
                 None => return,
             }
@@ -510,7 +513,7 @@ impl Holder {
             ShimEvent::Exited { .. } | ShimEvent::NotRestarted { .. }
         );
         // When nobody listens the requests still matter.
-        let _ = self.events.send(event).await;
+        let _ = self.events.send(Box::new(event)).await;
         last
     }
 
@@ -522,16 +525,17 @@ impl Holder {
                 let mut event = self.last_event().await;
                 if let ShimEvent::Restarted { generation, .. } = event {
                     self.place.generation = generation;
-                    let _ = self.events.send(event).await;
+                    let _ = self.events.send(Box::new(event)).await;
                     event = self.last_event().await;
                 }
-                let _ = self.events.send(event).await;
+                let _ = self.events.send(Box::new(event)).await;
                 return None;
             }
             match reach(&self.place.dir, &self.place.socket, self.shim_pid).await {
                 Ok((wire, status)) if status.started.shim_pid == self.shim_pid => {
                     self.place.generation = status.generation;
-                    let _ = self.events.send(ShimEvent::Status(Box::new(status))).await;
+                    let event = Box::new(ShimEvent::Status(Box::new(status)));
+                    let _ = self.events.send(event).await;
                     return Some(wire);
                 }
                 _ => {}
@@ -541,9 +545,7 @@ impl Holder {
             }
             // Its socket is gone. It still has a lock to give up and an end to record.
             match &self.process {
-                Some(process) => {
-                    let _ = tokio::time::timeout(RETRY, process.readable()).await;
-                }
+                Some(process) => drop(timeout(RETRY, process.readable()).await),
                 None => tokio::time::sleep(RETRY).await,
             }
             // Whoever asks meanwhile is told.

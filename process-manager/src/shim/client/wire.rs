@@ -1,13 +1,17 @@
 //! One connection to a shim, frame by frame.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use serde::Serialize;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 
 use super::ClientError;
 use crate::shim::protocol::{self, FrameError, MAX_MESSAGE_FRAME, MAX_SPAWN_FRAME, ShimMessage};
+
+/// Bytes read at once: most messages have some hundred.
+const ROOM: usize = 4096;
 
 /// A connection to one shim.
 #[derive(Debug)]
@@ -21,7 +25,7 @@ impl Wire {
         let stream = UnixStream::connect(path).await?;
         Ok(Self {
             stream,
-            received: Vec::with_capacity(4096),
+            received: Vec::new(),
         })
     }
 
@@ -57,9 +61,18 @@ impl Wire {
                 }
                 Err(error) => return Err(ClientError::Protocol(error)),
             }
-            match self.stream.read_buf(&mut self.received).await {
+            if self.received.is_empty() {
+                // A shim has nothing to say for days.
+                self.received = Vec::new();
+            }
+            if self.stream.readable().await.is_err() {
+                return Ok(None);
+            }
+            self.received.reserve(ROOM);
+            match self.stream.try_read_buf(&mut self.received) {
+                Ok(1..) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Ok(0) | Err(_) => return Ok(None),
-                Ok(_) => {}
             }
         }
     }

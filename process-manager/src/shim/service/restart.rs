@@ -352,6 +352,7 @@ impl Service {
         self.started = started.clone();
         // Used up, and with it what only a permit needs.
         self.permit(None);
+        self.settle_later();
         self.tell(&ShimMessage::Restarted {
             exit,
             generation: self.request.generation,
@@ -396,7 +397,7 @@ impl Service {
     }
 
     /// The end of a shim whose successor could not be started.
-    pub(super) fn not_restarted(mut self, exit: ExitRecord, failure: SpawnFailure) {
+    pub(super) fn not_restarted(mut self: Box<Self>, exit: ExitRecord, failure: SpawnFailure) {
         if let Some(grant) = &self.request.grant {
             tree::kill_cgroups(grant);
             cgroups::remove_all_run_groups(grant);
