@@ -25,7 +25,8 @@ const DRAIN_SLACK: Duration = Duration::from_secs(5);
 const STOP_SLACK: Duration = Duration::from_secs(20);
 
 impl Shell {
-    pub(super) async fn act(&mut self, action: Action, cause: Option<Uuid>) {
+    /// Performs one action; `spawns` says that a spawn is among those it goes together with.
+    pub(super) async fn act(&mut self, action: Action, cause: Option<Uuid>, spawns: bool) {
         match action {
             // Gathered by `perform`.
             Action::Persist { .. } => {}
@@ -166,11 +167,11 @@ impl Shell {
                     why,
                 };
                 let server = &self.daemon.server;
-                match changed.status.phase {
-                    // The process-manager has been asked: it has better to do than anybody
-                    // who only looks on.
-                    Phase::Spawning => server.publish_patiently(topic, &changed, cause).await,
-                    _ => server.publish(topic, &changed, cause).await,
+                // The process-manager has been asked: it has better to do than anybody who only
+                // looks on. A failure is told together with the start that follows it at once.
+                match spawns || matches!(changed.status.phase, Phase::Spawning) {
+                    true => server.publish_patiently(topic, &changed, cause).await,
+                    false => server.publish(topic, &changed, cause).await,
                 }
             }
             Action::Answer { ticket, result } => self.answer(ticket, result).await,

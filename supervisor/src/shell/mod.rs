@@ -203,7 +203,7 @@ impl Shell {
         self.perform().await;
         for answer in answers {
             self.flushed().await;
-            self.act(answer, None).await;
+            self.act(answer, None, false).await;
         }
         self.say_what_is_missing();
     }
@@ -229,8 +229,10 @@ impl Shell {
         if !changes.is_empty() {
             self.write(changes, durable);
         }
+        let spawns = |(action, _): &(Action, _)| matches!(action, Action::Spawn(..));
+        let spawns = rest.iter().any(spawns);
         for (action, cause) in rest {
-            self.act(action, cause).await;
+            self.act(action, cause, spawns).await;
         }
         if durable {
             self.flush();
