@@ -22,6 +22,13 @@ fn kill_holder(deployment: &Deployment, name: &str) -> u32 {
         holder(deployment, name).ok_or_else(|| format!("no {name}"))
     });
     deployment.kill(pid);
+    // A process of some size takes a while to end, and holds its lock until then.
+    wait_for(&format!("the end of {name} {pid}"), || {
+        match Lock::holder(&deployment.dirs().lock(name)) {
+            Some(holder) if holder == pid => Err("it holds its lock".to_owned()),
+            _ => Ok(()),
+        }
+    });
     pid
 }
 

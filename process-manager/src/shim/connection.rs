@@ -43,11 +43,11 @@ pub(crate) fn trusted(stream: &UnixStream) -> bool {
         .is_ok_and(|peer| peer.uid.is_root() || peer.uid == rustix::process::geteuid())
 }
 
-/// Bytes read at once: room for a spawn of usual size.
+/// Bytes that there is room for at least when something is read: a spawn of usual size.
 const ROOM: usize = 8 * 1024;
 
-/// Appends what has come to `received`, up to [`ROOM`] bytes, and returns how many that are;
-/// 0 at the end. No more memory is touched than what came takes.
+/// Appends what has come to `received`, as far as there is room, and returns how many bytes that
+/// are; 0 at the end. No more memory is touched than what came takes.
 pub(crate) fn read_some(stream: &UnixStream, received: &mut Vec<u8>) -> io::Result<usize> {
     received.reserve(ROOM);
     Ok(rustix::io::read(

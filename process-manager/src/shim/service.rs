@@ -42,7 +42,7 @@ use wishes::{Asked, Main, Refused};
 /// Status texts and signs of life are told at most this often.
 const NOTIFY_INTERVAL: Duration = Duration::from_millis(20);
 
-/// How long after a start the shim gives back the memory that it took: not while others start.
+/// How long after a start the shim gives back the memory that it took: seldom while others start.
 const SETTLED: Duration = Duration::from_secs(3);
 
 /// A stop that was asked for.

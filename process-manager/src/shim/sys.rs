@@ -36,21 +36,26 @@ pub(crate) fn give_way() {
     unsafe { libc::sched_yield() };
 }
 
-/// Bytes below the stack pointer that are given back. A program begins with 128 KiB of stack
-/// below its arguments (`setup_arg_pages` of Linux), of which a shim has used a few when this is called.
+/// Bytes below the stack pointer that are given back: more than a start takes.
 const STACK_BELOW: usize = 64 * 1024;
 
 /// Gives the host back the part of the stack that was used and is not any more.
 #[inline(never)]
 pub(crate) fn give_back_stack() {
-    let page = rustix::param::page_size();
+    // SAFETY: sysconf(3) takes a number; this one the C library knows from its start.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(0);
+    if !page.is_power_of_two() {
+        return;
+    }
     let here = 0_u8;
     // Not what this function and the call below stand on.
     let end = (std::ptr::from_ref(&here).addr() - page) & !(page - 1);
     let start = std::ptr::without_provenance_mut(end - STACK_BELOW);
     // SAFETY: below the stack pointer of the only thread nothing is alive (children that share
-    // the memory have stacks of their own), and as far down as this goes there is only stack. It
-    // reads as zeros afterwards, which new frames do not mind. See madvise(2).
+    // the memory have stacks of their own). The kernel keeps other mappings at a distance of 256
+    // pages from the stack (`stack_guard_gap`), so that whatever of this is mapped is stack; of
+    // what is not the call tells by an error. What is given back reads as zeros afterwards, which
+    // new frames do not mind. See madvise(2).
     unsafe { libc::madvise(start, STACK_BELOW, libc::MADV_DONTNEED) };
 }
 

@@ -12,7 +12,7 @@ use super::{COMMANDS, Frames, Incoming, Inner, Server};
 use crate::component::Ping;
 use crate::envelope::{Envelope, EnvelopeError};
 use crate::message::Message;
-use crate::reply::{Reply, Verdict};
+use crate::reply::{Code, Reply, Status, Verdict};
 use crate::topic::Topic;
 use crate::transport::SubSocket;
 
@@ -97,7 +97,11 @@ async fn dispatch(inner: &Arc<Inner>, envelope: Envelope, commands: &mpsc::Sende
         return;
     };
     let id = envelope.id;
-    let known = inner.lock().replies.look_up(id);
+    let budget = envelope
+        .budget_ms
+        .map_or(DEFAULT_BUDGET, Duration::from_millis)
+        .min(MAX_BUDGET);
+    let known = inner.lock().replies.look_up(id, budget);
     match known {
         Known::New => {}
         Known::InProgress => {
@@ -116,11 +120,21 @@ async fn dispatch(inner: &Arc<Inner>, envelope: Envelope, commands: &mpsc::Sende
             inner.send_reply(&client, body).await;
             return;
         }
+        Known::Forgotten => {
+            inner.counters.repeated.up();
+            let text = format!(
+                "{} was carried out, and its answer is not kept any more: ask for the state",
+                envelope.kind
+            );
+            let verdict = Verdict::Failed {
+                error: Status::new(Code::Unknown, text),
+            };
+            if let Some(body) = inner.encode(0, Some(id), &Reply { to: id, verdict }) {
+                inner.send_reply(&client, body).await;
+            }
+            return;
+        }
     }
-    let budget = envelope
-        .budget_ms
-        .map_or(DEFAULT_BUDGET, Duration::from_millis)
-        .min(MAX_BUDGET);
     let incoming = Incoming {
         id,
         kind: envelope.kind,

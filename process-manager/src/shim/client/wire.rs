@@ -1,10 +1,13 @@
 //! One connection to a shim, frame by frame.
 
-use std::io::ErrorKind;
+use std::future::poll_fn;
+use std::mem::MaybeUninit;
 use std::path::Path;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 use serde::Serialize;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::net::UnixStream;
 
 use super::ClientError;
@@ -65,15 +68,60 @@ impl Wire {
                 // A shim has nothing to say for days.
                 self.received = Vec::new();
             }
-            if self.stream.readable().await.is_err() {
-                return Ok(None);
-            }
-            self.received.reserve(ROOM);
-            match self.stream.try_read_buf(&mut self.received) {
+            match poll_fn(|context| self.poll_read(context)).await {
                 Ok(1..) => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Ok(0) | Err(_) => return Ok(None),
             }
         }
+    }
+
+    /// Appends what has come, and tells how many bytes that are. Without memory that waits with
+    /// it.
+    fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
+        let mut bytes = [MaybeUninit::uninit(); ROOM];
+        let mut buffer = ReadBuf::uninit(&mut bytes);
+        ready!(Pin::new(&mut self.stream).poll_read(context, &mut buffer))?;
+        self.received.extend_from_slice(buffer.filled());
+        Poll::Ready(Ok(buffer.filled().len()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blackhole_bus_schema::process::NotifyState;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_message_in_pieces_survives_whoever_stops_waiting_for_it() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut wire = Wire {
+            stream: ours,
+            received: Vec::new(),
+        };
+        let message = ShimMessage::Notify {
+            notify: NotifyState::default(),
+        };
+        let mut bytes = Vec::new();
+        protocol::encode(&message, MAX_MESSAGE_FRAME, &mut bytes).unwrap();
+        for piece in bytes.chunks(5) {
+            theirs.write_all(piece).await.unwrap();
+            if wire.received.len() + piece.len() == bytes.len() {
+                break;
+            }
+            // Polled until it has taken the piece, and dropped.
+            let before = wire.received.len();
+            while wire.received.len() == before {
+                tokio::select! {
+                    biased;
+                    got = wire.next() => panic!("{got:?} of a part"),
+                    () = tokio::task::yield_now() => {}
+                }
+            }
+        }
+        assert_eq!(wire.next().await.unwrap(), Some(message));
+        drop(theirs);
+        assert_eq!(wire.next().await.unwrap(), None);
+        assert_eq!(wire.received.capacity(), 0);
     }
 }
