@@ -261,6 +261,10 @@ class Dinit(Peer):
         data = self.socket.command(wire.Dinit.START, name)
         return lambda: self.socket.sock.sendall(data)
 
+    def many_starter(self, names):
+        data = b"".join(self.socket.command(wire.Dinit.START, name) for name in names)
+        return lambda: self.socket.sock.sendall(data)
+
     def many_down(self, names):
         self.socket.stop(names)
 

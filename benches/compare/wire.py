@@ -368,13 +368,17 @@ class Supervisord:
 
 
 class Dinit:
-    """dinit's control socket, see its `control-cmds.h`."""
+    """dinit's control socket, see its `control-cmds.h`. A thread takes in what comes: once dinit could not
+    write at once to who does not read, it reads no more from it."""
 
     LOAD, START, STOP = 2, 3, 4
 
     def __init__(self, path):
         self.sock = connect(path)
         self.buffer = b""
+        self.ended = False
+        self.came = threading.Condition()
+        threading.Thread(target=self._take_in, daemon=True).start()
         self.handles = {}
         self.stopped = set()
 
@@ -392,13 +396,15 @@ class Dinit:
         return bytes([what, 0]) + self.handle(name)
 
     def stop(self, names):
-        """Stops services and waits for the events that say so; answers before them are passed over."""
-        wanted = {self.handle(name) for name in names}
-        self.stopped -= wanted
-        self.sock.sendall(b"".join(self.command(self.STOP, name) for name in names))
-        while not wanted <= self.stopped:
-            if (kind := self._exactly(1)[0]) >= 100:
-                self._event(kind)
+        """Stops services, one after the other, and waits for the events that say so; answers before them are
+        passed over."""
+        for name in names:
+            wanted = self.handle(name)
+            self.stopped.discard(wanted)
+            self.sock.sendall(self.command(self.STOP, name))
+            while wanted not in self.stopped:
+                if (kind := self._exactly(1)[0]) >= 100:
+                    self._event(kind)
 
     def close(self):
         """Ends the connection."""
@@ -414,14 +420,28 @@ class Dinit:
         if kind == 100:
             (self.stopped.add if body[4] == 1 else self.stopped.discard)(body[:4])
 
+    def _take_in(self):
+        more = True
+        while more:
+            try:
+                more = self.sock.recv(65536)
+            except TimeoutError:
+                continue
+            except OSError:
+                more = b""
+            with self.came:
+                self.buffer += more
+                self.ended = not more
+                self.came.notify_all()
+
     def _exactly(self, count):
-        while len(self.buffer) < count:
-            more = self.sock.recv(65536)
-            if not more:
+        with self.came:
+            if not self.came.wait_for(lambda: len(self.buffer) >= count or self.ended, self.sock.gettimeout()):
+                raise TimeoutError("dinit does not answer")
+            if len(self.buffer) < count:
                 raise EOFError("dinit is gone")
-            self.buffer += more
-        data, self.buffer = self.buffer[:count], self.buffer[count:]
-        return data
+            data, self.buffer = self.buffer[:count], self.buffer[count:]
+            return data
 
 
 # ---------------------------------------------------------------------- shep

@@ -54,7 +54,7 @@ pub struct Global {
     /// Speak to the processes' own sockets and read their records: works with no daemon at all (status, logs, stop, kill)
     #[arg(long, global = true)]
     pub offline: bool,
-    /// Longest time the command may take, for instance 500ms, 30s, 2m
+    /// Longest time the command may take, for instance 500ms, 30s, 2m; what would go on for ever (logs -f, monitor, events) ends then
     #[arg(long, value_name = "TIME", global = true, value_parser = parse_duration)]
     pub timeout: Option<Duration>,
 }

@@ -273,8 +273,13 @@ impl Error {
                         .to_owned()
                 }
                 Code::NotFound => "`blackhole status` lists what there is".to_owned(),
-                Code::Unavailable | Code::DeadlineExceeded => {
+                Code::Unavailable => {
                     "try again; `blackhole component list` shows who is there".to_owned()
+                }
+                Code::DeadlineExceeded => {
+                    "`blackhole status` and `blackhole logs` show how far it \
+                     is; --timeout allows more time"
+                        .to_owned()
                 }
                 Code::Unimplemented => {
                     "the daemon is of another version: `blackhole component list` shows which"

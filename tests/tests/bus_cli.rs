@@ -228,6 +228,8 @@ fn streams_end_when_they_are_told_to() {
     deployment
         .cli(&["events", "--timeout", "300ms", "-n", "1000"])
         .exits_with(5);
+    deployment.cli(&["logs", "-f", "--timeout", "300ms"]).ok();
+    deployment.cli(&["monitor", "--timeout", "300ms"]).ok();
     let unknown = deployment.cli(&["events", "ecko"]).exits_with(3);
     assert!(unknown.stderr.contains("echo"), "{unknown:#?}");
     deployment.down();

@@ -15,7 +15,7 @@ use crate::view::status::StatusView;
 use crate::watch::{Change, Watch};
 use crate::{client, human, keeper_file};
 
-use super::status;
+use super::{events, status};
 
 /// Shortest time between two pictures, however much happens.
 const CALM: Duration = Duration::from_millis(100);
@@ -29,6 +29,20 @@ pub(super) async fn run(context: &Context, args: &args::Monitor) -> Result<(), E
     let mut watch = Watch::open(&context.dirs).await?;
     first_answers(context, &mut watch).await?;
     let live = std::io::stdout().is_terminal() && context.format == Format::Table;
+    let deadline = context.own_timeout().map(|within| Instant::now() + within);
+    let pictures = pictures(context, args, &filter, &mut watch, live);
+    // The time that it was to be watched for is over.
+    events::within(deadline, pictures).await.unwrap_or(Ok(()))
+}
+
+/// Shows one picture after the other, until it is dropped.
+async fn pictures(
+    context: &Context,
+    args: &args::Monitor,
+    filter: &Filter,
+    watch: &mut Watch,
+    live: bool,
+) -> Result<(), Error> {
     loop {
         let view = StatusView::new(human::now_ns(), &watch.model.answers(), watch.found());
         // A name may come and go while it is watched.

@@ -176,7 +176,9 @@ fn judge(row: &ServiceRow) -> Verdict {
 }
 
 fn last_known(row: &ServiceRow) -> Verdict {
-    if row.detail.circuit_open || row.state == Some(StateName::Failed) {
+    // How one ended that was stopped since is history.
+    let failed = row.state == Some(StateName::Failed) && !row.detail.off;
+    if row.detail.circuit_open || failed {
         return Verdict::Failed;
     }
     match (&row.detail.phase, row.health) {
@@ -214,6 +216,7 @@ mod tests {
     use crate::view::service::{Answers, rows};
     use crate::view::status::tests::{exit, status};
     use blackhole_bus_schema::process::{ExitResult, ExitStatus};
+    use blackhole_bus_schema::supervision::Desired;
 
     #[test]
     fn verdicts() {
@@ -234,6 +237,14 @@ mod tests {
         migrate.last_exit = Some(exit(ExitResult::Success, ExitStatus::Exited { code: 0 }));
         let mut stopped = status("off.1", Phase::Idle);
         stopped.state = Some(StateName::Terminated);
+        // It has failed, and was stopped afterwards.
+        let mut given_up = status("past.1", Phase::Idle);
+        given_up.desired = Desired::Down;
+        given_up.state = Some(StateName::Failed);
+        given_up.last_exit = Some(exit(ExitResult::ExitCode, ExitStatus::Exited { code: 3 }));
+        let mut once = given_up.clone();
+        once.instance = "once.1".parse().unwrap();
+        once.desired = Desired::Up;
         let web = status(
             "web.1",
             Phase::WaitingForDependency {
@@ -241,7 +252,16 @@ mod tests {
             },
         );
         let answers = Answers {
-            status: Some(vec![db.clone(), api, flaky, migrate, stopped, web]),
+            status: Some(vec![
+                db.clone(),
+                api,
+                flaky,
+                migrate,
+                stopped,
+                given_up,
+                once,
+                web,
+            ]),
             ..Answers::default()
         };
         let view = HealthView::new(&rows(0, &answers), &[], None);
@@ -253,6 +273,8 @@ mod tests {
         flaky.1    failed     FAILED             5  circuit open; last: exit code 1
         migrate.1  healthy    TERMINATED         0
         off.1      down       TERMINATED         0
+        once.1     failed     FAILED             0  last: exit code 3
+        past.1     down       FAILED             0
         web.1      starting   -                  0  waits for api ready
         ");
         let well = Answers {

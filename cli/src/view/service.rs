@@ -11,7 +11,7 @@ use blackhole_bus_schema::process::{
     ExitRecord, ExitResult, ExitStatus, Failure, InstanceRecord, ProcessState, StateName,
 };
 use blackhole_bus_schema::resource::Usage;
-use blackhole_bus_schema::supervision::{Circuit, InstanceStatus, Phase};
+use blackhole_bus_schema::supervision::{Circuit, Desired, InstanceStatus, Phase};
 use serde::Serialize;
 
 use crate::human;
@@ -87,6 +87,8 @@ pub struct Detail {
     pub completed: bool,
     /// Restarts in a row are not made.
     pub circuit_open: bool,
+    /// Nobody wants it to run, and nothing is done with it: stopped, or not started by itself.
+    pub off: bool,
     /// Why the last spawn failed, or another error.
     pub error: Option<String>,
     /// Its latest start failed, before its program ran.
@@ -226,6 +228,9 @@ fn row(
             phase: status.map(|status| status.phase.clone()),
             completed: status.is_some_and(|status| status.completed),
             circuit_open: status.is_some_and(|status| status.circuit == Circuit::Open),
+            off: status.is_some_and(|status| {
+                status.desired == Desired::Down && status.phase == Phase::Idle
+            }),
             never_ran: match record {
                 Some(record) => spawn_error(Some(record)).is_some(),
                 None => state == Some(StateName::Failed) && error.is_some(),

@@ -133,7 +133,8 @@ impl Shell {
     /// Tells those who wait that they wait in vain.
     pub(super) async fn refuse_waiting(&mut self) {
         for (_, asked) in self.tickets.drain() {
-            let text = "the supervisor ends; services run on, and so does what was begun with them";
+            let text = "the supervisor ends; services run on, and what was asked for is remembered: \
+                        the next supervisor goes on with it";
             let status = Status::new(Code::Unavailable, text);
             asked.incoming.fail(status).await;
         }

@@ -22,7 +22,9 @@ mod select;
 mod source;
 
 use blackhole_bus_schema::names::InstanceName;
+use tokio::time::Instant;
 
+use super::events;
 use crate::args;
 use crate::context::Context;
 use crate::error::{Error, Exit};
@@ -82,8 +84,11 @@ pub(super) async fn run(context: &Context, args: &args::Logs) -> Result<(), Erro
     // Those that are away too: their lines follow when they are back.
     let there = homes.there.iter().map(|(link, _)| link.component().clone());
     let managers = there.chain(homes.away.iter().cloned()).collect();
+    let deadline = context.own_timeout().map(|within| Instant::now() + within);
     let follower = Follower::new(selection, marks, printer);
-    follower.run(context, filter, managers).await
+    let followed = events::within(deadline, follower.run(context, filter, managers));
+    // The time that it was to be followed for is over.
+    followed.await.unwrap_or(Ok(()))
 }
 
 /// Says which instances have written nothing because they were never started.
