@@ -20,8 +20,7 @@ use crate::readiness::readable;
 use crate::shim::protocol::{Request, RequestBody, ShimMessage, ShimPermit};
 
 /// Requests waiting for the shim's task: more than anybody asks of one service
-/// at a time. Who comes when it is full waits. Pointers, as the events: a channel has room for 32
-/// values from its beginning.
+/// at a time. Who comes when it is full waits. (Pointers: a channel has room for 32 from its beginning.)
 const REQUESTS: usize = 16;
 
 /// Events waiting for the manager. When it is full the task stops reading, the shim's own buffer
@@ -418,7 +417,6 @@ impl Holder {
             }
             // Those who asked cannot know what became of it.
             self.pending.clear();
-            // Rare, and larger than the rest of this task.
             match Box::pin(self.reconnect()).await {
                 Some(again) => wire = again,
                 None => return,
