@@ -268,7 +268,7 @@ fn many(table: &mut Table) {
         let mut system = System::start(replicas(count));
         let [mut floors, mut single, mut ups, mut downs, mut adoptions] = <[Samples; 5]>::default();
         let mut spent: BTreeMap<&str, Samples> = BTreeMap::new();
-        for _ in 0..if count == 1000 { 3 } else { 5 } {
+        for _ in 0..5 {
             for _ in 0..20 {
                 single.add(floor::latency(&mut system.tiny, Way::Vfork));
             }
