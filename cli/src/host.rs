@@ -109,6 +109,22 @@ pub fn own_cgroups() -> Vec<PathBuf> {
         .collect()
 }
 
+/// Whether an I/O weight decides anything on some disk: one that BFQ or CFQ schedules, or io.cost
+/// being switched on, see block/bfq-iosched.rst and cgroup-v2.rst of the kernel's documentation.
+/// The kernel takes a weight either way.
+pub fn io_weights_count(sys_block: &Path, all: &[Hierarchy]) -> bool {
+    let read = |path: PathBuf| std::fs::read_to_string(path).unwrap_or_default();
+    let mut disks = std::fs::read_dir(sys_block).into_iter().flatten().flatten();
+    let scheduled = disks.any(|disk| {
+        let schedulers = read(disk.path().join("queue/scheduler"));
+        ["[bfq]", "[cfq]"]
+            .iter()
+            .any(|one| schedulers.contains(one))
+    });
+    let mut trees = all.iter().filter(|one| one.v2);
+    scheduled || trees.any(|tree| read(tree.mount.join("io.cost.qos")).contains("enable=1"))
+}
+
 /// Whether a process may write into a directory, as access(2) tells it.
 pub fn writable(path: &Path) -> bool {
     rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok()
@@ -117,6 +133,29 @@ pub fn writable(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_weight_counts_where_a_disk_is_scheduled_by_weight() {
+        let temp = tempfile::tempdir().unwrap();
+        let file = temp.path().join("vda/queue/scheduler");
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(&file, "none [mq-deadline] bfq\n").unwrap();
+        let tree = temp.path().join("tree");
+        std::fs::create_dir(&tree).unwrap();
+        let trees = [Hierarchy {
+            controllers: Vec::new(),
+            mount: tree.clone(),
+            own: tree.clone(),
+            v2: true,
+        }];
+        assert!(!io_weights_count(temp.path(), &trees));
+        std::fs::write(tree.join("io.cost.qos"), "254:0 enable=1 ctrl=auto\n").unwrap();
+        assert!(io_weights_count(temp.path(), &trees));
+        assert!(!io_weights_count(temp.path(), &[]));
+        std::fs::write(&file, "none mq-deadline [bfq]\n").unwrap();
+        assert!(io_weights_count(temp.path(), &[]));
+        assert!(!io_weights_count(Path::new("/nowhere"), &[]));
+    }
 
     #[test]
     fn the_state_of_a_process_is_a_letter() {

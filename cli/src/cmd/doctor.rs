@@ -9,7 +9,7 @@ mod services;
 mod subject;
 mod user;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use blackhole_bus_schema::config::Document as ConfigDocument;
 use serde::Serialize;
@@ -102,8 +102,11 @@ pub(super) async fn run(context: &Context) -> Result<(), Error> {
     ];
     checks.push(directory("state directory", &dirs.state));
     checks.push(room(&dirs.state));
-    checks.extend(cgroups(&host::own_hierarchies(), root));
+    let hierarchies = host::own_hierarchies();
+    checks.extend(cgroups(&hierarchies, root));
     if let Some((_, document)) = &config {
+        let count = host::io_weights_count(Path::new("/sys/block"), &hierarchies);
+        checks.extend(limits::weights(&document.config, count));
         checks.extend(limits::refused(&document.config, &checks));
     }
     checks.push(rights(root));

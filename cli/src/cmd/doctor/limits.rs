@@ -85,7 +85,6 @@ pub(super) fn refused(config: &Config, checks: &[Check]) -> Option<Check> {
             .iter()
             .any(|check| check.what == what && check.grade != Grade::Ok)
     };
-    let weighs = |weight: Option<u32>| weight.is_some_and(|weight| weight != 100);
     let is_refused = |limits: &Limits| {
         limits.required
             && [
@@ -113,6 +112,29 @@ pub(super) fn refused(config: &Config, checks: &[Check]) -> Option<Check> {
             "see the limits above, or write `limits: best-effort` there",
         )
     })
+}
+
+/// Services whose I/O weight is taken by the kernel and has no effect, where `count` says so of
+/// this host.
+pub(super) fn weights(config: &Config, count: bool) -> Option<Check> {
+    let services = config.services.iter();
+    let weighted = services.filter(|(_, service)| weighs(service.limits.io_weight));
+    let names: Vec<&str> = weighted.map(|(name, _)| name.as_str()).collect();
+    (!count && !names.is_empty()).then(|| {
+        warn(
+            "I/O weights",
+            format!(
+                "no disk is scheduled by weight: without effect for {}",
+                names.join(", ")
+            ),
+            "write bfq to /sys/block/DISK/queue/scheduler, or switch io.cost on (io.cost.qos, v2)",
+        )
+    })
+}
+
+/// Whether a weight asks for anything: 100 is the normal one.
+fn weighs(weight: Option<u32>) -> bool {
+    weight.is_some_and(|weight| weight != 100)
 }
 
 pub(super) fn rights(root: bool) -> Check {
@@ -173,6 +195,19 @@ mod tests {
                 .unwrap()
                 .ends_with(": strict")
         );
+    }
+
+    #[test]
+    fn weights_without_effect_are_told_where_there_are_any() {
+        let text = "services:\n  heavy: {command: [a], resources: {io_weight: 400}}\n  \
+                    normal: {command: [a], resources: {io_weight: 100}}\n  plain: {command: [a]}\n";
+        let config = Config::parse(text, "blackhole.yaml").unwrap();
+        let check = weights(&config, false).unwrap();
+        assert_eq!(check.grade, Grade::Warn);
+        assert!(check.found.ends_with("for heavy"), "{}", check.found);
+        assert!(weights(&config, true).is_none());
+        let plain = Config::parse("services: {plain: {command: [a]}}\n", "blackhole.yaml").unwrap();
+        assert!(weights(&plain, false).is_none());
     }
 
     #[test]
