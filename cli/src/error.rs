@@ -30,6 +30,8 @@ pub enum Exit {
     TimedOut = 5,
     /// Refused: admission, circuit, another `up` runs.
     Refused = 6,
+    /// Ended by Ctrl-C: 128 and the number of the signal, as a shell has it.
+    Interrupted = 130,
 }
 
 /// A command's failure. [`Error::report`] is what the person sees.
@@ -108,6 +110,12 @@ pub enum Error {
         after: Duration,
         /// Who did not answer.
         component: &'static str,
+    },
+    /// Ctrl-C while a daemon is at it, which goes on.
+    #[error("no longer waiting: {operation} goes on")]
+    Interrupted {
+        /// What was wanted, as a verb.
+        operation: String,
     },
     /// A daemon refused or failed it.
     #[error("cannot {operation}")]
@@ -215,6 +223,7 @@ impl Error {
             Self::TimedOut { .. } | Self::Waited { .. } => Exit::TimedOut,
             Self::Refused { status, .. } | Self::Called { status, .. } => exit_of(status.code),
             Self::Forbidden { .. } => Exit::Refused,
+            Self::Interrupted { .. } => Exit::Interrupted,
             Self::BrokenPipe => Exit::Done,
             Self::Shown(exit) => *exit,
             Self::Dirs(_)
@@ -263,6 +272,10 @@ impl Error {
             Self::TimedOut { .. } => "it may still go on: `blackhole status` shows how far it is; \
                  --timeout allows more time"
                 .to_owned(),
+            Self::Interrupted { .. } => {
+                "`blackhole status` shows what becomes of it; the opposite command takes it back"
+                    .to_owned()
+            }
             Self::Waited { component, .. } => format!(
                 "the supervisor keeps the command and carries it out when there is a {component} \
                  again: `blackhole up -d` starts it; `blackhole --offline stop` does without"

@@ -2,9 +2,13 @@
 //! are through.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
+use std::process::Stdio;
 
 use blackhole_tests::Deployment;
+use blackhole_tests::processes::kill;
+use rustix::process::Signal;
 
 /// One that nobody listens on.
 fn free_port() -> u16 {
@@ -123,5 +127,33 @@ services:
     let anew = deployment.cli(&["start", "migrate"]).ok();
     assert!(!anew.stderr.contains("completed already"), "{anew:#?}");
     assert_eq!(logged(), 3);
+    deployment.down();
+}
+
+#[test]
+fn who_is_interrupted_hears_that_the_start_goes_on() {
+    let deployment = Deployment::new(
+        r#"
+services:
+  slow:
+    command: [blackhole-example, idle]
+    autostart: false
+    health: {readiness: {notify: true}}
+"#,
+    );
+    deployment.up();
+    let mut command = deployment.command(&deployment.binaries().join("blackhole"));
+    command.args(["start", "slow"]).stderr(Stdio::piped());
+    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+    // It follows the start by now.
+    let line = said.find(|line| line.as_ref().unwrap().contains("probing"));
+    assert!(line.is_some(), "{:?}", child.wait());
+    assert!(kill(child.id(), Signal::INT, |_| true));
+    let rest: Vec<String> = said.map(Result::unwrap).collect();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{rest:?}");
+    let told = "no longer waiting: start slow goes on";
+    assert!(rest.iter().any(|line| line.contains(told)), "{rest:?}");
+    assert!(deployment.status().is("slow.1", "RUNNING"));
     deployment.down();
 }

@@ -179,6 +179,12 @@ where
     let mut managers = Managers::new(&context.dirs);
     let request = link.request(&command, budget);
     tokio::pin!(request);
+    // The command is with the supervisor and goes on there, which has to be said.
+    let interrupt = tokio::signal::ctrl_c();
+    tokio::pin!(interrupt);
+    let interrupted = || Error::Interrupted {
+        operation: operation.to_owned(),
+    };
     let result = loop {
         tokio::select! {
             // Events first: the last one tells what the result is about.
@@ -196,6 +202,7 @@ where
             }
             result = &mut request => break result,
             word = managers.word() => out::note(waiting_words(word, budget)),
+            Ok(()) = &mut interrupt => return Err(interrupted()),
         }
     };
     let mut outcome = result.map_err(|error| {
@@ -220,15 +227,18 @@ where
             }
         }
         watched.answered(&outcome);
-        hold(
+        let held = hold(
             context,
             watched,
             &link,
             &mut last,
             &mut outcome,
             &mut events,
-        )
-        .await;
+        );
+        tokio::select! {
+            () = held => {}
+            Ok(()) = &mut interrupt => return Err(interrupted()),
+        }
     }
     let ended: Vec<String> = outcome
         .iter()

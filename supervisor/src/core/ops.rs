@@ -280,8 +280,18 @@ impl Core {
                 Ok(self.services.keys().filter(meant).cloned().collect())
             }
             Target::Services(names) => {
-                match names.iter().find(|name| !self.services.contains_key(name)) {
-                    Some(unknown) => Err(self.unknown(unknown)),
+                let unknown: Vec<Status> = names
+                    .iter()
+                    .filter(|name| !self.services.contains_key(name))
+                    .map(|name| self.unknown(name))
+                    .collect();
+                match unknown.first() {
+                    Some(first) => {
+                        let code = first.code;
+                        let all: Vec<String> =
+                            unknown.into_iter().map(|status| status.message).collect();
+                        Err(Status::new(code, all.join("; ")))
+                    }
                     None => Ok(names
                         .iter()
                         .cloned()

@@ -19,6 +19,12 @@ fn an_unknown_service_is_refused_with_those_near_it() {
         bench.refused(ticket).1,
         "no service zzz: there are identity, storage"
     );
+    // All of them are told at once.
+    let ticket = bench.command(start(&["identty", "storage", "storag"]));
+    assert_eq!(
+        bench.refused(ticket).1,
+        "no service identty: did you mean identity?; no service storag: did you mean storage?"
+    );
 }
 
 #[test]
