@@ -367,7 +367,7 @@ impl Instance {
             }
             _ => None,
         });
-        let said = running.and_then(|record| record.notify.status.clone());
+        let said = self.said().map(str::to_owned);
         let moves = running
             .and(planned)
             .filter(|planned| **planned != self.home)
@@ -399,6 +399,17 @@ impl Instance {
             limits: self.limits(),
             completed: self.completed,
         }
+    }
+
+    /// What it says of itself while it runs: `STATUS=` of sd_notify(3).
+    pub(super) fn said(&self) -> Option<&str> {
+        let running = |record: &&InstanceRecord| record.state.name() == StateName::Running;
+        self.record
+            .as_ref()
+            .filter(running)?
+            .notify
+            .status
+            .as_deref()
     }
 
     /// The limits that hold for its process, or would for the next one.

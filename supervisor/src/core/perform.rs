@@ -262,10 +262,12 @@ impl Core {
             Some(why) => why,
             None => match &instance.published {
                 Some(before) if differs_in_words_only(before, &status) => {
-                    format!(
-                        "says: {}",
-                        status.detail.as_deref().unwrap_or("nothing more")
-                    )
+                    match status.detail.as_deref() {
+                        Some(words) if instance.said() == Some(words) => format!("says: {words}"),
+                        // What a probe found, or what is to come.
+                        Some(words) => words.to_owned(),
+                        None => "says: nothing more".to_owned(),
+                    }
                 }
                 _ => describe(&status),
             },
@@ -283,7 +285,7 @@ impl Core {
     }
 }
 
-/// Whether nothing has changed but what the service says of itself.
+/// Whether nothing has changed but what the service says of itself, or is said of it.
 fn differs_in_words_only(before: &InstanceStatus, now: &InstanceStatus) -> bool {
     before.detail != now.detail
         && InstanceStatus {

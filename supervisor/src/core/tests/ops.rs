@@ -434,6 +434,18 @@ fn what_a_service_says_is_told_as_that() {
     assert_eq!(bench.said.last().unwrap(), "a.1 ready: says: 42 users");
 }
 
+#[test]
+fn what_a_probe_finds_is_not_told_as_the_services_words() {
+    let mut bench = Bench::new(&[("a", probed())]);
+    bench.runs("a.1");
+    let readiness = ProbeKind::Readiness;
+    for error in ["refused", "no route"] {
+        bench.probe("a.1", readiness, Some(error), 1);
+        let told = format!("a.1 probing: {error}");
+        assert_eq!(bench.said.last(), Some(&told));
+    }
+}
+
 /// A migration is run again; that something which requires it has failed for
 /// good is no failure of the migration.
 #[test]
