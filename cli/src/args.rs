@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
     propagate_version = false,
     max_term_width = 100,
     after_help = "Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 not found, \
-                  4 control plane unreachable, 5 timed out, 6 refused."
+                  4 control plane unreachable, 5 timed out, 6 refused, 130 Ctrl-C."
 )]
 pub struct Cli {
     /// Flags that every command takes.

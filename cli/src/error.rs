@@ -272,10 +272,7 @@ impl Error {
             Self::TimedOut { .. } => "it may still go on: `blackhole status` shows how far it is; \
                  --timeout allows more time"
                 .to_owned(),
-            Self::Interrupted { .. } => {
-                "`blackhole status` shows what becomes of it; the opposite command takes it back"
-                    .to_owned()
-            }
+            Self::Interrupted { .. } => "`blackhole status` shows what becomes of it".to_owned(),
             Self::Waited { component, .. } => format!(
                 "the supervisor keeps the command and carries it out when there is a {component} \
                  again: `blackhole up -d` starts it; `blackhole --offline stop` does without"
